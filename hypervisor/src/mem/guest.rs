@@ -1,0 +1,104 @@
+//! Access to guest physical memory by its address.
+
+use vmm_shared::addr::Gpa;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// An access that is not, or not all, inside guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestMemoryError {
+    /// First byte of the access.
+    pub gpa: Gpa,
+    /// Bytes of the access.
+    pub len: usize,
+}
+
+/// The guest's RAM, addressed as the guest addresses it.
+///
+/// Other vCPUs may write the same bytes at any time, so all access is by copy
+/// and no reference into guest memory exists.
+pub trait GuestMemory {
+    /// Copies bytes out of guest memory.
+    ///
+    /// # Errors
+    /// If any byte of the range is not guest memory.
+    fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError>;
+
+    /// Copies bytes into guest memory.
+    ///
+    /// # Errors
+    /// If any byte of the range is not guest memory; nothing is written then.
+    fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError>;
+
+    /// A copy of the fixed-layout value at `gpa`.
+    ///
+    /// # Errors
+    /// As [`read_bytes`](Self::read_bytes).
+    fn read<T: FromBytes + IntoBytes>(&self, gpa: Gpa) -> Result<T, GuestMemoryError>
+    where
+        Self: Sized,
+    {
+        let mut value = T::new_zeroed();
+        self.read_bytes(gpa, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Stores a fixed-layout value at `gpa`.
+    ///
+    /// # Errors
+    /// As [`write_bytes`](Self::write_bytes).
+    fn write<T: IntoBytes + Immutable>(&self, gpa: Gpa, value: &T) -> Result<(), GuestMemoryError>
+    where
+        Self: Sized,
+    {
+        self.write_bytes(gpa, value.as_bytes())
+    }
+}
+
+/// Flat guest memory for tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::{GuestMemory, GuestMemoryError};
+    use std::cell::RefCell;
+    use vmm_shared::addr::Gpa;
+
+    /// `len` bytes of guest memory from address 0.
+    pub(crate) struct FlatMemory(pub(crate) RefCell<Vec<u8>>);
+
+    impl FlatMemory {
+        pub(crate) fn new(len: usize) -> Self {
+            Self(RefCell::new(vec![0; len]))
+        }
+    }
+
+    impl GuestMemory for FlatMemory {
+        fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
+            let error = GuestMemoryError {
+                gpa,
+                len: into.len(),
+            };
+            let start = usize::try_from(gpa.0).map_err(|_| error)?;
+            let memory = self.0.borrow();
+            let from = start
+                .checked_add(into.len())
+                .and_then(|end| memory.get(start..end))
+                .ok_or(error)?;
+            into.copy_from_slice(from);
+            Ok(())
+        }
+
+        fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
+            let error = GuestMemoryError {
+                gpa,
+                len: from.len(),
+            };
+            let start = usize::try_from(gpa.0).map_err(|_| error)?;
+            let mut memory = self.0.borrow_mut();
+            let into = start
+                .checked_add(from.len())
+                .and_then(|end| memory.get_mut(start..end))
+                .ok_or(error)?;
+            into.copy_from_slice(from);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Memory as the guest sees it.
+
+mod guest;
+
+pub use guest::{GuestMemory, GuestMemoryError};

@@ -1,0 +1,16 @@
+//! What both sides of every boundary in Viaduct must agree on.
+//!
+//! The hypervisor, its guests' agents and the host tools all link this crate:
+//! identifiers and addresses, the layout of shared regions, and the queues
+//! that live in them. Nothing here knows which side it runs on, and nothing
+//! found in a region is trusted: every offset and length read from one is
+//! checked against the region before use.
+
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "test data"))]
+
+pub mod addr;
+pub mod control;
+pub mod region;
+pub mod ring;
+pub mod shm;

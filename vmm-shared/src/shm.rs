@@ -1,0 +1,219 @@
+//! A window of memory that others write while we read it.
+//!
+//! No Rust reference to plain data is ever made into such memory: a peer may
+//! change it at any time. All access is by atomics or by relaxed copies, and
+//! every access is checked against the window.
+#![expect(
+    unsafe_code,
+    reason = "the one place that touches shared memory by pointer"
+)]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A range of bytes shared with other nodes, processes or the guest.
+///
+/// Copying the handle copies the window, not the memory.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedMem {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: all access goes through atomics, so threads may share the window;
+// `new` obliges the creator to keep the memory mapped for all of them.
+unsafe impl Send for SharedMem {}
+// SAFETY: as for Send.
+unsafe impl Sync for SharedMem {}
+
+impl SharedMem {
+    /// The window of `len` bytes at `base`.
+    ///
+    /// # Safety
+    /// 1. The range is mapped readable and writable for as long as this value
+    ///    or a copy of it lives.
+    /// 2. `base` is aligned to 8 bytes.
+    /// 3. Nothing in this program makes a plain reference into the range.
+    #[must_use]
+    pub const unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
+        Self { base, len }
+    }
+
+    /// Bytes in the window.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the window holds no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where the window starts in this program's address space.
+    #[must_use]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// The part of `len` bytes at `offset`, or `None` if it is not all inside
+    /// the window or `offset` is not a multiple of 8.
+    #[must_use]
+    pub fn window(&self, offset: usize, len: usize) -> Option<Self> {
+        let base = self.at(offset, len, 8)?;
+        Some(Self { base, len })
+    }
+
+    fn at(&self, offset: usize, len: usize, align: usize) -> Option<NonNull<u8>> {
+        if offset.checked_add(len)? > self.len || !offset.is_multiple_of(align) {
+            return None;
+        }
+        // SAFETY: offset <= len, so the result stays inside the window.
+        Some(unsafe { self.base.add(offset) })
+    }
+
+    /// The 32-bit word at `offset` (naturally aligned), if inside the window.
+    #[must_use]
+    pub fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
+        let at = self.at(offset, 4, 4)?;
+        // SAFETY: 1. in bounds and aligned by `at`; 2. mapped by `new`'s
+        // contract; 3. only ever accessed atomically.
+        Some(unsafe { AtomicU32::from_ptr(at.as_ptr().cast()) })
+    }
+
+    /// The 64-bit word at `offset` (naturally aligned), if inside the window.
+    #[must_use]
+    pub fn atomic_u64(&self, offset: usize) -> Option<&AtomicU64> {
+        let at = self.at(offset, 8, 8)?;
+        // SAFETY: as in `atomic_u32`.
+        Some(unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) })
+    }
+
+    /// Copies bytes out of the window; `None` if they are not all inside it.
+    ///
+    /// The copy is not atomic as a whole: a peer may change the bytes while
+    /// they are read. Check what was copied, not the source.
+    #[must_use = "nothing was copied if this is None"]
+    pub fn read_bytes(&self, offset: usize, into: &mut [u8]) -> Option<()> {
+        let base = self.at(offset, into.len(), 1)?.as_ptr();
+        let head = base.align_offset(8).min(into.len());
+        let (first, rest) = into.split_at_mut(head);
+        let (words, last) = rest.as_chunks_mut::<8>();
+        let mut at = base;
+        // SAFETY: for all accesses below: 1. the sum of the pieces is
+        // `into.len()`, which `at` has checked; 2. words start 8-aligned.
+        unsafe {
+            for byte in first {
+                *byte = AtomicU8::from_ptr(at).load(Ordering::Relaxed);
+                at = at.add(1);
+            }
+            for word in words {
+                let value = AtomicU64::from_ptr(at.cast()).load(Ordering::Relaxed);
+                *word = value.to_ne_bytes();
+                at = at.add(8);
+            }
+            for byte in last {
+                *byte = AtomicU8::from_ptr(at).load(Ordering::Relaxed);
+                at = at.add(1);
+            }
+        }
+        Some(())
+    }
+
+    /// Copies bytes into the window; `None` (and nothing written) if they do
+    /// not all fit.
+    #[must_use = "nothing was copied if this is None"]
+    pub fn write_bytes(&self, offset: usize, from: &[u8]) -> Option<()> {
+        let base = self.at(offset, from.len(), 1)?.as_ptr();
+        let head = base.align_offset(8).min(from.len());
+        let (first, rest) = from.split_at(head);
+        let (words, last) = rest.as_chunks::<8>();
+        let mut at = base;
+        // SAFETY: as in `read_bytes`.
+        unsafe {
+            for byte in first {
+                AtomicU8::from_ptr(at).store(*byte, Ordering::Relaxed);
+                at = at.add(1);
+            }
+            for word in words {
+                AtomicU64::from_ptr(at.cast()).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+                at = at.add(8);
+            }
+            for byte in last {
+                AtomicU8::from_ptr(at).store(*byte, Ordering::Relaxed);
+                at = at.add(1);
+            }
+        }
+        Some(())
+    }
+
+    /// A copy of the fixed-layout value at `offset`, if inside the window.
+    #[must_use]
+    pub fn read<T: FromBytes + IntoBytes>(&self, offset: usize) -> Option<T> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(offset, value.as_mut_bytes())?;
+        Some(value)
+    }
+
+    /// Stores a fixed-layout value at `offset`; `None` if it does not fit.
+    #[must_use = "nothing was stored if this is None"]
+    pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Option<()> {
+        self.write_bytes(offset, value.as_bytes())
+    }
+}
+
+/// A zeroed, 64-byte-aligned buffer that stands in for a region in tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::SharedMem;
+    use core::ptr::NonNull;
+
+    #[repr(C, align(64))]
+    #[derive(Clone, Copy)]
+    struct Line([u8; 64]);
+
+    /// A shared window of `lines` × 64 bytes, leaked on purpose.
+    pub(crate) fn leaked(lines: usize) -> SharedMem {
+        let memory = Box::leak(vec![Line([0; 64]); lines].into_boxed_slice());
+        let len = core::mem::size_of_val(memory);
+        let base = NonNull::new(memory.as_mut_ptr())
+            .expect("a box is not null")
+            .cast();
+        // SAFETY: leaked, so mapped for ever; aligned by `Line`; the only
+        // reference to it ends here.
+        unsafe { SharedMem::new(base, len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::leaked;
+
+    #[test]
+    fn bytes_come_back_at_every_alignment() {
+        let memory = leaked(4);
+        let data: Vec<u8> = (1..=100).collect();
+        for offset in 0..16 {
+            memory.write_bytes(offset, &data).expect("fits");
+            let mut back = vec![0; data.len()];
+            memory.read_bytes(offset, &mut back).expect("fits");
+            assert_eq!(back, data, "at offset {offset}");
+        }
+    }
+
+    #[test]
+    fn nothing_outside_the_window_is_touched() {
+        let memory = leaked(1);
+        assert!(memory.write_bytes(60, &[1; 5]).is_none());
+        assert!(memory.read_bytes(usize::MAX, &mut [0; 2]).is_none());
+        assert!(memory.atomic_u64(60).is_none());
+        assert!(memory.atomic_u32(2).is_none());
+        assert!(memory.window(8, 57).is_none());
+        let mut all = [0xff; 64];
+        memory.read_bytes(0, &mut all).expect("fits");
+        assert_eq!(all, [0; 64]);
+    }
+}
