@@ -31,7 +31,8 @@ const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
 pub const BUNDLE_OFFSET: u64 = 4 << 20;
 
 /// The doorbell id of the launcher; nodes use their [`NodeId`].
-pub const LAUNCHER_PEER: u16 = MAX_NODES as u16;
+pub const LAUNCHER_PEER: u16 = 64;
+const _: () = assert!(LAUNCHER_PEER as usize == MAX_NODES);
 
 /// Longest kernel command line, in bytes.
 pub const MAX_COMMAND_LINE: usize = 2048;

@@ -1,0 +1,3 @@
+//! One virtual CPU: its registers, its run loop and what each exit means.
+
+pub mod registers;
