@@ -8,5 +8,6 @@
 
 extern crate alloc;
 
+pub mod devices;
 pub mod mem;
 pub mod vcpu;
