@@ -10,6 +10,7 @@
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "test data"))]
 
 pub mod addr;
+pub mod agent;
 pub mod control;
 pub mod region;
 pub mod ring;
