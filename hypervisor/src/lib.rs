@@ -10,4 +10,5 @@ extern crate alloc;
 
 pub mod devices;
 pub mod mem;
+pub mod platform;
 pub mod vcpu;

@@ -1,0 +1,102 @@
+//! What answers on an I/O port.
+//!
+//! A kernel without a PC's old controllers still pokes at some of them. All
+//! such ports read as ones and swallow writes; [`PortRule::Unknown`] does
+//! the same but is counted, so that a guest that looks for a device that we
+//! do not know of can be noticed.
+
+use super::layout::{COM_PORTS, COM1_PORT, SLEEP_PORT};
+
+/// What an access to a port means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortRule {
+    /// A register of COM1, by its offset (0 to 7).
+    Serial(u8),
+    /// Sleep control, sleep status and reset: see
+    /// [`SLEEP_S5`](super::layout::SLEEP_S5) and
+    /// [`SLEEP_RESET`](super::layout::SLEEP_RESET); reads as 0.
+    SleepReset,
+    /// The keyboard controller's command port: writing
+    /// [`KEYBOARD_RESET`] resets, other writes are dropped. Reads as 0,
+    /// "ready for a command", because a kernel about to reset polls it.
+    KeyboardReset,
+    /// A device of old PCs that is absent: reads all-ones, writes dropped.
+    Legacy,
+    /// Nothing we know of: as [`Legacy`](Self::Legacy), and counted.
+    Unknown,
+}
+
+/// The keyboard controller command that pulses the reset line.
+pub const KEYBOARD_RESET: u8 = 0xfe;
+
+const KEYBOARD_COMMAND: u16 = 0x64;
+const COM1_LAST: u16 = COM1_PORT + COM_PORTS - 1;
+
+/// The rule for a port.
+#[must_use]
+pub const fn rule(port: u16) -> PortRule {
+    match port {
+        COM1_PORT..=COM1_LAST => PortRule::Serial(port.to_le_bytes()[0] & 7),
+        SLEEP_PORT => PortRule::SleepReset,
+        KEYBOARD_COMMAND => PortRule::KeyboardReset,
+        // DMA controllers and their page registers (0x80 also takes
+        // power-on codes and serves as a delay).
+        0x00..=0x0f | 0x80..=0x91 | 0x93..=0x9f | 0xc0..=0xdf => PortRule::Legacy,
+        // Interrupt controllers, their mode switch and edge/level control.
+        0x20..=0x23 | 0xa0..=0xa1 | 0x4d0..=0x4d1 => PortRule::Legacy,
+        // Interval timer, speaker gate, keyboard data, fast A20 gate.
+        0x40..=0x43 | 0x60..=0x61 | 0x92 => PortRule::Legacy,
+        // CMOS memory and its clock.
+        0x70..=0x77 => PortRule::Legacy,
+        // The delay port that some code takes instead of 0x80.
+        0xed => PortRule::Legacy,
+        // Numeric coprocessor: clear busy, reset.
+        0xf0..=0xf1 => PortRule::Legacy,
+        // COM2, COM3, COM4.
+        0x2f8..=0x2ff | 0x3e8..=0x3ef | 0x2e8..=0x2ef => PortRule::Legacy,
+        // VGA.
+        0x3b0..=0x3df => PortRule::Legacy,
+        // PCI configuration: all-ones means that there is no bus.
+        0xcf8..=0xcff => PortRule::Legacy,
+        _ => PortRule::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serial_registers_are_numbered_from_their_base() {
+        assert_eq!(rule(0x3f8), PortRule::Serial(0));
+        assert_eq!(rule(0x3fd), PortRule::Serial(5));
+        assert_eq!(rule(0x3ff), PortRule::Serial(7));
+        assert_ne!(rule(0x3f7), PortRule::Serial(7));
+        assert_ne!(rule(0x400), PortRule::Serial(0));
+    }
+
+    #[test]
+    fn ways_out_are_recognised() {
+        assert_eq!(rule(0x600), PortRule::SleepReset);
+        assert_eq!(rule(0x64), PortRule::KeyboardReset);
+    }
+
+    #[test]
+    fn ports_of_a_stock_boot_are_not_counted() {
+        // The ports that a stock kernel was seen to touch, without firmware.
+        let seen = [
+            0x21, 0xa1, 0x70, 0x71, 0x80, 0x3d4, 0x3d5, 0xf0, 0xf1, 0x2f9, 0x3e9, 0x2e9, 0xcf8,
+            0xcfa, 0xcfb, 0xcfc, 0xcff,
+        ];
+        for port in seen {
+            assert_eq!(rule(port), PortRule::Legacy, "port {port:#x}");
+        }
+    }
+
+    #[test]
+    fn most_ports_are_unknown() {
+        for port in [0x601, 0x5ff, 0x510, 0x5658, 0x1f0, 0xffff] {
+            assert_eq!(rule(port), PortRule::Unknown, "port {port:#x}");
+        }
+    }
+}
