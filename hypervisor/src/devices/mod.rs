@@ -3,6 +3,7 @@
 //! A device here knows registers and nothing else: no vCPU, no lock, no
 //! clock. An access returns its effects, and the run loop acts on them.
 
+pub mod ioapic;
 pub mod uart;
 
 /// The level of an interrupt line between a device and the IOAPIC.
