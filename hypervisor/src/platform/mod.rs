@@ -4,6 +4,7 @@
 //! Everything here is a table or builds one. Nothing here runs a device or
 //! touches a vCPU: exit handlers look a rule up and act on it.
 
+pub mod cpuid;
 pub mod layout;
 pub mod msr;
 pub mod ports;
