@@ -754,7 +754,7 @@ mod tests {
                 bad[at] ^= 1 << bit;
                 // Only that it returns: some flips give other valid frames.
                 let _ = decode(&bad);
-                if at >= 10 && at < 16 {
+                if (10..16).contains(&at) {
                     assert_eq!(decode(&bad), Err(FrameError::NotAFrame));
                 }
             }
