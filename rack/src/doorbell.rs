@@ -1,0 +1,282 @@
+//! Doorbells: how nodes and the launcher wake each other.
+//!
+//! This is the server side of QEMU's ivshmem protocol (QEMU documentation,
+//! "Device Specification for Inter-VM shared memory device"). Every peer has
+//! one eventfd; whoever holds a copy wakes that peer by writing to it. The
+//! server only hands out the copies: rings never pass through it, so all of
+//! its messages to a node are queued in the socket before the node starts and
+//! no thread has to serve.
+//!
+//! A doorbell is a hint. Whoever waits for one also looks at shared memory
+//! and has a timeout.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vmm_shared::addr::NodeId;
+use vmm_shared::control::LAUNCHER_PEER;
+
+use crate::error::RackError;
+
+const PROTOCOL_VERSION: i64 = 0;
+/// "The descriptor that comes with this is the shared memory."
+const SHARED_MEMORY: i64 = -1;
+
+/// The doorbells of a rack.
+#[derive(Debug)]
+pub(crate) struct Doorbells {
+    launcher: OwnedFd,
+    nodes: Vec<NodePort>,
+}
+
+#[derive(Debug)]
+struct NodePort {
+    bell: OwnedFd,
+    socket: UnixStream,
+}
+
+impl Doorbells {
+    /// Doorbells for the launcher and `nodes` nodes, and each node's end of
+    /// its connection; `memory` is the control region.
+    pub(crate) fn new(
+        nodes: u16,
+        memory: BorrowedFd<'_>,
+    ) -> Result<(Self, Vec<UnixStream>), RackError> {
+        let failed = || RackError::host_errno("make doorbells");
+        let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let launcher = bell().map_err(failed())?;
+        let mut ports = Vec::new();
+        let mut clients = Vec::new();
+        for _ in 0..nodes {
+            let (socket, client) = UnixStream::pair().map_err(RackError::host("make doorbells"))?;
+            let bell = bell().map_err(failed())?;
+            ports.push(NodePort { bell, socket });
+            clients.push(client);
+        }
+        let doorbells = Self {
+            launcher,
+            nodes: ports,
+        };
+        for node in 0..nodes {
+            doorbells.introduce(node, memory).map_err(failed())?;
+        }
+        Ok((doorbells, clients))
+    }
+
+    /// Queues all that a node has to know about its peers.
+    fn introduce(&self, node: u16, memory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let own = &self.nodes[usize::from(node)];
+        send(&own.socket, PROTOCOL_VERSION, None)?;
+        send(&own.socket, i64::from(node), None)?;
+        send(&own.socket, SHARED_MEMORY, Some(memory))?;
+        let launcher = Some(self.launcher.as_fd());
+        send(&own.socket, i64::from(LAUNCHER_PEER), launcher)?;
+        for (id, peer) in (0_u16..).zip(&self.nodes) {
+            if id != node {
+                send(&own.socket, i64::from(id), Some(peer.bell.as_fd()))?;
+            }
+        }
+        send(&own.socket, i64::from(node), Some(own.bell.as_fd()))
+    }
+
+    /// Wakes a node.
+    pub(crate) fn kick(&self, node: NodeId) {
+        if let Some(port) = self.nodes.get(usize::from(node.0)) {
+            ring(port.bell.as_fd());
+        }
+    }
+}
+
+/// A full counter means that the doorbell is ringing already.
+fn ring(bell: BorrowedFd<'_>) {
+    let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+}
+
+fn send(
+    socket: &UnixStream,
+    number: i64,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> rustix::io::Result<()> {
+    let bytes = number.to_le_bytes();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<_> = descriptor.into_iter().collect();
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    }
+    // Nothing else is in the socket's buffer, so 8 bytes go whole.
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, flags).map(drop)
+}
+
+/// Where threads of the launcher wait for its doorbell.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rings: Mutex<u64>,
+    changed: Condvar,
+    closing: AtomicBool,
+}
+
+impl Bell {
+    /// How often the bell has rung. Read it, look at shared memory, then
+    /// [`wait`](Self::wait) for the next ring.
+    pub(crate) fn rings(&self) -> u64 {
+        *self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the bell has rung since `seen`, or `timeout` is over.
+    pub(crate) fn wait(&self, seen: u64, timeout: Duration) {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let unchanged = |rings: &mut u64| *rings == seen;
+        drop(self.changed.wait_timeout_while(rings, timeout, unchanged));
+    }
+
+    /// Wakes every waiting thread of the launcher.
+    pub(crate) fn ring(&self) {
+        *self.rings.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+}
+
+/// The thread that turns the launcher's doorbell into rings of its [`Bell`].
+#[derive(Debug)]
+pub(crate) struct BellThread {
+    bell: Arc<Bell>,
+    eventfd: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BellThread {
+    pub(crate) fn start(doorbells: &Doorbells) -> Result<Self, RackError> {
+        let failed = || RackError::host("start the doorbell thread");
+        let bell = Arc::new(Bell::default());
+        let eventfd = doorbells.launcher.try_clone().map_err(failed())?;
+        let listener = doorbells.launcher.try_clone().map_err(failed())?;
+        let rung = Arc::clone(&bell);
+        let thread = std::thread::Builder::new()
+            .name("doorbell".into())
+            .spawn(move || listen(&listener, &rung))
+            .map_err(failed())?;
+        Ok(Self {
+            bell,
+            eventfd,
+            thread: Some(thread),
+        })
+    }
+
+    pub(crate) fn bell(&self) -> Arc<Bell> {
+        Arc::clone(&self.bell)
+    }
+}
+
+impl Drop for BellThread {
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire in `listen`.
+        self.bell.closing.store(true, Ordering::Release);
+        ring(self.eventfd.as_fd());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn listen(eventfd: &OwnedFd, bell: &Bell) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    // Acquire: pairs with the Release in `drop`.
+    while !bell.closing.load(Ordering::Acquire) {
+        match poll(&mut [PollFd::new(eventfd, PollFlags::IN)], None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+        let mut count = [0; 8];
+        if rustix::io::read(eventfd, &mut count).is_ok() {
+            bell.ring();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use std::io::IoSliceMut;
+    use std::time::Instant;
+
+    /// Receives one message as QEMU does: 8 bytes, then its descriptor.
+    fn receive(socket: &UnixStream) -> (i64, Option<OwnedFd>) {
+        let mut bytes = [0; 8];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+        .expect("a message");
+        assert_eq!(received.bytes, 8);
+        let descriptor = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        (i64::from_le_bytes(bytes), descriptor)
+    }
+
+    #[test]
+    fn a_node_is_told_everything_in_the_protocols_order() {
+        let memory = tempfile::tempfile().expect("a file");
+        let (doorbells, clients) = Doorbells::new(3, memory.as_fd()).expect("made");
+        let mut seen = Vec::new();
+        let mut bells = Vec::new();
+        for _ in 0..7 {
+            let (number, descriptor) = receive(&clients[1]);
+            seen.push((number, descriptor.is_some()));
+            bells.push(descriptor);
+        }
+        let expected = [
+            (0, false),
+            (1, false),
+            (-1, true),
+            (64, true),
+            (0, true),
+            (2, true),
+            (1, true),
+        ];
+        assert_eq!(seen, expected);
+        doorbells.kick(NodeId(1));
+        let own = bells.pop().flatten().expect("its own bell");
+        let mut count = [0; 8];
+        rustix::io::read(&own, &mut count).expect("rung");
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    #[test]
+    fn the_launchers_doorbell_wakes_a_waiting_thread() {
+        let memory = tempfile::tempfile().expect("a file");
+        let (doorbells, _clients) = Doorbells::new(1, memory.as_fd()).expect("made");
+        let thread = BellThread::start(&doorbells).expect("started");
+        let bell = thread.bell();
+        let seen = bell.rings();
+        ring(doorbells.launcher.as_fd());
+        let start = Instant::now();
+        bell.wait(seen, Duration::from_secs(30));
+        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(bell.rings() > seen);
+    }
+
+    #[test]
+    fn a_lost_doorbell_only_costs_the_timeout() {
+        let bell = Bell::default();
+        let start = Instant::now();
+        bell.wait(bell.rings(), Duration::from_millis(20));
+        assert!(start.elapsed() >= Duration::from_millis(20));
+    }
+}
