@@ -5,6 +5,8 @@
 //! touches a vCPU: exit handlers look a rule up and act on it.
 
 pub mod cpuid;
+#[cfg(test)]
+pub(crate) mod golden;
 pub mod layout;
 pub mod msr;
 pub mod ports;

@@ -13,6 +13,8 @@
 //! Source: AMD64 APM volume 3, appendix E.
 
 mod features;
+#[cfg(test)]
+mod tests;
 mod xsave;
 
 use features::{
@@ -279,10 +281,14 @@ impl CpuidTable {
         for (leaf, part) in self.extended[2..5].iter_mut().zip(BRAND.as_chunks().0) {
             *leaf = from_bytes(part);
         }
-        // Caches and TLBs in the older form.
+        // TLBs, and caches in the older form.
         self.extended[5] = host.leaf(0x8000_0005);
         self.extended[6] = host.leaf(0x8000_0006);
         self.extended[0x19] = host.leaf(0x8000_0019);
+        if !has_cache_leaves(host) {
+            (self.extended[5].ecx, self.extended[5].edx) = DEFAULT_CACHES_1;
+            (self.extended[6].ecx, self.extended[6].edx) = DEFAULT_CACHES_2_3;
+        }
         self.extended[7].edx = LEAF8000_0007_EDX_INVARIANT_TSC;
 
         let leaf = host.leaf(0x8000_0008);
@@ -335,30 +341,44 @@ const fn family(signature: u32) -> u32 {
     }
 }
 
-/// Caches in the form of leaf 0x8000_001D: level 1 data and instructions,
-/// level 2, level 3. A host that does not say gets those of its model class.
+/// The caches that a guest sees if the host does not describe its own in leaf
+/// 0x8000_001D: 32 KiB of data and as much of instructions, 512 KiB, 32 MiB;
+/// 8 ways (the last: 16), lines of 64 bytes.
+const DEFAULT_CACHES: [CpuidResult; CACHE_LEAVES] = [
+    CpuidResult::new(1 | 1 << 5 | 1 << 8, 7 << 22 | 63, 63, 0),
+    CpuidResult::new(2 | 1 << 5 | 1 << 8, 7 << 22 | 63, 63, 0),
+    CpuidResult::new(3 | 2 << 5 | 1 << 8, 7 << 22 | 63, 1023, 2),
+    CpuidResult::new(3 | 3 << 5 | 1 << 8, 15 << 22 | 63, 32767, 1),
+];
+/// The same in leaf 0x8000_0005: level 1 data and instructions.
+const DEFAULT_CACHES_1: (u32, u32) = (
+    32 << 24 | 8 << 16 | 1 << 8 | 64,
+    32 << 24 | 8 << 16 | 1 << 8 | 64,
+);
+/// The same in leaf 0x8000_0006: levels 2 and 3, with codes for their ways.
+const DEFAULT_CACHES_2_3: (u32, u32) = (
+    512 << 16 | 6 << 12 | 1 << 8 | 64,
+    64 << 18 | 8 << 12 | 1 << 8 | 64,
+);
+
+fn has_cache_leaves(host: &Host<'_>) -> bool {
+    host.leaf(0x8000_001d).eax & 0x1f != 0
+}
+
+/// Caches in the form of leaf 0x8000_001D.
 fn caches(host: &Host<'_>, vcpus: u32) -> [CpuidResult; CACHE_LEAVES] {
-    // Type, level, self-initialising; ways and 64-byte lines; sets.
-    let default = [
-        CpuidResult::new(1 | 1 << 5 | 1 << 8, 7 << 22 | 63, 63, 0),
-        CpuidResult::new(2 | 1 << 5 | 1 << 8, 7 << 22 | 63, 63, 0),
-        CpuidResult::new(3 | 2 << 5 | 1 << 8, 7 << 22 | 63, 1023, 2),
-        CpuidResult::new(3 | 3 << 5 | 1 << 8, 15 << 22 | 63, 32767, 1),
-    ];
-    let mut leaves = [CpuidResult::ZERO; CACHE_LEAVES];
-    let has_own = host.leaf(0x8000_001d).eax & 0x1f != 0;
-    for (subleaf, (leaf, default)) in (0..).zip(leaves.iter_mut().zip(default)) {
-        *leaf = if has_own {
-            host.subleaf(0x8000_001d, subleaf)
-        } else {
-            default
-        };
-        if leaf.eax & 0x1f == 0 {
-            break;
+    let mut leaves = DEFAULT_CACHES;
+    if has_cache_leaves(host) {
+        for (subleaf, leaf) in (0..).zip(&mut leaves) {
+            *leaf = host.subleaf(0x8000_001d, subleaf);
         }
-        // Every core has its own first levels and all share the third.
-        let sharers = if leaf.eax >> 5 & 7 >= 3 { vcpus } else { 1 };
-        leaf.eax = leaf.eax & !(0xfff << 14) | (sharers - 1).min(0xfff) << 14;
+    }
+    for leaf in &mut leaves {
+        if leaf.eax & 0x1f != 0 {
+            // Every core has its own first levels and all share the third.
+            let sharers = if leaf.eax >> 5 & 7 >= 3 { vcpus } else { 1 };
+            leaf.eax = leaf.eax & !(0xfff << 14) | (sharers - 1).min(0xfff) << 14;
+        }
     }
     leaves
 }
