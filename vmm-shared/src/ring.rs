@@ -3,20 +3,28 @@
 //! ```text
 //!   0      head: bytes ever written   (producer's line)
 //!   64     tail: bytes ever read      (consumer's line)
-//!   128    data, a power of two of bytes
+//!   128    who sleeps: consumer, producer
+//!   192    data, a power of two of bytes
 //! ```
 //!
 //! Both cursors only grow; their difference is the fill. A peer that writes
 //! garbage into its cursor makes the queue look empty or full, or the data
 //! wrong, but never makes this side leave the window.
+//!
+//! A side that has nothing to do arms itself and sleeps; the other side takes
+//! the arm after its next move and then owes a doorbell. Both write one word
+//! and read the other, sequentially consistent, so a wake-up can only be lost
+//! with the doorbell itself: who sleeps also has a time-out.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::shm::SharedMem;
 
 const HEAD: usize = 0;
 const TAIL: usize = 64;
-const DATA: usize = 128;
+const CONSUMER_SLEEPS: usize = 128;
+const PRODUCER_SLEEPS: usize = 132;
+const DATA: usize = 192;
 
 /// Bytes that a ring with `capacity` bytes of data occupies.
 #[must_use]
@@ -115,6 +123,51 @@ impl ByteRing {
         count
     }
 
+    fn sleeper(&self, offset: usize) -> &AtomicU32 {
+        self.memory
+            .atomic_u32(offset)
+            .expect("`new` has checked the size")
+    }
+
+    /// Announces that the consumer is about to sleep; false if there is
+    /// something to read after all.
+    #[must_use]
+    pub fn arm_consumer(&self) -> bool {
+        self.sleeper(CONSUMER_SLEEPS).store(1, Ordering::SeqCst);
+        // SeqCst: the arm is visible before the cursors are looked at.
+        fence(Ordering::SeqCst);
+        self.is_empty()
+    }
+
+    /// Announces that the producer is about to sleep; false if there is space
+    /// after all.
+    #[must_use]
+    pub fn arm_producer(&self) -> bool {
+        self.sleeper(PRODUCER_SLEEPS).store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.space() == 0
+    }
+
+    /// Whether the consumer sleeps and must be woken, now that bytes were
+    /// written. True once per sleep.
+    #[must_use]
+    pub fn must_wake_consumer(&self) -> bool {
+        Self::take(self.sleeper(CONSUMER_SLEEPS))
+    }
+
+    /// Whether the producer sleeps and must be woken, now that bytes were
+    /// read. True once per sleep.
+    #[must_use]
+    pub fn must_wake_producer(&self) -> bool {
+        Self::take(self.sleeper(PRODUCER_SLEEPS))
+    }
+
+    fn take(sleeper: &AtomicU32) -> bool {
+        // SeqCst: our cursor is visible before the arm is looked at.
+        fence(Ordering::SeqCst);
+        sleeper.load(Ordering::SeqCst) != 0 && sleeper.swap(0, Ordering::SeqCst) != 0
+    }
+
     fn copy_from(&self, tail: u64, into: &mut [u8]) -> usize {
         let count = into.len().min(self.len());
         let at = self.index(tail);
@@ -178,11 +231,27 @@ mod tests {
     }
 
     #[test]
+    fn a_sleeper_is_woken_once_and_only_if_it_sleeps() {
+        let ring = ring(64);
+        assert_eq!(ring.write(&[1]), 1);
+        assert!(!ring.must_wake_consumer(), "nobody sleeps");
+        assert!(!ring.arm_consumer(), "there is something to read");
+        assert_eq!(ring.read(&mut [0; 8]), 1);
+        assert!(ring.arm_consumer());
+        assert!(ring.must_wake_consumer());
+        assert!(!ring.must_wake_consumer(), "one wake-up per sleep");
+        assert!(!ring.arm_producer(), "there is space");
+        assert_eq!(ring.write(&[1; 64]), 64);
+        assert!(ring.arm_producer());
+        assert!(ring.must_wake_producer());
+    }
+
+    #[test]
     fn odd_sizes_are_refused() {
         assert!(ByteRing::new(leaked(1)).is_none());
-        assert!(ByteRing::new(leaked(2)).is_none());
-        assert!(ByteRing::new(leaked(5)).is_none());
-        assert!(ByteRing::new(leaked(3)).is_some());
+        assert!(ByteRing::new(leaked(3)).is_none());
+        assert!(ByteRing::new(leaked(6)).is_none());
+        assert!(ByteRing::new(leaked(4)).is_some());
     }
 
     #[test]
