@@ -539,13 +539,13 @@ impl fmt::Debug for Control {
 }
 
 impl Control {
-    /// Sends a signal (1 to 64) to the command's process group.
+    /// Sends a signal (1 to 31) to the command's process group.
     ///
     /// # Errors
     /// If there is no such signal, or the connection is lost. That the
     /// command has already ended is no error.
     pub fn signal(&self, signal: u8) -> Result<(), ClientError> {
-        if !(1..=64).contains(&signal) {
+        if !(1..=31).contains(&signal) {
             return Err(ClientError::BadRequest);
         }
         self.shared.send(self.stream, Message::Signal(signal))

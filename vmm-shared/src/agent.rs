@@ -200,7 +200,7 @@ pub enum Message<'a> {
     StdinEof,
     /// The command no longer reads its input: what was sent is lost.
     StdinClosed,
-    /// Send this signal to the command's process group.
+    /// Send this signal (1 to 31) to the command's process group.
     Signal(u8),
     /// The terminal has a new size.
     Resize(WindowSize),
@@ -351,7 +351,7 @@ impl<'a> Message<'a> {
             Kind::StdinEof => empty(Self::StdinEof),
             Kind::StdinClosed => empty(Self::StdinClosed),
             Kind::Signal => match *payload {
-                [signal @ 1..=64] => Ok(Self::Signal(signal)),
+                [signal @ 1..=31] => Ok(Self::Signal(signal)),
                 [_] => Err(bad_value),
                 _ => Err(bad_length()),
             },
