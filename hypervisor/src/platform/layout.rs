@@ -61,7 +61,8 @@ pub const GSI_VIRTIO: u32 = 16;
 pub const COM1_PORT: u16 = 0x3f8;
 /// Ports of one serial controller.
 pub const COM_PORTS: u16 = 8;
-/// Sleep control, sleep status and reset register in one.
+/// Sleep control, sleep status and reset register in one. Before it sleeps, a
+/// guest writes 0x80 here to clear the wake status: no effect.
 pub const SLEEP_PORT: u16 = 0x600;
 /// Written to [`SLEEP_PORT`]: switch off (SLP_EN with sleep type 5).
 pub const SLEEP_S5: u8 = 0x34;
