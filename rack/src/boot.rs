@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::RackError;
 
 /// The files and the words that a Linux guest boots from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BootFiles {
     /// The kernel, a bzImage.
     pub kernel: PathBuf,
@@ -48,6 +50,28 @@ impl BootFiles {
         };
         Ok(Bundle { kernel, initramfs })
     }
+}
+
+/// Checks that `path` is there and can be read; `hint` says what to do if not.
+///
+/// # Errors
+/// Names the file.
+pub fn check_readable(
+    what: &'static str,
+    path: &Path,
+    hint: &'static str,
+) -> Result<(), RackError> {
+    let opened = File::open(path).and_then(|file| file.metadata());
+    let checked = opened.and_then(|file| match file.is_dir() {
+        true => Err(std::io::ErrorKind::IsADirectory.into()),
+        false => Ok(()),
+    });
+    checked.map_err(|source| RackError::File {
+        what,
+        path: path.to_owned(),
+        source,
+        hint,
+    })
 }
 
 fn read(what: &'static str, path: &Path, hint: &'static str) -> Result<Vec<u8>, RackError> {

@@ -79,6 +79,10 @@ impl NodeShared {
         *lock(&self.end)
     }
 
+    pub(crate) fn set_ended(&self, end: NodeEnd) {
+        *lock(&self.end) = Some(end);
+    }
+
     /// The last lines of its log.
     pub(crate) fn log(&self) -> Vec<String> {
         lock(&self.log).iter().cloned().collect()
@@ -208,7 +212,7 @@ fn keep(
         Ok(status) => NodeEnd::from_status(status),
         Err(_) => NodeEnd::Killed(0),
     };
-    *lock(&shared.end) = Some(end);
+    shared.set_ended(end);
     bell.ring();
 }
 

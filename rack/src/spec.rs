@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_VCPUS};
 
 use crate::error::RackError;
@@ -15,7 +15,7 @@ const LEAST_MEMORY: Size = Size::mib(128);
 const MOST_CORES: u32 = 64;
 
 /// The hosts of a rack.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RackSpec {
     /// Nodes in the rack.
     pub nodes: u32,
@@ -36,7 +36,7 @@ impl Default for RackSpec {
 }
 
 /// A virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
     /// Its vCPUs.
     pub vcpus: u32,

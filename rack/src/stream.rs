@@ -49,6 +49,15 @@ impl RingWriter {
     pub(crate) fn new(ring: ByteRing, link: Link) -> Self {
         Self { ring, link }
     }
+
+    /// Writes what there is room for now, perhaps nothing.
+    pub fn write_now(&mut self, bytes: &[u8]) -> usize {
+        let count = self.ring.write(bytes);
+        if count > 0 && self.ring.must_wake_consumer() {
+            self.link.doorbells.kick(self.link.id);
+        }
+        count
+    }
 }
 
 impl Read for RingReader {
@@ -61,11 +70,9 @@ impl Read for RingReader {
             // Asked before the ring is read: what a node wrote before it
             // ended is still delivered.
             let ended = self.link.node.ended().is_some();
-            let scarce = self.ring.space() < self.ring.len();
             let count = self.ring.read(into);
             if count > 0 {
-                if scarce {
-                    // The producer may be waiting for room.
+                if self.ring.must_wake_producer() {
                     self.link.doorbells.kick(self.link.id);
                 }
                 return Ok(count);
@@ -73,7 +80,9 @@ impl Read for RingReader {
             if ended {
                 return Ok(0);
             }
-            self.link.bell.wait(rings, LOOK_AGAIN);
+            if self.ring.arm_consumer() {
+                self.link.bell.wait(rings, LOOK_AGAIN);
+            }
         }
     }
 }
@@ -88,16 +97,83 @@ impl Write for RingWriter {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             let rings = self.link.bell.rings();
-            let count = self.ring.write(bytes);
+            let count = self.write_now(bytes);
             if count > 0 {
-                self.link.doorbells.kick(self.link.id);
                 return Ok(count);
             }
-            self.link.bell.wait(rings, LOOK_AGAIN);
+            if self.ring.arm_producer() {
+                self.link.bell.wait(rings, LOOK_AGAIN);
+            }
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Region;
+    use std::os::fd::AsFd;
+    use std::time::Instant;
+    use vmm_shared::control::{BUNDLE_OFFSET, ControlRegion, RingId};
+    use vmm_shared::region::RegionKind;
+
+    fn link_and_ring() -> (Link, ByteRing) {
+        let region = Region::create(RegionKind::Control, [0; 16], 0, BUNDLE_OFFSET).expect("made");
+        let control = ControlRegion::new(region.map().expect("mapped")).expect("large enough");
+        let (doorbells, _) = Doorbells::new(1, region.file().as_fd()).expect("made");
+        let link = Link {
+            bell: Arc::default(),
+            doorbells: Arc::new(doorbells),
+            node: Arc::default(),
+            id: NodeId(0),
+        };
+        (link, control.ring(RingId::AgentOut))
+    }
+
+    #[test]
+    fn many_bytes_pass_in_order_even_without_a_single_doorbell() {
+        const TOTAL: usize = 3 << 20;
+        let (link, ring) = link_and_ring();
+        let mut writer = RingWriter::new(ring, link.clone());
+        let mut reader = RingReader::new(ring, link);
+        let byte = |at: usize| u8::try_from(at % 253).expect("below 256");
+        let sender = std::thread::spawn(move || {
+            let data: Vec<u8> = (0..TOTAL).map(byte).collect();
+            writer.write_all(&data).expect("the node lives");
+        });
+        let mut data = vec![0; TOTAL];
+        reader.read_exact(&mut data).expect("the node lives");
+        assert!(data.iter().enumerate().all(|(at, got)| *got == byte(at)));
+        sender.join().expect("no panic");
+    }
+
+    #[test]
+    fn what_a_node_wrote_before_it_ended_is_still_read() {
+        let (link, ring) = link_and_ring();
+        assert_eq!(ring.write(b"last words"), 10);
+        link.node.set_ended(crate::node::NodeEnd::Panic);
+        let mut text = String::new();
+        let mut reader = RingReader::new(ring, link.clone());
+        reader.read_to_string(&mut text).expect("ends");
+        assert_eq!(text, "last words");
+        let refused = RingWriter::new(ring, link).write(b"x").expect_err("ended");
+        assert_eq!(refused.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_writer_that_waits_for_a_node_is_released_by_its_end() {
+        let (link, ring) = link_and_ring();
+        let node = Arc::clone(&link.node);
+        let mut writer = RingWriter::new(ring, link);
+        let waiting = std::thread::spawn(move || writer.write_all(&vec![0; 2 << 20]));
+        std::thread::sleep(Duration::from_millis(50));
+        let start = Instant::now();
+        node.set_ended(crate::node::NodeEnd::Killed(9));
+        assert!(waiting.join().expect("no panic").is_err());
+        assert!(start.elapsed() < Duration::from_secs(5));
     }
 }

@@ -1,0 +1,271 @@
+//! The command line, as operators type it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use rack::{Guest, RackFile, RackSpec, RootFs, Size, VmSpec};
+
+use crate::names::RackName;
+
+const EXIT_STATUSES: &str = "\
+Exit statuses:
+  run, exec   the command's own; 128 + n if signal n killed it;
+              126 if it cannot be run, 127 if it is not found in the guest
+  others      0
+  all         125 if Viaduct itself failed (one line on stderr says why);
+              128 + n if Viaduct was ended by signal n (130: Ctrl-C)";
+
+/// One virtual machine out of a rack of hosts.
+#[derive(Debug, Parser)]
+#[command(name = "viaduct", version, after_help = EXIT_STATUSES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a rack and a VM, run a command in it (or a shell), stop all.
+    ///
+    /// Standard output and error are the command's alone; standard input goes
+    /// to it.
+    #[command(after_help = EXIT_STATUSES)]
+    Run(RunArgs),
+    /// Start a rack and a VM in the background; returns when the VM is up.
+    Up(UpArgs),
+    /// Run a command (or a shell) in the running VM.
+    #[command(after_help = EXIT_STATUSES)]
+    Exec(ExecArgs),
+    /// Attach to the running VM's serial console. Ctrl-] detaches.
+    Console(ConsoleArgs),
+    /// Switch the VM off and stop the rack.
+    Down(DownArgs),
+    /// What is running, and how it is.
+    Status(StatusArgs),
+    /// The rack's nodes.
+    Nodes(ShowArgs),
+    /// The VM's vCPUs and what they have counted.
+    Vcpus(ShowArgs),
+    /// The VM's memory and the nodes that give it.
+    Memory(ShowArgs),
+    /// Holds a rack for `up`.
+    #[command(hide = true)]
+    Supervise,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Name of the rack; several can be up side by side.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub name: RackName,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Rack")]
+pub(crate) struct RackArgs {
+    /// Nodes in the rack (one, in this version).
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    nodes: u32,
+    /// Cores of each node.
+    #[arg(long, value_name = "C", default_value_t = 2)]
+    cores: u32,
+    /// Memory that each node gives [default: what the VM asks for].
+    #[arg(long, value_name = "SIZE")]
+    node_memory: Option<Size>,
+    /// Read the rack from a file with a [[node]] table for each node.
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["nodes", "cores", "node_memory"])]
+    rack: Option<PathBuf>,
+}
+
+impl RackArgs {
+    pub(crate) fn spec(&self) -> Result<RackSpec, rack::RackError> {
+        match &self.rack {
+            Some(path) => RackFile::read(path),
+            None => Ok(RackSpec {
+                nodes: self.nodes,
+                cores: self.cores,
+                node_memory: self.node_memory,
+            }),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "VM")]
+pub(crate) struct VmArgs {
+    /// vCPUs [default: all cores of the rack].
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Memory, a multiple of 2M.
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    memory: Size,
+    /// "linux" (Debian's kernel), "pv", or a bzImage.
+    #[arg(long, value_name = "linux|pv|IMAGE", default_value = "linux")]
+    pub guest: Guest,
+    /// "debian", "busybox", or an ext4 image.
+    #[arg(long, value_name = "busybox|debian|PATH", default_value = "debian")]
+    pub rootfs: RootFs,
+    /// Boot this initial RAM file system instead of Viaduct's own.
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+    /// More words for the kernel command line.
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub append: String,
+    /// Give up if the VM is not up after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    pub boot_timeout: u64,
+    /// Show the nodes' logs and the guest's console on stderr.
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+impl VmArgs {
+    pub(crate) fn spec(&self, rack: &RackSpec) -> VmSpec {
+        VmSpec {
+            vcpus: self.vcpus.unwrap_or(rack.nodes.saturating_mul(rack.cores)),
+            memory: self.memory,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Give the rack a name, so that other commands can reach it while it
+    /// runs.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<RackName>,
+    #[command(flatten)]
+    pub rack: RackArgs,
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Give the command a terminal.
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Attach to the VM's serial console, and run nothing; ends with the VM.
+    #[arg(long, conflicts_with_all = ["command", "tty"])]
+    pub console: bool,
+    /// The command and its arguments; a shell on a terminal if there is none.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub target: Target,
+    #[command(flatten)]
+    pub rack: RackArgs,
+    #[command(flatten)]
+    pub vm: VmArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Give the command a terminal.
+    #[arg(long, short)]
+    pub tty: bool,
+    /// The command and its arguments; a shell on a terminal if there is none.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Print what the console has kept, and end.
+    #[arg(long)]
+    pub no_follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Seconds that the guest gets to switch itself off; then it is stopped.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub show: ShowArgs,
+    /// Show what each vCPU has counted, too.
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn run(words: &[&str]) -> RunArgs {
+        let line = ["viaduct", "run"].iter().chain(words);
+        match Cli::try_parse_from(line).expect("legal").command {
+            Command::Run(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_the_dashes_is_the_commands() {
+        let args = run(&["--vcpus", "1", "--", "sh", "-c", "--memory x", "--"]);
+        assert_eq!(args.command, ["sh", "-c", "--memory x", "--"]);
+        assert!(run(&[]).command.is_empty());
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let args = run(&[]);
+        let rack = args.rack.spec().expect("legal");
+        assert_eq!(rack, RackSpec::default());
+        let vm = args.vm.spec(&rack);
+        assert_eq!((vm.vcpus, vm.memory), (2, Size::mib(1024)));
+        assert_eq!(args.vm.rootfs, RootFs::Debian);
+        assert_eq!(
+            run(&["--cores", "4"])
+                .vm
+                .spec(&run(&["--cores", "4"]).rack.spec().expect("legal"))
+                .vcpus,
+            4
+        );
+    }
+
+    #[test]
+    fn unknown_options_and_stray_words_are_refused() {
+        for line in [
+            &["viaduct", "run", "--nope"][..],
+            &["viaduct", "run", "stray"],
+            &["viaduct", "run", "--memory", "lots"],
+            &["viaduct", "up", "--name", "../x"],
+            &["viaduct", "fly"],
+            &["viaduct"],
+        ] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
+        }
+    }
+}

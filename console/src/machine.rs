@@ -1,0 +1,188 @@
+//! A rack with a VM in it, from the operator's wishes to a guest that answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use guest_linux_config::agent_client::AgentClient;
+use guest_linux_config::command_line::command_line;
+use guest_linux_config::{Images, KernelSource, Root, Stage};
+use rack::{
+    Accelerator, BootFiles, Guest, LogSink, Programs, Rack, RackError, RackSpec, RootFs,
+    StartOptions, VmSpec, beside_executable,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{RackArgs, VmArgs};
+use crate::progress;
+
+/// How long a node gets to join the rack: firmware and hypervisor, no guest.
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Everything that is needed to start, settled and checked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub rack: RackSpec,
+    pub vm: VmSpec,
+    pub boot: BootFiles,
+    pub boot_timeout: Duration,
+    pub verbose: bool,
+}
+
+impl Plan {
+    /// Settles what to start, and builds the images that are missing.
+    pub(crate) fn make(rack: &RackArgs, vm: &VmArgs) -> Result<Self> {
+        let rack = rack.spec()?;
+        let spec = vm.spec(&rack);
+        // Everything that is cheap to check comes before anything is built.
+        rack.check(&spec)?;
+        let programs = Programs::find();
+        programs.check()?;
+        Accelerator::pick()?;
+        Ok(Self {
+            rack,
+            vm: spec,
+            boot: boot_files(vm)?,
+            boot_timeout: Duration::from_secs(vm.boot_timeout),
+            verbose: vm.verbose,
+        })
+    }
+}
+
+fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
+    let source = match &vm.guest {
+        Guest::Linux => KernelSource::Debian,
+        Guest::Image(path) => KernelSource::File(path.clone()),
+        Guest::Pv => bail!("--guest pv is not available yet; use --guest linux"),
+    };
+    if let RootFs::Path(path) = &vm.rootfs {
+        rack::boot::check_readable(
+            "root image",
+            path,
+            "give \"busybox\", \"debian\" or an ext4 image to --rootfs",
+        )?;
+    }
+    let root = match vm.rootfs {
+        RootFs::Busybox => Root::Busybox,
+        RootFs::Debian | RootFs::Path(_) => Root::Pmem,
+    };
+    let images = Images::open(None, |stage, detail| {
+        progress::say(stage_text(stage, detail))
+    })?;
+    let kernel = images.kernel(&source)?;
+    let initramfs = match &vm.initramfs {
+        Some(path) => path.clone(),
+        None => images.initramfs(&agent()?, root, &source)?,
+    };
+    let image = match &vm.rootfs {
+        RootFs::Busybox => None,
+        RootFs::Debian => Some(images.debian_root()?),
+        RootFs::Path(path) => Some(path.clone()),
+    };
+    Ok(BootFiles {
+        kernel,
+        initramfs: Some(initramfs),
+        image,
+        command_line: command_line(root, &vm.append),
+    })
+}
+
+fn stage_text(stage: Stage, detail: &str) -> String {
+    let what = match stage {
+        Stage::Waiting => "waiting for another build",
+        Stage::Kernel => "fetching the guest kernel",
+        Stage::Initramfs => "building the initial RAM file system",
+        Stage::DebianRoot => "building the Debian root (once)",
+    };
+    if detail.is_empty() {
+        return what.to_owned();
+    }
+    format!("{what}: {detail}")
+}
+
+/// The program that runs commands in the guest.
+fn agent() -> Result<PathBuf, RackError> {
+    let named = std::env::var_os("VIADUCT_AGENT").filter(|path| !path.is_empty());
+    let path = named.map_or_else(
+        || beside_executable("x86_64-unknown-linux-musl/release/viaduct-agent"),
+        PathBuf::from,
+    );
+    rack::boot::check_readable(
+        "guest agent",
+        &path,
+        "build it with scripts/viaduct, or set VIADUCT_AGENT to its path",
+    )?;
+    Ok(path)
+}
+
+/// A running rack and the way to its guest.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub rack: Arc<Rack>,
+    pub agent: AgentClient,
+}
+
+impl Machine {
+    /// Starts the rack. The guest need not answer yet: see
+    /// [`wait_up`](Self::wait_up).
+    pub(crate) fn start(plan: &Plan, name: &str, log: Option<LogSink>) -> Result<Self> {
+        progress::say("starting the rack");
+        let options = StartOptions {
+            name: name.to_owned(),
+            programs: Programs::find(),
+            accelerator: Accelerator::pick()?,
+            log,
+        };
+        let rack = Rack::start(&plan.rack, &plan.vm, &plan.boot, options)?;
+        let (reader, writer) = rack.agent();
+        Ok(Self {
+            rack: Arc::new(rack),
+            agent: AgentClient::new(reader, writer),
+        })
+    }
+
+    /// Waits until the VM has been entered.
+    pub(crate) fn wait_entered(&self, plan: &Plan) -> Result<()> {
+        progress::say("starting the hypervisor");
+        self.rack.wait_ready(JOIN_LIMIT.min(plan.boot_timeout))?;
+        Ok(())
+    }
+
+    /// Waits until the guest takes commands.
+    pub(crate) fn wait_up(&self, plan: &Plan) -> Result<()> {
+        let deadline = Instant::now() + plan.boot_timeout;
+        self.wait_entered(plan)?;
+        progress::say("booting the guest");
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Err(error) = self.agent.wait_hello(left) {
+            self.explain()?;
+            let line = self.rack.console().last_line().unwrap_or_default();
+            if line.is_empty() {
+                bail!("{error}; it has printed nothing");
+            }
+            bail!("{error}; its last line: {line}");
+        }
+        Ok(())
+    }
+
+    /// An error that says why the rack has ended, if it has.
+    pub(crate) fn explain(&self) -> Result<()> {
+        // The connection may be seen to fail shortly before the node's end.
+        match self.rack.wait_end(Duration::from_millis(500)) {
+            Some(end) => Err(self.rack.failure(&end).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Switches the guest off, gently if it takes no longer than `limit`.
+    pub(crate) fn power_off(&self, limit: Duration) {
+        let agent = self.agent.clone();
+        // In a thread of its own: it blocks if the guest hangs.
+        drop(std::thread::spawn(move || drop(agent.power_off())));
+        if self.rack.wait_end(limit).is_none() {
+            self.rack.kill();
+        }
+        let _ = self.rack.wait_end(Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,181 @@
+//! `viaduct`: the operator's console.
+
+mod attach;
+mod cli;
+mod client;
+mod machine;
+mod names;
+mod progress;
+mod protocol;
+mod relay;
+mod run;
+mod server;
+mod session;
+mod show;
+mod signals;
+mod stdio;
+mod supervise;
+mod terminal;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use clap::error::ErrorKind;
+use guest_linux_config::agent_client::AgentClient;
+
+use cli::{Cli, Command, ConsoleArgs, ExecArgs, ShowArgs, StatusArgs, UpArgs};
+use machine::Plan;
+use protocol::Report;
+use session::Outcome;
+
+/// The exit status for Viaduct's own failures, as that of `docker run`.
+const FAILED: u8 = 125;
+
+fn main() -> ExitCode {
+    terminal::restore_on_panic();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let result = signals::install().and_then(|()| dispatch(cli));
+    progress::clear();
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("viaduct: {}", one_line(&error));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Help goes to standard output; a wrong command line is one line on standard
+/// error.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            drop(error.print());
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprintln!("viaduct: a command is missing; see viaduct --help");
+            ExitCode::from(FAILED)
+        }
+        _ => {
+            let text = error.to_string();
+            let first = text.split("\n\n").next().unwrap_or_default();
+            let first = first.trim_start_matches("error: ");
+            let line = first.split_whitespace().collect::<Vec<_>>().join(" ");
+            eprintln!("viaduct: {line}; see viaduct --help");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn dispatch(cli: Cli) -> Result<u8> {
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Up(args) => up(&args),
+        Command::Exec(args) => exec(&args),
+        Command::Console(args) => console(&args),
+        Command::Down(args) => {
+            progress::say("stopping the rack");
+            client::down(&args.target.name, args.timeout).map(|()| 0)
+        }
+        Command::Status(args) => status(&args),
+        Command::Nodes(args) => show(&args, show::nodes, |report| {
+            serde_json::to_value(&report.nodes)
+        }),
+        Command::Vcpus(args) => show(&args, show::vcpus, |report| {
+            serde_json::to_value(&report.vcpus)
+        }),
+        Command::Memory(args) => show(&args, show::memory, |report| {
+            serde_json::to_value(&report.nodes)
+        }),
+        Command::Supervise => supervise::supervise().map(|()| 0),
+    }
+}
+
+fn up(args: &UpArgs) -> Result<u8> {
+    supervise::check_free(&args.target.name)?;
+    let plan = Plan::make(&args.rack, &args.vm)?;
+    supervise::start(&args.target.name, plan).map(|()| 0)
+}
+
+fn exec(args: &ExecArgs) -> Result<u8> {
+    let name = &args.target.name;
+    let request = session::request(&args.command, args.tty)?;
+    let connection = client::exec(name)?;
+    let writer = connection
+        .try_clone()
+        .context("cannot use the connection")?;
+    let agent = AgentClient::new(connection, writer);
+    agent.wait_hello(std::time::Duration::from_secs(10))?;
+    match session::run(&agent, &request)? {
+        Outcome::Status(status) => Ok(status),
+        Outcome::NotStarted(status, why) => {
+            eprintln!("viaduct: {why}");
+            Ok(status)
+        }
+        Outcome::Lost(error) => {
+            // The rack knows better why.
+            let reason = client::status(name)
+                .ok()
+                .and_then(|report| report.vm.reason);
+            bail!(reason.unwrap_or_else(|| error.to_string()))
+        }
+    }
+}
+
+fn console(args: &ConsoleArgs) -> Result<u8> {
+    let output = client::console(&args.target.name, !args.no_follow)?;
+    let copy = || output.try_clone().context("cannot use the connection");
+    if args.no_follow {
+        attach::print(copy()?)?;
+        return Ok(0);
+    }
+    let (input, handle) = (copy()?, copy()?);
+    attach::attach(output, input, move || {
+        drop(handle.shutdown(std::net::Shutdown::Both));
+    })?;
+    Ok(0)
+}
+
+fn status(args: &StatusArgs) -> Result<u8> {
+    let verbose = args.verbose;
+    let text = |report: &Report| {
+        let mut text = show::status(report);
+        if verbose {
+            text += "\n";
+            text += &show::vcpus(report);
+        }
+        text
+    };
+    show(&args.show, text, |report| serde_json::to_value(report))
+}
+
+fn show(
+    args: &ShowArgs,
+    text: impl Fn(&Report) -> String,
+    json: impl Fn(&Report) -> serde_json::Result<serde_json::Value>,
+) -> Result<u8> {
+    let report = client::status(&args.target.name)?;
+    let text = if args.json {
+        let value = json(&report).context("cannot write JSON")?;
+        format!("{value:#}\n")
+    } else {
+        text(&report)
+    };
+    match stdio::Output::stdout()?.write(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
+        result => result.context("cannot write").map(|()| 0),
+    }
+}

@@ -1,0 +1,153 @@
+//! What the commands say to the process that holds a rack.
+//!
+//! A client sends one request, a line of JSON, and gets one line of JSON
+//! back. After [`Request::Exec`] the connection then carries the agent's
+//! protocol (see [`vmm_shared::agent`]), after [`Request::Console`] bare
+//! bytes.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+
+/// Changes with everything in this module.
+pub(crate) const VERSION: u32 = 1;
+/// Longest line of either side.
+const MAX_LINE: usize = 1 << 20;
+
+/// A request with the version of the program that makes it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    pub version: u32,
+    pub request: Request,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// How is everything?
+    Status,
+    /// Let me run commands.
+    Exec,
+    /// Join me to the serial console.
+    Console {
+        /// Go on when all that was kept has been sent.
+        follow: bool,
+    },
+    /// Stop; the guest gets so many seconds to switch itself off.
+    Down { seconds: u64 },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Reply {
+    /// To be followed by what the request is for.
+    Ready,
+    /// To [`Request::Status`].
+    Status(Box<Report>),
+    /// To [`Request::Down`]: all is stopped.
+    Stopped,
+    /// The request can't be served: why, and what to do.
+    Refused(String),
+}
+
+/// A rack and its VM as they are now. Printed as it is by `--json`, so names
+/// and meanings stay.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub name: String,
+    /// "kvm" or "tcg".
+    pub accelerator: String,
+    /// The process that holds the rack.
+    pub pid: u32,
+    pub uptime_seconds: f64,
+    pub vm: VmReport,
+    pub nodes: Vec<NodeReport>,
+    pub vcpus: Vec<VcpuReport>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct VmReport {
+    /// "starting", "running", "powered-off", "reset", "crashed" or "failed".
+    pub state: String,
+    pub vcpus: u32,
+    pub memory_bytes: u64,
+    /// Why it does not run any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeReport {
+    pub id: u16,
+    /// "absent", "joined", "ready", "stopped" or "unknown".
+    pub state: String,
+    pub cores: u32,
+    pub memory_bytes: u64,
+    pub pid: i32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct VcpuReport {
+    pub id: u16,
+    pub node: u16,
+    /// In the order in which operators want to see them.
+    pub counters: Vec<(String, u64)>,
+}
+
+/// Sends one line.
+pub(crate) fn send(to: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    to.write_all(&line)
+}
+
+/// Receives one line, and not a byte more: what follows is not JSON.
+pub(crate) fn receive<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> io::Result<T> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        from.read_exact(&mut byte)?;
+        if byte == [b'\n'] {
+            return Ok(serde_json::from_slice(&line)?);
+        }
+        line.push(byte[0]);
+        if line.len() > MAX_LINE {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_received_without_what_follows() {
+        let mut bytes = Vec::new();
+        let request = Envelope {
+            version: VERSION,
+            request: Request::Down { seconds: 3 },
+        };
+        send(&mut bytes, &request).expect("in memory");
+        bytes.extend(b"more");
+        let mut from = bytes.as_slice();
+        let back: Envelope = receive(&mut from).expect("a request");
+        assert!(matches!(back.request, Request::Down { seconds: 3 }));
+        assert_eq!(from, b"more");
+    }
+
+    #[test]
+    fn garbage_and_endless_lines_are_errors() {
+        for garbage in [
+            &b"GET / HTTP/1.1\n"[..],
+            b"\n",
+            b"{\"version\":1}\n",
+            b"\xff\n",
+            b"",
+        ] {
+            assert!(receive::<Envelope>(&mut &garbage[..]).is_err());
+        }
+        let mut endless = io::repeat(b'x');
+        assert!(receive::<Envelope>(&mut endless).is_err());
+    }
+}

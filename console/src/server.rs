@@ -1,0 +1,280 @@
+//! The process that holds a rack takes requests on its socket.
+
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rack::{ConsoleLog, ConsoleRead, RackStatus, RingWriter};
+use vmm_shared::control::{NodeState, VmState};
+
+use crate::machine::Machine;
+use crate::names::HeldDir;
+use crate::protocol::{
+    Envelope, NodeReport, Reply, Report, Request, VERSION, VcpuReport, VmReport, receive, send,
+};
+use crate::relay;
+
+/// Clients served at the same time.
+const MAX_CLIENTS: usize = 64;
+/// How long a client may take to say what it wants.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// A rack that takes requests under its name.
+pub(crate) struct Server {
+    name: String,
+    machine: Arc<Machine>,
+    held: Arc<HeldDir>,
+    console_input: Mutex<RingWriter>,
+    clients: AtomicUsize,
+    /// What to do when a client has asked for the end.
+    stop: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Server {
+    /// Starts to serve; `stop` is called after a client's request has taken
+    /// the rack down.
+    pub(crate) fn start(
+        name: String,
+        machine: Arc<Machine>,
+        held: Arc<HeldDir>,
+        stop: impl Fn() + Send + Sync + 'static,
+    ) -> Result<()> {
+        let path = held.dir().socket();
+        let listener = UnixListener::bind(&path)
+            .and_then(|listener| {
+                std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+                Ok(listener)
+            })
+            .with_context(|| {
+                let path = path.display();
+                format!("cannot listen on {path}; set XDG_RUNTIME_DIR to a shorter path")
+            })?;
+        let server = Arc::new(Self {
+            name,
+            console_input: Mutex::new(machine.rack.console_input()),
+            machine,
+            held,
+            clients: AtomicUsize::new(0),
+            stop: Box::new(stop),
+        });
+        thread::Builder::new()
+            .name("server".into())
+            .spawn(move || server.accept(&listener))
+            .context("cannot start the server thread")?;
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Self>, listener: &UnixListener) {
+        for client in listener.incoming() {
+            let Ok(client) = client else {
+                // Out of descriptors: some client will go.
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            // Relaxed: a mere count; only this thread adds.
+            if self.clients.load(Ordering::Relaxed) >= MAX_CLIENTS {
+                let busy = "too many clients at the same time; try again later".to_owned();
+                let mut client = client;
+                let _ = send(&mut client, &Reply::Refused(busy));
+                continue;
+            }
+            self.clients.fetch_add(1, Ordering::Relaxed);
+            let server = Arc::clone(self);
+            thread::spawn(move || {
+                // A client that breaks off, or talks nonsense, ends only its
+                // own connection.
+                let _ = server.serve(client);
+                server.clients.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+
+    fn serve(&self, mut client: UnixStream) -> io::Result<()> {
+        client.set_read_timeout(Some(REQUEST_LIMIT))?;
+        client.set_write_timeout(Some(REQUEST_LIMIT))?;
+        let envelope: Envelope = match receive(&mut client) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                let what = "this is no request; use the viaduct command".to_owned();
+                send(&mut client, &Reply::Refused(what))?;
+                return Err(error);
+            }
+        };
+        if envelope.version != VERSION {
+            let what = "this rack was started by another version of viaduct; use that one";
+            return send(&mut client, &Reply::Refused(what.to_owned()));
+        }
+        match envelope.request {
+            Request::Status => {
+                let report = self.report();
+                send(&mut client, &Reply::Status(Box::new(report)))
+            }
+            Request::Exec => {
+                if let Some(reason) = self.reason() {
+                    return send(&mut client, &Reply::Refused(reason));
+                }
+                send(&mut client, &Reply::Ready)?;
+                client.set_read_timeout(None)?;
+                client.set_write_timeout(None)?;
+                relay::serve(client, &self.machine.agent)
+            }
+            Request::Console { follow } => {
+                send(&mut client, &Reply::Ready)?;
+                client.set_read_timeout(None)?;
+                client.set_write_timeout(None)?;
+                self.console(client, follow)
+            }
+            Request::Down { seconds } => {
+                self.machine.power_off(Duration::from_secs(seconds));
+                // The name is free before the client hears of it.
+                self.held.clear();
+                let told = send(&mut client, &Reply::Stopped);
+                (self.stop)();
+                told
+            }
+        }
+    }
+
+    /// Why the VM takes no commands, if it has ended.
+    fn reason(&self) -> Option<String> {
+        let end = self.machine.rack.ended()?;
+        let failure = self.machine.rack.failure(&end);
+        Some(format!("{failure}; use viaduct down, then up again"))
+    }
+
+    fn report(&self) -> Report {
+        let rack = &self.machine.rack;
+        let status = rack.status();
+        let counters = rack.counters();
+        Report {
+            name: self.name.clone(),
+            accelerator: status.accelerator.name().to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: status.uptime.as_secs_f64(),
+            vm: vm_report(&status, self.reason()),
+            nodes: status
+                .nodes
+                .iter()
+                .map(|node| NodeReport {
+                    id: node.id.0,
+                    state: node_state(node.state).to_owned(),
+                    cores: node.cores,
+                    memory_bytes: node.memory,
+                    pid: node.pid,
+                })
+                .collect(),
+            vcpus: counters
+                .into_iter()
+                .map(|vcpu| VcpuReport {
+                    id: vcpu.id.0,
+                    node: 0,
+                    counters: vcpu
+                        .values
+                        .into_iter()
+                        .map(|(name, value)| (name.to_owned(), value))
+                        .collect(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Joins a client to the serial console.
+    fn console(&self, client: UnixStream, follow: bool) -> io::Result<()> {
+        let log = self.machine.rack.console();
+        let output = client.try_clone()?;
+        let printer = thread::spawn(move || print_console(&log, output, follow));
+        let mut input = client;
+        let mut buffer = [0; 512];
+        while let Ok(count @ 1..) = input.read(&mut buffer) {
+            self.type_in(&buffer[..count]);
+        }
+        // The client is gone, or has all it wanted: wakes the printer, too.
+        let _ = input.shutdown(std::net::Shutdown::Both);
+        drop(printer.join());
+        Ok(())
+    }
+
+    /// Types into the console. What a guest doesn't take for a second is
+    /// lost, as on a real serial line.
+    fn type_in(&self, mut bytes: &[u8]) {
+        for _ in 0..50 {
+            let mut input = self
+                .console_input
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            bytes = &bytes[input.write_now(bytes)..];
+            drop(input);
+            if bytes.is_empty() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn print_console(log: &ConsoleLog, mut client: UnixStream, follow: bool) {
+    let mut position = 0;
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let wait = if follow { 500 } else { 0 };
+        match log.read(&mut position, &mut buffer, Duration::from_millis(wait)) {
+            ConsoleRead::Bytes(count) => {
+                if client.write_all(&buffer[..count]).is_err() {
+                    return;
+                }
+            }
+            ConsoleRead::Timeout if follow => {
+                // A client that is gone shows as an error on the socket.
+                if client.take_error().map_or(true, |error| error.is_some()) || hung_up(&client) {
+                    return;
+                }
+            }
+            ConsoleRead::Timeout | ConsoleRead::Closed => {
+                let _ = client.shutdown(std::net::Shutdown::Both);
+                return;
+            }
+        }
+    }
+}
+
+fn hung_up(client: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut poll_fd = [PollFd::new(client, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut poll_fd, Some(&now)).is_ok_and(|_| poll_fd[0].revents().contains(PollFlags::HUP))
+}
+
+fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
+    let state = match status.vm {
+        VmState::PoweredOff => "powered-off",
+        VmState::Reset => "reset",
+        VmState::Crashed => "crashed",
+        VmState::NotStarted | VmState::Running if reason.is_some() => "failed",
+        VmState::NotStarted => "starting",
+        VmState::Running => "running",
+    };
+    VmReport {
+        state: state.to_owned(),
+        vcpus: status.vm_spec.vcpus,
+        memory_bytes: status.vm_spec.memory.0,
+        reason,
+    }
+}
+
+fn node_state(state: Option<NodeState>) -> &'static str {
+    match state {
+        Some(NodeState::Absent) => "absent",
+        Some(NodeState::Joined) => "joined",
+        Some(NodeState::Ready) => "ready",
+        Some(NodeState::Stopped) => "stopped",
+        None => "unknown",
+    }
+}
