@@ -33,6 +33,9 @@ pub(crate) struct Plan {
 impl Plan {
     /// Settles what to start, and builds the images that are missing.
     pub(crate) fn make(rack: &RackArgs, vm: &VmArgs) -> Result<Self> {
+        if vm.guest == Guest::Pv {
+            bail!("--guest pv is not available yet; use --guest linux");
+        }
         let rack = rack.spec()?;
         let spec = vm.spec(&rack);
         // Everything that is cheap to check comes before anything is built.
@@ -52,9 +55,8 @@ impl Plan {
 
 fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
     let source = match &vm.guest {
-        Guest::Linux => KernelSource::Debian,
         Guest::Image(path) => KernelSource::File(path.clone()),
-        Guest::Pv => bail!("--guest pv is not available yet; use --guest linux"),
+        Guest::Linux | Guest::Pv => KernelSource::Debian,
     };
     if let RootFs::Path(path) = &vm.rootfs {
         rack::boot::check_readable(

@@ -66,10 +66,10 @@ pub fn check_readable(
         true => Err(std::io::ErrorKind::IsADirectory.into()),
         false => Ok(()),
     });
-    checked.map_err(|source| RackError::File {
+    checked.map_err(|error| RackError::File {
         what,
         path: path.to_owned(),
-        source,
+        error,
         hint,
     })
 }
@@ -78,10 +78,10 @@ fn read(what: &'static str, path: &Path, hint: &'static str) -> Result<Vec<u8>, 
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|source| RackError::File {
+        .map_err(|error| RackError::File {
             what,
             path: path.to_owned(),
-            source,
+            error,
             hint,
         })?;
     Ok(bytes)

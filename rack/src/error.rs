@@ -78,14 +78,14 @@ pub enum RackError {
         reason: String,
     },
     /// A file that is needed is not there or not readable.
-    #[error("{what} {path}: {source}; {hint}")]
+    #[error("{what} {path}: {error}; {hint}")]
     File {
         /// What the file is.
         what: &'static str,
         /// Where it was looked for.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
         /// What to do.
         hint: &'static str,
     },
@@ -117,13 +117,13 @@ pub enum RackError {
     },
     /// No QEMU.
     #[error(
-        "QEMU not found ({program}: {source}); install qemu-system-x86 or set VIADUCT_QEMU to its path"
+        "QEMU not found ({program}: {error}); install qemu-system-x86 or set VIADUCT_QEMU to its path"
     )]
     QemuMissing {
         /// The program that was tried.
         program: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A QEMU whose version can't be told.
     #[error(
@@ -174,26 +174,24 @@ pub enum RackError {
         cause: String,
     },
     /// The host refused a resource.
-    #[error(
-        "cannot {doing}: {source}; check the host's limits on memory, processes and open files"
-    )]
+    #[error("cannot {doing}: {error}; check the host's limits on memory, processes and open files")]
     Host {
         /// What was being done.
         doing: &'static str,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
 impl RackError {
     pub(crate) fn host(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Host { doing, source }
+        move |error| Self::Host { doing, error }
     }
 
     pub(crate) fn host_errno(doing: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |errno| Self::Host {
             doing,
-            source: errno.into(),
+            error: errno.into(),
         }
     }
 }

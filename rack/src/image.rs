@@ -31,10 +31,10 @@ pub(crate) struct Image {
 impl Image {
     /// Opens the image in `path`; `uuid` is the rack's.
     pub(crate) fn open(path: &Path, uuid: [u8; 16]) -> Result<Self, RackError> {
-        let unreadable = |source| RackError::File {
+        let unreadable = |error| RackError::File {
             what: "root image",
             path: path.to_owned(),
-            source,
+            error,
             hint: "give \"busybox\", \"debian\" or an ext4 image to --rootfs",
         };
         let broken = |reason: &str| RackError::Image {

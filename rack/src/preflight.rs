@@ -43,10 +43,10 @@ impl Programs {
         check_qemu(&self.qemu)?;
         std::fs::File::open(&self.hypervisor)
             .map(drop)
-            .map_err(|source| RackError::File {
+            .map_err(|error| RackError::File {
                 what: "hypervisor image",
                 path: self.hypervisor.clone(),
-                source,
+                error,
                 hint: "build it with scripts/viaduct, or set VIADUCT_HYPERVISOR to its path",
             })
     }
@@ -56,13 +56,16 @@ impl Programs {
 #[must_use]
 pub fn beside_executable(path: &str) -> PathBuf {
     let executable = std::env::current_exe().unwrap_or_default();
-    // Tests lie one folder deeper, in `deps`.
-    let folder = executable
+    // target/PROFILE/viaduct; tests and examples lie one folder deeper.
+    let profile = executable
         .ancestors()
         .skip(1)
-        .find(|folder| folder.file_name() != Some(OsStr::new("deps")))
+        .find(|folder| {
+            let name = folder.file_name();
+            name != Some(OsStr::new("deps")) && name != Some(OsStr::new("examples"))
+        })
         .unwrap_or(Path::new("."));
-    folder.join("..").join(path)
+    profile.parent().unwrap_or(Path::new("..")).join(path)
 }
 
 fn check_qemu(program: &Path) -> Result<(), RackError> {
@@ -70,9 +73,9 @@ fn check_qemu(program: &Path) -> Result<(), RackError> {
         .arg("--version")
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| RackError::QemuMissing {
+        .map_err(|error| RackError::QemuMissing {
             program: program.to_owned(),
-            source,
+            error,
         })?;
     let text = String::from_utf8_lossy(&output.stdout);
     let first = text.lines().next().unwrap_or_default();

@@ -42,7 +42,7 @@ impl Region {
         let what = RackError::host_errno("make a shared memory region");
         let too_large = || RackError::Host {
             doing: "make a shared memory region",
-            source: std::io::ErrorKind::FileTooLarge.into(),
+            error: std::io::ErrorKind::FileTooLarge.into(),
         };
         let len = window_len(content_len).ok_or_else(too_large)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;

@@ -191,10 +191,10 @@ impl RackFile {
     /// The file is not there, is no TOML, or describes no rack that this
     /// version can build.
     pub fn read(path: &Path) -> Result<RackSpec, RackError> {
-        let text = std::fs::read_to_string(path).map_err(|source| RackError::File {
+        let text = std::fs::read_to_string(path).map_err(|error| RackError::File {
             what: "rack description",
             path: path.to_owned(),
-            source,
+            error,
             hint: "give a readable TOML file to --rack",
         })?;
         let file: Self = toml::from_str(&text).map_err(|error| RackError::RackFile {
