@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod devices;
+pub mod loader;
 pub mod mem;
 pub mod platform;
 pub mod vcpu;

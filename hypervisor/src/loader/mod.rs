@@ -1,0 +1,210 @@
+//! Puts a kernel into guest memory, ready to be entered.
+//!
+//! What is loaded was made by others and may be broken in any way; so may the
+//! memory it comes from, which another process may change meanwhile. Headers
+//! are therefore copied once and then only the copy is used, and everything
+//! in them is checked before it is acted on.
+//!
+//! Low memory while the kernel takes over (it copies what it needs early):
+//!
+//! ```text
+//!   0x01000  GDT
+//!   0x08000  top of the stack
+//!   0x09000  page tables: the first 4 GiB, mapped to themselves
+//!   0x10000  zero page
+//!   0x11000  command line
+//!   0xe0000  ACPI tables
+//! ```
+
+mod bzimage;
+mod entry;
+mod source;
+mod zero_page;
+
+pub use bzimage::SetupHeader;
+pub use entry::{CODE_SELECTOR, DATA_SELECTOR, GdtRegister};
+pub use source::ByteSource;
+
+use vmm_shared::addr::{Gpa, PAGE_SIZE};
+
+use crate::mem::{GuestMemory, GuestMemoryError};
+use crate::platform::layout::{self, MemorySizeError};
+use crate::platform::{PlatformConfig, acpi};
+use zero_page::{Initramfs, ZeroPage};
+
+const ZERO_PAGE: Gpa = Gpa(0x1_0000);
+const COMMAND_LINE: Gpa = Gpa(0x1_1000);
+/// Room for the command line with its terminator.
+const COMMAND_LINE_ROOM: usize = 0x1000;
+
+/// What a Linux guest is started from.
+#[derive(Clone, Copy)]
+pub struct LinuxBoot<'a> {
+    /// The machine.
+    pub platform: &'a PlatformConfig,
+    /// The kernel: a bzImage.
+    pub kernel: &'a dyn ByteSource,
+    /// The initial RAM file system; may be empty.
+    pub initramfs: &'a dyn ByteSource,
+    /// The kernel's command line, without a terminator.
+    pub command_line: &'a [u8],
+}
+
+/// The state in which vCPU 0 enters the kernel: 64-bit mode, interrupts off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinuxEntry {
+    /// First instruction.
+    pub rip: u64,
+    /// Argument: the zero page.
+    pub rsi: u64,
+    /// Page tables that map the first 4 GiB to themselves.
+    pub cr3: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Where the GDT with [`CODE_SELECTOR`] and [`DATA_SELECTOR`] is.
+    pub gdt: GdtRegister,
+}
+
+/// Why a kernel could not be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadError {
+    /// The VM's memory size is not possible.
+    MemorySize(MemorySizeError),
+    /// The kernel file ends before its header does.
+    TooShort {
+        /// Bytes in the file.
+        len: u64,
+    },
+    /// No boot signature or magic number: not a bzImage at all.
+    NotBzImage,
+    /// The boot protocol is older than 2.12.
+    OldProtocol {
+        /// Major version in the high byte, minor in the low one.
+        version: u16,
+    },
+    /// The kernel insists on one address.
+    NotRelocatable,
+    /// The kernel asks for an alignment that is no power of two from 4 KiB up.
+    BadAlignment {
+        /// What it asks for, in bytes.
+        alignment: u32,
+    },
+    /// The kernel cannot be entered in 64-bit mode.
+    No64BitEntry,
+    /// The kernel file ends before the kernel does.
+    Truncated {
+        /// Bytes there should be.
+        expected: u64,
+        /// Bytes in the file.
+        len: u64,
+    },
+    /// The kernel is larger than low memory.
+    KernelDoesNotFit {
+        /// Where it would have to end, at least.
+        end: u64,
+        /// Where low memory ends.
+        limit: u64,
+    },
+    /// No room between the kernel and the end of low memory, or of what the
+    /// kernel can reach.
+    InitramfsDoesNotFit {
+        /// Bytes of the initramfs.
+        len: u64,
+        /// Bytes of room for it.
+        room: u64,
+    },
+    /// The command line is longer than this kernel takes.
+    CommandLineTooLong {
+        /// Bytes of the command line.
+        len: usize,
+        /// Bytes that the kernel takes.
+        limit: usize,
+    },
+    /// The command line contains a zero byte, which would end it early.
+    CommandLineHasZero {
+        /// Where.
+        at: usize,
+    },
+    /// A source could not be read although it should be long enough.
+    Unreadable {
+        /// Where reading failed.
+        offset: u64,
+    },
+    /// Guest memory is smaller than the platform says.
+    GuestMemory(GuestMemoryError),
+}
+
+impl From<GuestMemoryError> for LoadError {
+    fn from(error: GuestMemoryError) -> Self {
+        Self::GuestMemory(error)
+    }
+}
+
+/// Puts kernel, initramfs, command line, ACPI tables, zero page and the state
+/// for entering the kernel into guest memory.
+///
+/// # Errors
+/// What is wrong with the kernel, or what does not fit. Guest memory may have
+/// been written then.
+pub fn load_linux(
+    memory: &impl GuestMemory,
+    boot: &LinuxBoot<'_>,
+) -> Result<LinuxEntry, LoadError> {
+    let platform = boot.platform;
+    layout::check_memory_size(platform.memory).map_err(LoadError::MemorySize)?;
+    let low_end = platform.memory.min(layout::LOW_RAM_LIMIT.0);
+
+    let header = SetupHeader::read(boot.kernel)?;
+    check_command_line(boot.command_line, &header)?;
+    let kernel = header.place(low_end)?;
+    let initramfs = place_initramfs(boot.initramfs.len(), &header, kernel.end, low_end)?;
+
+    let from = kernel.file_offset;
+    source::copy(memory, boot.kernel, from, kernel.load, kernel.file_len)?;
+    source::copy(memory, boot.initramfs, 0, initramfs.gpa, initramfs.len)?;
+    memory.write_bytes(COMMAND_LINE, boot.command_line)?;
+    let terminator = Gpa(COMMAND_LINE.0 + boot.command_line.len() as u64);
+    memory.write_bytes(terminator, &[0])?;
+
+    let acpi = acpi::build(platform);
+    memory.write_bytes(acpi.base, &acpi.bytes)?;
+
+    let mut zero_page = ZeroPage::new(&header);
+    zero_page.set_kernel(kernel.load);
+    zero_page.set_initramfs(initramfs);
+    zero_page.set_command_line(COMMAND_LINE);
+    zero_page.set_rsdp(acpi.rsdp);
+    zero_page.set_memory_map(platform, acpi.range());
+    memory.write_bytes(ZERO_PAGE, zero_page.as_bytes())?;
+
+    entry::write(memory, kernel.entry(), ZERO_PAGE)
+}
+
+fn check_command_line(command_line: &[u8], header: &SetupHeader) -> Result<(), LoadError> {
+    let limit = (header.command_line_limit() as usize).min(COMMAND_LINE_ROOM - 1);
+    let len = command_line.len();
+    if len > limit {
+        return Err(LoadError::CommandLineTooLong { len, limit });
+    }
+    match command_line.iter().position(|byte| *byte == 0) {
+        Some(at) => Err(LoadError::CommandLineHasZero { at }),
+        None => Ok(()),
+    }
+}
+
+/// As high as it may be, out of the way of a kernel that moves itself.
+fn place_initramfs(
+    len: u64,
+    header: &SetupHeader,
+    kernel_end: Gpa,
+    low_end: u64,
+) -> Result<Initramfs, LoadError> {
+    let limit = low_end.min(u64::from(header.initramfs_limit()) + 1);
+    let room = limit.saturating_sub(kernel_end.0.next_multiple_of(PAGE_SIZE));
+    let gpa = limit
+        .checked_sub(len)
+        .map(|start| Gpa(start).align_down(PAGE_SIZE))
+        .filter(|start| *start >= kernel_end)
+        .ok_or(LoadError::InitramfsDoesNotFit { len, room })?;
+    Ok(Initramfs { gpa, len })
+}

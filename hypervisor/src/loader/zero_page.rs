@@ -1,0 +1,119 @@
+//! The zero page: what a boot loader tells a Linux kernel.
+//!
+//! Source: Linux, Documentation/x86/zero-page.rst and boot.rst.
+
+use vmm_shared::addr::{Gpa, PAGE_SIZE};
+
+use super::bzimage::{HEADER_START, SetupHeader, field};
+use crate::platform::layout::{self, ACPI_END, EXTENDED_MEMORY, LOW_MEMORY_END, RamRange};
+use crate::platform::{PlatformConfig, PmemInterface};
+
+const SIZE: usize = 4096;
+const RSDP: usize = 0x070;
+const E820_ENTRIES: usize = 0x1e8;
+const E820_TABLE: usize = 0x2d0;
+const E820_ENTRY_SIZE: usize = 20;
+/// A boot loader without a number of its own.
+const LOADER_UNKNOWN: u8 = 0xff;
+
+/// What a range of E820 is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum E820Kind {
+    Ram = 1,
+    Reserved = 2,
+    Acpi = 3,
+    /// Persistent memory from before there was a standard for it.
+    Pmem = 12,
+}
+
+/// Where the initramfs is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Initramfs {
+    pub(super) gpa: Gpa,
+    pub(super) len: u64,
+}
+
+/// A zero page in the making.
+pub(super) struct ZeroPage {
+    bytes: [u8; SIZE],
+    ranges: u8,
+}
+
+impl ZeroPage {
+    /// With the kernel's header, and this loader's mark in it.
+    pub(super) fn new(header: &SetupHeader) -> Self {
+        let mut page = Self {
+            bytes: [0; SIZE],
+            ranges: 0,
+        };
+        page.put(HEADER_START, header.as_bytes());
+        page.put(field::LOADER_TYPE, &[LOADER_UNKNOWN]);
+        page.put(field::SETUP_DATA, &0_u64.to_le_bytes());
+        page
+    }
+
+    pub(super) fn set_kernel(&mut self, load: Gpa) {
+        self.put(field::CODE32_START, &low_u32(load.0).to_le_bytes());
+    }
+
+    pub(super) fn set_initramfs(&mut self, initramfs: Initramfs) {
+        let (gpa, len) = match initramfs.len {
+            0 => (0, 0),
+            len => (initramfs.gpa.0, len),
+        };
+        self.put(field::INITRAMFS, &low_u32(gpa).to_le_bytes());
+        self.put(field::INITRAMFS_SIZE, &low_u32(len).to_le_bytes());
+    }
+
+    pub(super) fn set_command_line(&mut self, gpa: Gpa) {
+        self.put(field::COMMAND_LINE, &low_u32(gpa.0).to_le_bytes());
+    }
+
+    pub(super) fn set_rsdp(&mut self, gpa: Gpa) {
+        self.put(RSDP, &gpa.0.to_le_bytes());
+    }
+
+    /// E820: RAM, the reserved hole below 1 MiB with the ACPI tables in it, and
+    /// a root image that is found this way.
+    pub(super) fn set_memory_map(&mut self, platform: &PlatformConfig, acpi: RamRange) {
+        let acpi_end = Gpa(acpi.end().0.next_multiple_of(PAGE_SIZE));
+        self.add_range(Gpa(0), LOW_MEMORY_END, E820Kind::Ram);
+        self.add_range(LOW_MEMORY_END, acpi.gpa, E820Kind::Reserved);
+        self.add_range(acpi.gpa, acpi_end, E820Kind::Acpi);
+        self.add_range(acpi_end, ACPI_END, E820Kind::Reserved);
+        for ram in layout::ram_ranges(platform.memory) {
+            self.add_range(ram.gpa.max(EXTENDED_MEMORY), ram.end(), E820Kind::Ram);
+        }
+        if let Some(image) = platform.image
+            && image.interface == PmemInterface::E820
+        {
+            self.add_range(image.gpa, Gpa(image.gpa.0 + image.len), E820Kind::Pmem);
+        }
+    }
+
+    pub(super) const fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn add_range(&mut self, start: Gpa, end: Gpa, kind: E820Kind) {
+        if start >= end {
+            return;
+        }
+        let at = E820_TABLE + usize::from(self.ranges) * E820_ENTRY_SIZE;
+        self.put(at, &start.0.to_le_bytes());
+        self.put(at + 8, &(end.0 - start.0).to_le_bytes());
+        self.put(at + 16, &(kind as u32).to_le_bytes());
+        self.ranges += 1;
+        self.put(E820_ENTRIES, &[self.ranges]);
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+/// An address or size in low memory.
+fn low_u32(value: u64) -> u32 {
+    u32::try_from(value).expect("placed below 3 GiB")
+}
