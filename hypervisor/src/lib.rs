@@ -8,8 +8,12 @@
 
 extern crate alloc;
 
+pub mod arch;
 pub mod devices;
+pub mod fabric;
 pub mod loader;
 pub mod mem;
+pub mod node;
 pub mod platform;
 pub mod vcpu;
+pub mod vm;

@@ -1,6 +1,7 @@
 //! Memory as the guest sees it.
 
 mod guest;
+pub mod slices;
 pub mod walk;
 
 pub use guest::{GuestMemory, GuestMemoryError};

@@ -1,4 +1,125 @@
 //! One virtual CPU: its registers, its run loop and what each exit means.
 
 pub mod decode;
+pub mod exit;
+mod handlers;
+pub mod lapic;
+mod mmio;
+pub mod posted;
+pub mod pv;
 pub mod registers;
+mod run;
+
+use alloc::boxed::Box;
+
+use vmm_shared::addr::VcpuId;
+
+use self::lapic::Lapic;
+use self::posted::Signal;
+use self::pv::PvState;
+use self::registers::{Gpr, Registers};
+use crate::arch::svm::bitmaps::PermissionMaps;
+use crate::arch::svm::npt::NestedTables;
+use crate::arch::svm::vmcb::Vmcb;
+use crate::loader::LinuxEntry;
+use crate::platform::msr::StoredMsrs;
+use crate::vm::Vm;
+
+/// What RDX holds after reset: family, model and stepping, as in CPUID.
+const RDX_RESET: u64 = 0x00a0_0f10;
+
+/// Whether a vCPU executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunState {
+    /// It executes instructions.
+    Running,
+    /// It has executed HLT.
+    Halted,
+    /// It waits for a start-up request.
+    WaitForStartUp,
+}
+
+/// One virtual CPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    id: VcpuId,
+    vmcb: Box<Vmcb>,
+    registers: Registers,
+    lapic: Lapic,
+    pv: PvState,
+    msrs: StoredMsrs,
+    state: RunState,
+    /// The registers that VMLOAD loads have been set from outside.
+    must_load: bool,
+    /// A kick came while nothing was halted: the next HLT returns at once.
+    unhalted: bool,
+}
+
+impl Vcpu {
+    /// A vCPU that waits for its start-up.
+    #[must_use]
+    pub fn new(id: VcpuId, vm: &Vm, maps: PermissionMaps, nested: &NestedTables) -> Self {
+        let mut vcpu = Self {
+            id,
+            vmcb: Vmcb::new(maps, nested.root(), vm.tsc_offset),
+            registers: Registers::default(),
+            lapic: Lapic::new(Vm::apic_id(id), vm.tsc_khz),
+            pv: PvState::default(),
+            msrs: StoredMsrs::new(),
+            state: RunState::WaitForStartUp,
+            must_load: true,
+            unhalted: false,
+        };
+        vcpu.start_at_page(0);
+        vcpu
+    }
+
+    /// Makes this the vCPU that boots Linux.
+    pub fn start_linux(&mut self, entry: &LinuxEntry) {
+        self.vmcb.start_linux(&mut self.registers, entry);
+        self.state = RunState::Running;
+        self.must_load = true;
+    }
+
+    fn start_at_page(&mut self, page: u8) {
+        self.vmcb.start_at_page(&mut self.registers, page);
+        self.registers.set(Gpr::Rdx, RDX_RESET);
+        self.must_load = true;
+    }
+
+    /// Does what another vCPU has requested, apart from interrupts.
+    fn obey(&mut self, signal: Signal) {
+        match signal {
+            Signal::Init => {
+                self.lapic.reset();
+                self.msrs = StoredMsrs::new();
+                self.pv = PvState::default();
+                self.state = RunState::WaitForStartUp;
+                self.unhalted = false;
+            }
+            Signal::StartUp(page) if self.state == RunState::WaitForStartUp => {
+                self.start_at_page(page);
+                self.state = RunState::Running;
+            }
+            Signal::StartUp(_) => {}
+            Signal::Unhalt => self.unhalted = true,
+        }
+    }
+
+    /// Whether a halted vCPU has a reason to go on; consumes a kick.
+    fn may_go_on(&mut self) -> bool {
+        core::mem::take(&mut self.unhalted)
+            || self.lapic.deliverable().is_some() && self.vmcb.is_interruptible(&self.registers)
+    }
+
+    /// Steps over the instruction that exited, `len` bytes long.
+    fn advance(&mut self, len: u64) {
+        let next = self.registers.rip.wrapping_add(len);
+        self.advance_to(next);
+    }
+
+    fn advance_to(&mut self, next: u64) {
+        self.registers.rip = next;
+        self.vmcb.end_shadow();
+    }
+}

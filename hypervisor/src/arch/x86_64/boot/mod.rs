@@ -1,0 +1,227 @@
+//! From the loader to [`node::run`](crate::node::run) on every core.
+#![expect(unsafe_code, reason = "takes possession of the machine")]
+
+mod pvh;
+mod start_info;
+mod trampoline;
+
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::ptr::addr_of;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use talc::{ErrOnOom, Span, Talc, Talck};
+use vmm_shared::addr::{Hpa, PAGE_SIZE};
+use x86_64::registers::control::{Cr4, Cr4Flags};
+
+use self::start_info::StartInfo;
+use super::io::{self, NodeExit};
+use super::paging::{AddressSpace, Use, zeroed_pages};
+use super::time::Clocks;
+use super::{apic, cpu, descriptors, pci};
+use crate::node;
+
+/// Bytes of stack for each core, above an unmapped guard page.
+const STACK_SIZE: u64 = 32 << 10;
+const GUARDED_STACK: u64 = STACK_SIZE + PAGE_SIZE;
+
+#[cfg_attr(target_os = "none", global_allocator)]
+static HEAP: Talck<spin::Mutex<()>, ErrOnOom> = Talc::new(ErrOnOom).lock();
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __data_start: u8;
+    static __image_end: u8;
+    static boot_stack: u8;
+}
+
+/// Why a node did not come up, for its last log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootError {
+    /// The loader's start information is missing or damaged.
+    StartInfo,
+    /// No memory behind the image for the heap.
+    NoMemory,
+    /// The local APIC's window is not at its usual place.
+    ApicWindow {
+        /// Where it is.
+        at: u64,
+    },
+    /// No ACPI PM timer to measure the clocks with.
+    NoPmTimer,
+    /// Some cores did not start.
+    Cores {
+        /// Cores that the machine has.
+        expected: usize,
+        /// Cores that came up.
+        started: usize,
+    },
+}
+
+/// A symbol of the linker script as an address.
+fn address(symbol: *const u8) -> Hpa {
+    Hpa(symbol.addr() as u64)
+}
+
+/// The image's parts and what each is for.
+fn image() -> [(Range<Hpa>, Use); 3] {
+    let part = |start, end, purpose| (address(start)..address(end), purpose);
+    [
+        part(addr_of!(__text_start), addr_of!(__text_end), Use::Code),
+        part(addr_of!(__text_end), addr_of!(__rodata_end), Use::Constants),
+        part(addr_of!(__data_start), addr_of!(__image_end), Use::Data),
+    ]
+}
+
+/// Where Rust begins, on the boot core, mapped one to one up to 4 GiB.
+extern "C" fn boot_main(start_info: u32) -> ! {
+    io::init_log();
+    match boot(start_info) {
+        Ok(never) => match never {},
+        Err(error) => {
+            log::error!("this node cannot start: {error:?}");
+            io::exit(NodeExit::BootFailure)
+        }
+    }
+}
+
+fn boot(start_info: u32) -> Result<core::convert::Infallible, BootError> {
+    let info = StartInfo::read(start_info).ok_or(BootError::StartInfo)?;
+    let heap = claim_heap(&info).ok_or(BootError::NoMemory)?;
+    descriptors::load();
+    enable_features();
+
+    let cores = info.core_count().ok_or(BootError::StartInfo)?;
+    let mut space = AddressSpace::new();
+    for (range, purpose) in image() {
+        space.map(range, purpose);
+    }
+    space.map(heap, Use::Data);
+    space.map(
+        Hpa(apic::WINDOW)..Hpa(apic::WINDOW + PAGE_SIZE),
+        Use::Device,
+    );
+    space.map(trampoline::page(), Use::Code);
+    let windows = pci::find_windows();
+    for window in &windows {
+        space.map(window.range.clone(), window.purpose);
+    }
+    space.unmap_guard(address(addr_of!(boot_stack)));
+    let stacks: Vec<Hpa> = (1..cores).map(|_| new_stack(&mut space)).collect();
+
+    trampoline::install(space.root());
+    // SAFETY: image, heap (which holds the tables), devices and this stack
+    // are mapped by the lines above.
+    unsafe { space.load() };
+    apic::enable().map_err(|at| BootError::ApicWindow { at })?;
+    let clocks = Clocks::measure().ok_or(BootError::NoPmTimer)?;
+    let started = start_other_cores(&stacks, &clocks);
+    if started != cores {
+        return Err(BootError::Cores {
+            expected: cores,
+            started,
+        });
+    }
+    log::info!("{cores} cores, TSC {} kHz", clocks.tsc_khz);
+    node::run(clocks, cores, windows, info.node())
+}
+
+/// Gives all RAM behind the image to the heap, from the large page after it
+/// so that the image's small pages and the heap's large ones don't meet.
+fn claim_heap(info: &StartInfo) -> Option<Range<Hpa>> {
+    let image_end = address(addr_of!(__image_end));
+    let image_start = address(addr_of!(__image_start));
+    let ram = info.ram_range_at(image_start)?;
+    let range = image_end..ram.end.align_down(PAGE_SIZE);
+    if range.is_empty() {
+        return None;
+    }
+    let base = core::ptr::with_exposed_provenance_mut::<u8>(usize::try_from(range.start.0).ok()?);
+    let len = usize::try_from(range.end.0 - range.start.0).ok()?;
+    // SAFETY: the loader says that this is RAM, and nothing but the image,
+    // which lies below, is in use; the loader's own structures lie below the
+    // image (`StartInfo::read` has copied them anyway).
+    unsafe { HEAP.lock().claim(Span::from_base_size(base, len)).ok()? };
+    Some(range)
+}
+
+/// Processor features that the hypervisor itself relies on.
+fn enable_features() {
+    let mut wanted = Cr4Flags::PAGE_GLOBAL;
+    let features = raw_cpuid::CpuId::new().get_feature_info();
+    if features.is_some_and(|features| features.has_xsave()) {
+        wanted |= Cr4Flags::OSXSAVE;
+    }
+    // SAFETY: global pages and XGETBV change nothing that exists so far.
+    unsafe { Cr4::update(|flags| flags.insert(wanted)) };
+}
+
+/// A stack with a guard page below it; returns its top.
+fn new_stack(space: &mut AddressSpace) -> Hpa {
+    let pages = usize::try_from(GUARDED_STACK / PAGE_SIZE).expect("a small number");
+    let bottom = zeroed_pages(pages);
+    space.unmap_guard(bottom);
+    Hpa(bottom.0 + GUARDED_STACK)
+}
+
+/// Starts the other cores on these stacks; returns how many cores run, this
+/// one included.
+fn start_other_cores(stacks: &[Hpa], clocks: &Clocks) -> usize {
+    if stacks.is_empty() {
+        return 1;
+    }
+    trampoline::give_stacks(stacks);
+    apic::start_all_others(trampoline::PAGE_NUMBER, |us| clocks.spin_us(us));
+    // Generous: only a core that never comes makes us wait so long.
+    for _ in 0..10_000 {
+        if trampoline::started() == stacks.len() {
+            break;
+        }
+        clocks.spin_us(1_000);
+    }
+    1 + trampoline::started()
+}
+
+/// What the other cores do once the boot core has prepared it.
+static JOB: AtomicPtr<node::Node> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Lets the other cores go to work.
+pub fn release_other_cores(node: &'static node::Node) {
+    // Release: the node's contents are visible to who sees the pointer.
+    JOB.store(core::ptr::from_ref(node).cast_mut(), Ordering::Release);
+}
+
+/// Where another core arrives, on its own stack and the final page tables.
+extern "C" fn core_main() -> ! {
+    descriptors::load();
+    enable_features();
+    if let Err(at) = apic::enable() {
+        log::error!("a core's APIC window is at {at:#x}");
+        io::exit(NodeExit::BootFailure);
+    }
+    trampoline::report_started();
+    loop {
+        // Acquire: pairs with the Release in `release_other_cores`.
+        let job = JOB.load(Ordering::Acquire);
+        if !job.is_null() {
+            // SAFETY: only ever set from a `&'static Node`.
+            node::run_core(unsafe { &*job.cast_const() })
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Ends the node because a core can't go on.
+#[cfg_attr(target_os = "none", panic_handler)]
+#[cfg_attr(
+    not(target_os = "none"),
+    expect(dead_code, reason = "the host has its own")
+)]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    cpu::interrupts_off();
+    io::write_unlocked(format_args!("PANIC: {info}\n"));
+    io::exit(NodeExit::Panic)
+}

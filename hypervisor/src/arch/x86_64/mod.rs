@@ -1,0 +1,11 @@
+//! x86-64 hosts with AMD's SVM.
+
+pub mod apic;
+pub mod boot;
+pub mod cpu;
+pub mod descriptors;
+pub mod io;
+pub mod paging;
+pub mod pci;
+pub mod svm;
+pub mod time;

@@ -1,0 +1,286 @@
+//! A vCPU's state in its VMCB: what reset, start-up and boot set, and what
+//! the next entry delivers.
+
+use alloc::boxed::Box;
+
+use vmm_shared::addr::Hpa;
+use zerocopy::FromZeros;
+
+use super::bitmaps::PermissionMaps;
+use super::vmcb::{
+    Misc1, Misc2, NESTED_PAGING, SHADOW, Segment, TLB_FLUSH_ALL, V_TPR_MASK, VIntr, Vmcb,
+};
+use crate::loader::{CODE_SELECTOR, DATA_SELECTOR, LinuxEntry};
+use crate::mem::walk::PagingState;
+use crate::vcpu::decode::Bitness;
+use crate::vcpu::exit::Exception;
+use crate::vcpu::registers::{Gpr, Registers};
+
+/// Must be set while a guest runs; hidden from it.
+pub const EFER_SVME: u64 = 1 << 12;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+const CR0_RESET: u64 = 0x6000_0010;
+const CR0_LONG_MODE: u64 = 0x8000_0011;
+const CR4_PAE: u64 = 1 << 5;
+const RFLAGS_RESET: u64 = 2;
+const RFLAGS_IF: u64 = 1 << 9;
+const DR6_RESET: u64 = 0xffff_0ff0;
+const DR7_RESET: u64 = 0x400;
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+const EVENT_VALID: u64 = 1 << 31;
+const EVENT_HAS_ERROR: u64 = 1 << 11;
+const EVENT_EXCEPTION: u64 = 3 << 8;
+const EVENT_SOFTWARE: u64 = 4 << 8;
+const EVENT_TYPE: u64 = 7 << 8;
+
+/// #DB, #AC and #MC: a guest that made them recur without end would never let
+/// go of the core, or they are the host's business.
+const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+
+impl Vmcb {
+    /// A block for a new vCPU, in the state after reset.
+    #[must_use]
+    pub fn new(maps: PermissionMaps, nested_root: Hpa, tsc_offset: u64) -> Box<Self> {
+        let mut vmcb = Self::new_box_zeroed().expect("the node's memory suffices for its vCPUs");
+        let control = &mut vmcb.control;
+        control.intercept_exceptions = INTERCEPTED_EXCEPTIONS;
+        control.intercept_misc1 = (Misc1::INTR
+            | Misc1::NMI
+            | Misc1::SMI
+            | Misc1::INIT
+            | Misc1::RDPMC
+            | Misc1::CPUID
+            | Misc1::RSM
+            | Misc1::INVD
+            | Misc1::HLT
+            | Misc1::INVLPGA
+            | Misc1::IOIO
+            | Misc1::MSR
+            | Misc1::SHUTDOWN)
+            .bits();
+        control.intercept_misc2 = (Misc2::VMRUN
+            | Misc2::VMMCALL
+            | Misc2::VMLOAD
+            | Misc2::VMSAVE
+            | Misc2::STGI
+            | Misc2::CLGI
+            | Misc2::SKINIT
+            | Misc2::WBINVD
+            | Misc2::MONITOR
+            | Misc2::MWAIT
+            | Misc2::MWAIT_ARMED
+            | Misc2::XSETBV
+            | Misc2::RDPRU)
+            .bits();
+        control.iopm_base = maps.io.0;
+        control.msrpm_base = maps.msr.0;
+        control.tsc_offset = tsc_offset;
+        control.asid = 1;
+        control.tlb_control = TLB_FLUSH_ALL;
+        control.v_intr = VIntr::V_INTR_MASKING.bits();
+        control.nested_control = NESTED_PAGING;
+        control.nested_cr3 = nested_root.0;
+        vmcb
+    }
+
+    /// The state after INIT, about to execute at real-mode page `page`.
+    pub fn start_at_page(&mut self, registers: &mut Registers, page: u8) {
+        *registers = Registers {
+            rflags: RFLAGS_RESET,
+            ..Registers::default()
+        };
+        let data = Segment {
+            selector: 0,
+            attributes: 0x93,
+            limit: 0xffff,
+            base: 0,
+        };
+        let table = Segment {
+            selector: 0,
+            attributes: 0,
+            limit: 0xffff,
+            base: 0,
+        };
+        let save = &mut self.save;
+        save.cs = Segment {
+            selector: u16::from(page) << 8,
+            attributes: 0x9b,
+            limit: 0xffff,
+            base: u64::from(page) << 12,
+        };
+        (save.ds, save.es, save.fs, save.gs, save.ss) = (data, data, data, data, data);
+        (save.gdtr, save.idtr) = (table, table);
+        save.ldtr = Segment {
+            attributes: 0x82,
+            ..table
+        };
+        save.tr = Segment {
+            attributes: 0x8b,
+            ..table
+        };
+        save.cpl = 0;
+        save.efer = EFER_SVME;
+        (save.cr0, save.cr2, save.cr3, save.cr4) = (CR0_RESET, 0, 0, 0);
+        (save.dr6, save.dr7) = (DR6_RESET, DR7_RESET);
+        save.g_pat = PAT_RESET;
+        self.control.interrupt_shadow = 0;
+        self.control.event_injection = 0;
+        self.control.exit_int_info = 0;
+        self.close_window();
+    }
+
+    /// The state that Linux's 64-bit boot protocol asks for.
+    pub fn start_linux(&mut self, registers: &mut Registers, entry: &LinuxEntry) {
+        self.start_at_page(registers, 0);
+        let data = Segment {
+            selector: DATA_SELECTOR,
+            attributes: 0xc93,
+            limit: u32::MAX,
+            base: 0,
+        };
+        let save = &mut self.save;
+        save.cs = Segment {
+            selector: CODE_SELECTOR,
+            attributes: 0xa9b,
+            limit: u32::MAX,
+            base: 0,
+        };
+        (save.ds, save.es, save.fs, save.gs, save.ss) = (data, data, data, data, data);
+        save.gdtr.base = entry.gdt.base;
+        save.gdtr.limit = entry.gdt.limit.into();
+        save.cr0 = CR0_LONG_MODE;
+        save.cr3 = entry.cr3;
+        save.cr4 = CR4_PAE;
+        save.efer = EFER_SVME | EFER_LME | EFER_LMA;
+        registers.rip = entry.rip;
+        registers.set(Gpr::Rsi, entry.rsi);
+        registers.set(Gpr::Rsp, entry.rsp);
+    }
+
+    /// How the guest's addresses are translated now.
+    #[must_use]
+    pub fn paging(&self, registers: &Registers) -> PagingState {
+        PagingState {
+            cr0: self.save.cr0,
+            cr3: self.save.cr3,
+            cr4: self.save.cr4,
+            efer: self.save.efer & !EFER_SVME,
+            rflags: registers.rflags,
+        }
+    }
+
+    /// The size of the guest's code now.
+    #[must_use]
+    pub fn bitness(&self) -> Bitness {
+        const LONG: u16 = 1 << 9;
+        const DEFAULT_32: u16 = 1 << 10;
+        match self.save.cs.attributes {
+            attributes if self.save.efer & EFER_LMA != 0 && attributes & LONG != 0 => {
+                Bitness::Bits64
+            }
+            attributes if attributes & DEFAULT_32 != 0 => Bitness::Bits32,
+            _ => Bitness::Bits16,
+        }
+    }
+
+    /// The linear address of the next instruction.
+    #[must_use]
+    pub fn linear_rip(&self, registers: &Registers) -> u64 {
+        match self.bitness() {
+            Bitness::Bits64 => registers.rip,
+            // Segmented addresses wrap at 4 GiB.
+            _ => self.save.cs.base.wrapping_add(registers.rip) & 0xffff_ffff,
+        }
+    }
+
+    /// The guest's privilege level, 0 to 3.
+    #[must_use]
+    pub fn cpl(&self) -> u8 {
+        self.save.cpl
+    }
+
+    /// Whether the guest could take an interrupt right now.
+    #[must_use]
+    pub fn is_interruptible(&self, registers: &Registers) -> bool {
+        registers.rflags & RFLAGS_IF != 0
+            && self.control.interrupt_shadow & SHADOW == 0
+            && self.control.event_injection & EVENT_VALID == 0
+    }
+
+    /// Ends the shadow of STI or MOV SS: an instruction has been completed.
+    pub fn end_shadow(&mut self) {
+        self.control.interrupt_shadow &= !SHADOW;
+    }
+
+    /// Puts back the event whose delivery the last exit interrupted. Software
+    /// interrupts are not put back: RIP is still at their instruction.
+    pub fn requeue_interrupted_event(&mut self) {
+        let event = self.control.exit_int_info;
+        let kind = event & EVENT_TYPE;
+        let [vector, ..] = event.to_le_bytes();
+        let software = kind == EVENT_SOFTWARE || kind == EVENT_EXCEPTION && matches!(vector, 3 | 4);
+        self.control.event_injection = if event & EVENT_VALID != 0 && !software {
+            event
+        } else {
+            0
+        };
+    }
+
+    /// Takes back an interrupt that was to be delivered at the next entry.
+    pub fn take_queued_interrupt(&mut self) -> Option<u8> {
+        let event = self.control.event_injection;
+        if event & (EVENT_VALID | EVENT_TYPE) != EVENT_VALID {
+            return None;
+        }
+        self.control.event_injection = 0;
+        let [vector, ..] = event.to_le_bytes();
+        Some(vector)
+    }
+
+    /// Delivers an exception at the next entry. One that meets another
+    /// becomes a double fault.
+    pub fn inject_exception(&mut self, exception: Exception) {
+        let pending = self.control.event_injection;
+        let doubled = pending & EVENT_VALID != 0 && pending & EVENT_TYPE == EVENT_EXCEPTION;
+        let exception = if doubled { Exception::DF } else { exception };
+        let error = match exception.error {
+            Some(error) => EVENT_HAS_ERROR | u64::from(error) << 32,
+            None => 0,
+        };
+        self.control.event_injection =
+            EVENT_VALID | EVENT_EXCEPTION | u64::from(exception.vector) | error;
+    }
+
+    /// Delivers an interrupt at the next entry.
+    pub fn inject_interrupt(&mut self, vector: u8) {
+        self.control.event_injection = EVENT_VALID | u64::from(vector);
+    }
+
+    /// Makes the guest exit as soon as it can take an interrupt.
+    pub fn open_window(&mut self) {
+        let wanted = VIntr::V_IRQ | VIntr::V_PRIORITY_MAX | VIntr::V_IGNORE_TPR;
+        self.control.v_intr |= wanted.bits();
+        self.control.intercept_misc1 |= Misc1::VINTR.bits();
+    }
+
+    /// Ends that.
+    pub fn close_window(&mut self) {
+        let wanted = VIntr::V_IRQ | VIntr::V_PRIORITY_MAX | VIntr::V_IGNORE_TPR;
+        self.control.v_intr &= !wanted.bits();
+        self.control.intercept_misc1 &= !Misc1::VINTR.bits();
+    }
+
+    /// CR8 as the guest left it.
+    #[must_use]
+    pub fn cr8(&self) -> u8 {
+        let [tpr, ..] = (self.control.v_intr & V_TPR_MASK).to_le_bytes();
+        tpr
+    }
+
+    /// Shows the guest another CR8.
+    pub fn set_cr8(&mut self, cr8: u8) {
+        self.control.v_intr = self.control.v_intr & !V_TPR_MASK | u64::from(cr8) & V_TPR_MASK;
+    }
+}

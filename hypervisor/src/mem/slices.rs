@@ -1,0 +1,131 @@
+//! The VM's memory as this node sees it: pieces of shared regions.
+
+use alloc::vec::Vec;
+
+use vmm_shared::addr::Gpa;
+use vmm_shared::shm::SharedMem;
+
+use super::guest::{GuestMemory, GuestMemoryError};
+
+/// A run of guest memory that is contiguous on this node too.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice {
+    /// Where the guest sees it.
+    pub gpa: Gpa,
+    /// Where this node sees it.
+    pub memory: SharedMem,
+}
+
+/// All slices of the VM.
+#[derive(Debug, Default)]
+pub struct Slices {
+    slices: Vec<Slice>,
+}
+
+impl Slices {
+    /// Memory made of these slices, which don't overlap.
+    #[must_use]
+    pub fn new(mut slices: Vec<Slice>) -> Self {
+        slices.sort_by_key(|slice| slice.gpa);
+        Self { slices }
+    }
+
+    /// The slices in order of guest addresses.
+    pub fn iter(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.iter()
+    }
+
+    /// Splits an access where slices meet, and calls `copy` with the memory,
+    /// the offset in it and the range of the buffer, for each part.
+    fn parts(
+        &self,
+        gpa: Gpa,
+        len: usize,
+        mut copy: impl FnMut(&SharedMem, usize, core::ops::Range<usize>) -> Option<()>,
+    ) -> Option<()> {
+        let mut done = 0;
+        while done < len {
+            let at = gpa.checked_add(done as u64)?;
+            let after = self.slices.partition_point(|slice| slice.gpa <= at);
+            let slice = self.slices.get(after.checked_sub(1)?)?;
+            let offset = usize::try_from(at.0 - slice.gpa.0).ok()?;
+            let here = slice
+                .memory
+                .len()
+                .checked_sub(offset)
+                .filter(|bytes| *bytes > 0)?;
+            let end = len.min(done + here);
+            copy(&slice.memory, offset, done..end)?;
+            done = end;
+        }
+        Some(())
+    }
+}
+
+impl GuestMemory for Slices {
+    fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
+        let error = GuestMemoryError {
+            gpa,
+            len: into.len(),
+        };
+        self.parts(gpa, into.len(), |memory, offset, range| {
+            memory.read_bytes(offset, &mut into[range])
+        })
+        .ok_or(error)
+    }
+
+    fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
+        let error = GuestMemoryError {
+            gpa,
+            len: from.len(),
+        };
+        // A first pass without effect: all or nothing.
+        self.parts(gpa, from.len(), |_, _, _| Some(()))
+            .ok_or(error)?;
+        self.parts(gpa, from.len(), |memory, offset, range| {
+            memory.write_bytes(offset, &from[range])
+        })
+        .ok_or(error)
+    }
+}
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "windows over leaked buffers")]
+mod tests {
+    use super::*;
+    use core::ptr::NonNull;
+
+    fn slice(gpa: u64, words: usize) -> Slice {
+        let memory = Box::leak(vec![0_u64; words].into_boxed_slice());
+        let base = NonNull::new(memory.as_mut_ptr()).expect("not null").cast();
+        // SAFETY: leaked, aligned, and reached through the window only.
+        let memory = unsafe { SharedMem::new(base, words * 8) };
+        Slice {
+            gpa: Gpa(gpa),
+            memory,
+        }
+    }
+
+    #[test]
+    fn an_access_may_cross_from_one_slice_to_the_next() {
+        let slices = Slices::new(vec![slice(0x1000, 2), slice(0, 512), slice(0x1010, 8)]);
+        let data: Vec<u8> = (0..40).collect();
+        slices.write_bytes(Gpa(0xff8), &data).expect("contiguous");
+        let mut back = vec![0; 40];
+        slices
+            .read_bytes(Gpa(0xff8), &mut back)
+            .expect("contiguous");
+        assert_eq!(back, data);
+    }
+
+    #[test]
+    fn nothing_is_written_if_not_everything_fits() {
+        let slices = Slices::new(vec![slice(0, 2), slice(0x100, 2)]);
+        assert!(slices.write_bytes(Gpa(8), &[1; 9]).is_err());
+        assert!(slices.write_bytes(Gpa(0xff), &[1; 2]).is_err());
+        assert!(slices.write_bytes(Gpa(u64::MAX), &[1; 2]).is_err());
+        let mut back = [9; 16];
+        slices.read_bytes(Gpa(0), &mut back).expect("inside");
+        assert_eq!(back, [0; 16]);
+    }
+}

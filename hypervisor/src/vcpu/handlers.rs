@@ -1,0 +1,332 @@
+//! What each exit means for the vCPU; nothing here enters the guest, waits or
+//! stops anything.
+
+use vmm_shared::control::Counter;
+
+use super::Vcpu;
+use super::exit::{Direction, Exception, Exit, Outcome, PortAccess, StopReason};
+use super::lapic::LapicEffect;
+use super::pv::{HYPERCALL_KICK_CPU, HYPERCALL_SEND_IPI, UNKNOWN_HYPERCALL};
+use super::registers::Gpr;
+use crate::arch::cpu;
+use crate::arch::svm::state::EFER_SVME;
+use crate::devices::Width;
+use crate::platform::cpuid::{CpuidVcpu, OsXsave};
+use crate::platform::msr::{self, MsrRule, PvMsr, WriteRule};
+use crate::vm::{Request, Vm};
+
+/// Lengths of instructions without operands in memory; SVM on some hosts
+/// doesn't tell where the next one starts.
+mod length {
+    pub(super) const CPUID: u64 = 2;
+    pub(super) const HLT: u64 = 1;
+    pub(super) const MSR: u64 = 2;
+    pub(super) const HYPERCALL: u64 = 3;
+    pub(super) const XSETBV: u64 = 3;
+    pub(super) const CACHE: u64 = 2;
+}
+
+const CR4_OSXSAVE: u64 = 1 << 18;
+/// APIC on, x2APIC mode, and the window's address, which nothing answers at.
+const APIC_BASE: u64 = 0xfee0_0c00;
+const APIC_BASE_BOOT_CPU: u64 = 1 << 8;
+/// EFER bits the guest may set: SCE, LME, NXE, FFXSR, TCE and the read-only
+/// LMA.
+const EFER_WRITABLE: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 14;
+const EFER_LMA: u64 = 1 << 10;
+const EFER_LME: u64 = 1 << 8;
+const CR0_PAGING: u64 = 1 << 31;
+
+impl Vcpu {
+    /// Handles one exit.
+    pub(super) fn handle(&mut self, exit: Exit, vm: &Vm) -> Outcome {
+        match exit {
+            Exit::HostInterrupt => Outcome::Resume,
+            Exit::InterruptWindow => {
+                self.vmcb.close_window();
+                Outcome::Resume
+            }
+            Exit::Cpuid => self.cpuid(vm),
+            Exit::Halt => {
+                self.advance(length::HLT);
+                Outcome::Block
+            }
+            Exit::Port(access) => self.port(access, vm),
+            Exit::ReadMsr => self.read_msr(vm),
+            Exit::WriteMsr => self.write_msr(vm),
+            Exit::Hypercall => self.hypercall(vm),
+            Exit::Xsetbv => self.xsetbv(vm),
+            // Memory is coherent, and another guest's cache lines are not
+            // this guest's to drop.
+            Exit::CacheInstruction => {
+                self.advance(length::CACHE);
+                Outcome::Resume
+            }
+            Exit::Rdpmc => Outcome::Inject(Exception::GP),
+            Exit::Undefined => Outcome::Inject(Exception::UD),
+            Exit::Exception { vector: 18, .. } => {
+                Outcome::Stop(StopReason::UnknownExit { code: 0x52 })
+            }
+            Exit::Exception { vector, error } => Outcome::Inject(Exception {
+                vector,
+                error: (vector == 17).then_some(error),
+            }),
+            Exit::NestedFault { gpa, error } => self.nested_fault(gpa, error, vm),
+            Exit::Shutdown => Outcome::Stop(StopReason::TripleFault {
+                rip: self.registers.rip,
+            }),
+            Exit::InvalidState => Outcome::Stop(StopReason::InvalidState {
+                rip: self.registers.rip,
+            }),
+            Exit::Other { code } => Outcome::Stop(StopReason::UnknownExit { code }),
+        }
+    }
+
+    fn cpuid(&mut self, vm: &Vm) -> Outcome {
+        let osxsave = match self.vmcb.save.cr4 & CR4_OSXSAVE {
+            0 => OsXsave::Off,
+            _ => OsXsave::On,
+        };
+        let state = CpuidVcpu {
+            apic_id: self.lapic.id(),
+            osxsave,
+            xcr0: cpu::xgetbv0(),
+        };
+        let leaf = self.registers.get_u32(Gpr::Rax);
+        let subleaf = self.registers.get_u32(Gpr::Rcx);
+        let result = vm.cpuid.get(leaf, subleaf, &state);
+        self.registers.set(Gpr::Rax, result.eax.into());
+        self.registers.set(Gpr::Rbx, result.ebx.into());
+        self.registers.set(Gpr::Rcx, result.ecx.into());
+        self.registers.set(Gpr::Rdx, result.edx.into());
+        self.advance(length::CPUID);
+        Outcome::Resume
+    }
+
+    fn port(&mut self, access: PortAccess, vm: &Vm) -> Outcome {
+        let Some(width) = Width::from_bytes(access.width.into()).filter(|_| !access.string) else {
+            // INS and OUTS move data in guest memory; no driver of a stock
+            // kernel uses them on the ports that answer.
+            vm.count(self.id, Counter::UnknownPort);
+            return Outcome::Inject(Exception::GP);
+        };
+        let request = match access.direction {
+            Direction::Out => {
+                let value = self.registers.get(Gpr::Rax) & width.mask();
+                vm.port_out(access.port, width, value)
+            }
+            Direction::In => {
+                let (value, request) = vm.port_in(access.port, width);
+                let rax = match width {
+                    Width::Dword => value,
+                    _ => self.registers.get(Gpr::Rax) & !width.mask() | value,
+                };
+                self.registers.set(Gpr::Rax, rax);
+                request
+            }
+        };
+        self.advance_to(access.next_rip);
+        match request {
+            Request::None => Outcome::Resume,
+            Request::Unknown => {
+                vm.count(self.id, Counter::UnknownPort);
+                Outcome::Resume
+            }
+            Request::Stop(reason) => Outcome::Stop(reason),
+        }
+    }
+
+    fn read_msr(&mut self, vm: &Vm) -> Outcome {
+        let number = self.registers.get_u32(Gpr::Rcx);
+        let value = match msr::rule(number) {
+            MsrRule::Fixed { value, .. } => Some(value),
+            MsrRule::Stored(stored) => Some(self.msrs.read(stored)),
+            MsrRule::ApicBase => Some(self.apic_base()),
+            MsrRule::X2Apic(register) => self.lapic.read(register, vm.guest_tsc()).ok(),
+            MsrRule::TscDeadline => Some(self.lapic.deadline()),
+            MsrRule::Efer => Some(self.vmcb.save.efer & !EFER_SVME),
+            MsrRule::Pat => Some(self.vmcb.save.g_pat),
+            MsrRule::Tsc => Some(vm.guest_tsc()),
+            MsrRule::TscAux => Some(cpu::tsc_aux()),
+            MsrRule::Pv(PvMsr::SystemTime) => Some(self.pv.system_time),
+            MsrRule::Pv(PvMsr::WallClock) => Some(self.pv.wall_clock),
+            MsrRule::Pv(PvMsr::StealTime) => Some(self.pv.steal_time),
+            MsrRule::Pv(PvMsr::EoiEnable) => Some(self.pv.eoi),
+            // Not intercepted, so never seen here.
+            MsrRule::PassThrough => None,
+            MsrRule::Unknown => {
+                vm.count(self.id, Counter::UnknownMsr);
+                None
+            }
+        };
+        let Some(value) = value else {
+            return Outcome::Inject(Exception::GP);
+        };
+        self.registers.set(Gpr::Rax, value & 0xffff_ffff);
+        self.registers.set(Gpr::Rdx, value >> 32);
+        self.advance(length::MSR);
+        Outcome::Resume
+    }
+
+    fn apic_base(&self) -> u64 {
+        if self.id.0 == 0 {
+            APIC_BASE | APIC_BASE_BOOT_CPU
+        } else {
+            APIC_BASE
+        }
+    }
+
+    fn write_msr(&mut self, vm: &Vm) -> Outcome {
+        let number = self.registers.get_u32(Gpr::Rcx);
+        let value = u64::from(self.registers.get_u32(Gpr::Rdx)) << 32
+            | u64::from(self.registers.get_u32(Gpr::Rax));
+        let done = match msr::rule(number) {
+            MsrRule::TscDeadline => {
+                self.lapic.set_deadline(value);
+                true
+            }
+            MsrRule::X2Apic(register) => match self.lapic.write(register, value, vm.guest_tsc()) {
+                Ok(LapicEffect::None) => true,
+                Ok(LapicEffect::Send(ipi)) => {
+                    vm.count(self.id, Counter::IpiSent);
+                    vm.send(self.lapic.id(), ipi);
+                    true
+                }
+                Err(_) => false,
+            },
+            MsrRule::Fixed { writes, .. } => writes == WriteRule::Ignore,
+            MsrRule::Stored(stored) => {
+                self.msrs.write(stored, value);
+                true
+            }
+            // The mode can't be left: there is no xAPIC window to go back to.
+            MsrRule::ApicBase => value == self.apic_base(),
+            MsrRule::Efer => self.write_efer(value),
+            MsrRule::Pat => self.write_pat(value),
+            // One clock for all vCPUs: nobody may set it.
+            MsrRule::Tsc => true,
+            MsrRule::TscAux => u32::try_from(value).map(cpu::set_tsc_aux).is_ok(),
+            MsrRule::Pv(PvMsr::SystemTime) => {
+                self.pv.set_system_time(value, vm.clock, &vm.memory);
+                true
+            }
+            MsrRule::Pv(PvMsr::WallClock) => {
+                self.pv.set_wall_clock(value, vm.boot_wall_ns, &vm.memory);
+                true
+            }
+            MsrRule::Pv(PvMsr::StealTime) => {
+                self.pv.set_steal_time(value, &vm.memory);
+                true
+            }
+            MsrRule::Pv(PvMsr::EoiEnable) => {
+                self.pv.set_eoi(value);
+                true
+            }
+            MsrRule::PassThrough => false,
+            MsrRule::Unknown => {
+                vm.count(self.id, Counter::UnknownMsr);
+                false
+            }
+        };
+        if !done {
+            return Outcome::Inject(Exception::GP);
+        }
+        self.advance(length::MSR);
+        Outcome::Resume
+    }
+
+    /// Manual: vol. 2, 3.1.7. LMA follows LME and paging; LME can't change
+    /// while paging is on.
+    fn write_efer(&mut self, value: u64) -> bool {
+        let old = self.vmcb.save.efer;
+        let paging = self.vmcb.save.cr0 & CR0_PAGING != 0;
+        if value & !EFER_WRITABLE != 0 || paging && (value ^ old) & EFER_LME != 0 {
+            return false;
+        }
+        self.vmcb.save.efer = value & !EFER_LMA | old & EFER_LMA | EFER_SVME;
+        true
+    }
+
+    /// Each of the eight types must be one that exists.
+    fn write_pat(&mut self, value: u64) -> bool {
+        let legal = value
+            .to_le_bytes()
+            .iter()
+            .all(|kind| matches!(kind, 0 | 1 | 4..=7));
+        if legal {
+            self.vmcb.save.g_pat = value;
+        }
+        legal
+    }
+
+    fn xsetbv(&mut self, vm: &Vm) -> Outcome {
+        let value = u64::from(self.registers.get_u32(Gpr::Rdx)) << 32
+            | u64::from(self.registers.get_u32(Gpr::Rax));
+        let legal = self.vmcb.cpl() == 0
+            && self.registers.get_u32(Gpr::Rcx) == 0
+            && is_legal_xcr0(value, vm.cpuid.supported_xcr0());
+        if !legal {
+            return Outcome::Inject(Exception::GP);
+        }
+        cpu::set_guest_xcr0(value);
+        self.advance(length::XSETBV);
+        Outcome::Resume
+    }
+
+    fn hypercall(&mut self, vm: &Vm) -> Outcome {
+        if self.vmcb.cpl() != 0 {
+            return Outcome::Inject(Exception::UD);
+        }
+        let argument = |register| self.registers.get(register);
+        let result = match argument(Gpr::Rax) {
+            HYPERCALL_KICK_CPU => {
+                vm.unhalt(argument(Gpr::Rcx));
+                0
+            }
+            HYPERCALL_SEND_IPI => {
+                let set = u128::from(argument(Gpr::Rcx)) << 64 | u128::from(argument(Gpr::Rbx));
+                let [vector, mode, ..] = argument(Gpr::Rsi).to_le_bytes();
+                // Fixed delivery is all that Linux sends this way, NMIs apart.
+                if mode & 7 == 0 && vector >= 16 {
+                    vm.count(self.id, Counter::IpiSent);
+                    vm.send_to_set(set, argument(Gpr::Rdx), vector)
+                } else {
+                    UNKNOWN_HYPERCALL
+                }
+            }
+            _ => UNKNOWN_HYPERCALL,
+        };
+        self.registers.set(Gpr::Rax, result);
+        self.advance(length::HYPERCALL);
+        Outcome::Resume
+    }
+}
+
+/// What XSETBV accepts: x87 always, AVX only with SSE, AVX-512 as a whole and
+/// only with AVX (manual vol. 1, 11.5.2), and nothing that CPUID hides.
+fn is_legal_xcr0(value: u64, supported: u64) -> bool {
+    const X87: u64 = 1;
+    const SSE: u64 = 1 << 1;
+    const AVX: u64 = 1 << 2;
+    const AVX512: u64 = 7 << 5;
+    value & !supported == 0
+        && value & X87 != 0
+        && (value & AVX == 0 || value & SSE != 0)
+        && (value & AVX512 == 0 || value & AVX512 == AVX512 && value & AVX != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_legal_xcr0;
+
+    #[test]
+    fn only_consistent_state_sets_can_be_switched_on() {
+        for legal in [1, 3, 7, 0xe7] {
+            assert!(is_legal_xcr0(legal, 0xe7), "{legal:#x}");
+        }
+        for illegal in [0, 2, 5, 6, 0x27, 0xe3, 0x1e7, 1 << 63] {
+            assert!(!is_legal_xcr0(illegal, 0xe7), "{illegal:#x}");
+        }
+        assert!(!is_legal_xcr0(7, 3));
+    }
+}

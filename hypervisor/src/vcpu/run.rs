@@ -1,0 +1,168 @@
+//! The run loop: the only place that enters the guest, sleeps or stops.
+//!
+//! ```text
+//!   take requests, timer, doorbell ──> halted? ──> sleep ──┐
+//!     ▲  ▲                               │                 │
+//!     │  └───────────────────────────────┼─────────────────┘
+//!     │                                  ▼
+//!     │                       hold interrupts, arm, deliver
+//!     │                                  │
+//!     └── handle the exit <── #VMEXIT ── VMRUN
+//! ```
+#![expect(unsafe_code, reason = "enters the guest")]
+
+use vmm_shared::addr::VcpuId;
+use vmm_shared::control::Counter;
+
+use super::exit::{Exit, Outcome, StopReason};
+use super::{RunState, Vcpu};
+use crate::arch::svm::{exit, switch};
+use crate::arch::time::Clocks;
+use crate::arch::{cpu, descriptors};
+use crate::vm::Vm;
+
+/// The vCPU whose core serves the node's doorbell.
+const DOORBELL_VCPU: VcpuId = VcpuId(0);
+
+/// What the core's timer is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TimerSetting {
+    /// It may have fired, or never was set.
+    Unknown,
+    /// For this guest TSC.
+    At(u64),
+}
+
+impl Vcpu {
+    /// Runs this vCPU on the calling core until the VM stops.
+    pub fn run(&mut self, vm: &Vm, clocks: &Clocks) -> StopReason {
+        let mut timer = TimerSetting::Unknown;
+        loop {
+            self.take_requests(vm);
+            if self.state != RunState::Running {
+                self.sleep(vm, clocks, &mut timer);
+                continue;
+            }
+            self.set_timer(vm, clocks, &mut timer);
+            switch::hold_interrupts();
+            if !vm.posted(self.id).arm() {
+                switch::release_interrupts();
+                continue;
+            }
+            self.deliver(vm);
+            self.enter();
+            vm.posted(self.id).disarm();
+            switch::release_interrupts();
+            if let Some(reason) = self.after_exit(vm, &mut timer) {
+                return reason;
+            }
+        }
+    }
+
+    /// Takes everything that others have left for this vCPU.
+    fn take_requests(&mut self, vm: &Vm) {
+        if self.id == DOORBELL_VCPU && descriptors::take_doorbell() {
+            vm.poll_devices();
+        }
+        let posted = vm.posted(self.id);
+        for signal in posted.take_signals() {
+            self.obey(signal);
+        }
+        self.lapic.request_all(posted.take_vectors());
+        if self.lapic.next_timer().is_some() {
+            self.lapic.run_timer(vm.guest_tsc());
+        }
+        if self.state == RunState::Halted && self.may_go_on() {
+            self.state = RunState::Running;
+        }
+    }
+
+    /// Waits for an interrupt of the core.
+    fn sleep(&mut self, vm: &Vm, clocks: &Clocks, timer: &mut TimerSetting) {
+        self.set_timer(vm, clocks, timer);
+        cpu::interrupts_off();
+        let posted = vm.posted(self.id);
+        let doorbell = self.id == DOORBELL_VCPU && descriptors::doorbell_rung();
+        if !doorbell && posted.arm() {
+            cpu::sleep_until_interrupt();
+            posted.disarm();
+            *timer = TimerSetting::Unknown;
+        }
+        cpu::interrupts_on();
+    }
+
+    /// Sets the core's timer for the guest's, if that has changed.
+    fn set_timer(&self, vm: &Vm, clocks: &Clocks, timer: &mut TimerSetting) {
+        let Some(due) = self.lapic.next_timer() else {
+            return;
+        };
+        if *timer != TimerSetting::At(due) {
+            clocks.set_timer(due.saturating_sub(vm.guest_tsc()));
+            *timer = TimerSetting::At(due);
+        }
+    }
+
+    /// Chooses what the next entry delivers. An event put back or raised by
+    /// the last exit goes first.
+    fn deliver(&mut self, vm: &Vm) {
+        self.vmcb.set_cr8(self.lapic.cr8());
+        let Some(vector) = self.lapic.deliverable() else {
+            self.vmcb.close_window();
+            return;
+        };
+        if !self.vmcb.is_interruptible(&self.registers) {
+            self.vmcb.open_window();
+            return;
+        }
+        self.vmcb.inject_interrupt(vector);
+        self.lapic.accept(vector);
+        vm.count(self.id, Counter::Injected);
+        if self.lapic.is_alone(vector) {
+            self.pv.offer_eoi(&vm.memory);
+        }
+        match self.lapic.deliverable() {
+            Some(_) => self.vmcb.open_window(),
+            None => self.vmcb.close_window(),
+        }
+    }
+
+    fn enter(&mut self) {
+        if core::mem::take(&mut self.must_load) {
+            switch::load(&self.vmcb);
+        }
+        // SAFETY: 1. an illegal state only makes the exit INVALID; 2. the
+        // nested tables map nothing but the VM's own memory, and the
+        // permission maps pass nothing that is the hypervisor's.
+        unsafe { switch::run(&mut self.vmcb, &mut self.registers) };
+    }
+
+    /// Handles the exit; a reason if the VM is to stop.
+    fn after_exit(&mut self, vm: &Vm, timer: &mut TimerSetting) -> Option<StopReason> {
+        let exit = exit::decode(&self.vmcb.control);
+        vm.count_exit(self.id, &exit);
+        self.vmcb.requeue_interrupted_event();
+        self.lapic.set_cr8(self.vmcb.cr8());
+        if self.pv.take_eoi(&vm.memory) {
+            self.lapic.end_of_interrupt();
+        }
+        if exit == Exit::HostInterrupt {
+            *timer = TimerSetting::Unknown;
+        }
+        match self.handle(exit, vm) {
+            Outcome::Resume => None,
+            Outcome::Inject(exception) => {
+                vm.count(self.id, Counter::Faults);
+                if let Some(vector) = self.vmcb.take_queued_interrupt() {
+                    self.lapic.put_back(vector);
+                }
+                self.vmcb.inject_exception(exception);
+                None
+            }
+            Outcome::Block => {
+                self.state = RunState::Halted;
+                None
+            }
+            Outcome::Stop(reason) => Some(reason),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The virtual machine: what all its vCPUs share.
+
+mod devices;
+mod interrupts;
+
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU8;
+
+use spin::Mutex;
+use vmm_shared::addr::{ApicId, VcpuId};
+use vmm_shared::control::Counter;
+
+use crate::devices::ioapic::Ioapic;
+use crate::devices::uart::Uart;
+use crate::fabric::Fabric;
+use crate::mem::slices::Slices;
+use crate::platform::cpuid::CpuidTable;
+use crate::vcpu::exit::Exit;
+use crate::vcpu::posted::PostedInterrupts;
+use crate::vcpu::pv::ClockScale;
+
+pub use devices::Request;
+
+/// Locks, in the order in which they may be taken together:
+/// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
+/// while it enters the guest or sleeps, and interrupt handlers take none.
+#[derive(Debug)]
+pub struct Vm {
+    /// Guest memory.
+    pub memory: Slices,
+    /// The guest's CPUID.
+    pub cpuid: CpuidTable,
+    /// Rate of the TSC in kHz.
+    pub tsc_khz: u32,
+    /// How its ticks become time.
+    pub clock: ClockScale,
+    /// Guest TSC minus host TSC, modulo 2^64.
+    pub tsc_offset: u64,
+    /// Wall-clock time at guest TSC 0, in ns.
+    pub boot_wall_ns: u64,
+    /// The way to the launcher and the other nodes.
+    pub fabric: Fabric,
+    posted: Vec<PostedInterrupts>,
+    cores: Vec<AtomicU8>,
+    ioapic: Mutex<Ioapic>,
+    serial: Mutex<Uart>,
+    agent: Mutex<devices::Agent>,
+}
+
+/// What a VM is made of.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "as in `Vm`")]
+pub struct VmParts {
+    pub vcpus: u16,
+    pub memory: Slices,
+    pub cpuid: CpuidTable,
+    pub tsc_khz: u32,
+    pub tsc_offset: u64,
+    pub boot_wall_ns: u64,
+    pub fabric: Fabric,
+}
+
+impl Vm {
+    /// A VM that has not started.
+    #[must_use]
+    pub fn new(parts: VmParts) -> Self {
+        Self {
+            memory: parts.memory,
+            cpuid: parts.cpuid,
+            tsc_khz: parts.tsc_khz,
+            clock: ClockScale::new(parts.tsc_khz),
+            tsc_offset: parts.tsc_offset,
+            boot_wall_ns: parts.boot_wall_ns,
+            fabric: parts.fabric,
+            posted: (0..parts.vcpus).map(|_| PostedInterrupts::new()).collect(),
+            cores: (0..parts.vcpus).map(|_| AtomicU8::new(0)).collect(),
+            ioapic: Mutex::new(Ioapic::new(0)),
+            serial: Mutex::new(Uart::new()),
+            agent: Mutex::new(devices::Agent::new()),
+        }
+    }
+
+    /// The APIC id of a vCPU: its number.
+    #[must_use]
+    pub fn apic_id(vcpu: VcpuId) -> ApicId {
+        ApicId(vcpu.0.into())
+    }
+
+    /// The guest's TSC now.
+    #[must_use]
+    pub fn guest_tsc(&self) -> u64 {
+        crate::arch::cpu::rdtsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// What is requested of a vCPU.
+    ///
+    /// # Panics
+    /// If there is no such vCPU.
+    #[must_use]
+    pub fn posted(&self, vcpu: VcpuId) -> &PostedInterrupts {
+        &self.posted[usize::from(vcpu.0)]
+    }
+
+    /// Counts an exit of a vCPU, in all and by its reason.
+    pub fn count_exit(&self, vcpu: VcpuId, exit: &Exit) {
+        self.fabric.count(vcpu, Counter::Exits);
+        self.fabric.count(vcpu, exit.counter());
+    }
+
+    /// Counts an event of a vCPU.
+    pub fn count(&self, vcpu: VcpuId, counter: Counter) {
+        self.fabric.count(vcpu, counter);
+    }
+}
