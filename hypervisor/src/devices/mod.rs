@@ -4,7 +4,9 @@
 //! clock. An access returns its effects, and the run loop acts on them.
 
 pub mod ioapic;
+pub mod pipe;
 pub mod uart;
+pub mod virtio;
 
 /// The level of an interrupt line between a device and the IOAPIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
