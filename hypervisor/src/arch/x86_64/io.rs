@@ -67,6 +67,15 @@ pub fn exit(how: NodeExit) -> ! {
     }
 }
 
+/// Silences the legacy interrupt controllers, which firmware leaves with the
+/// interval timer unmasked.
+pub fn mask_legacy_interrupts() {
+    for data_port in [0x21, 0xa1] {
+        // SAFETY: masking all inputs only keeps interrupts away.
+        unsafe { outb(data_port, 0xff) };
+    }
+}
+
 struct LogPort;
 
 impl Write for LogPort {

@@ -116,6 +116,7 @@ fn boot(start_info: u32) -> Result<core::convert::Infallible, BootError> {
     // SAFETY: image, heap (which holds the tables), devices and this stack
     // are mapped by the lines above.
     unsafe { space.load() };
+    io::mask_legacy_interrupts();
     apic::enable().map_err(|at| BootError::ApicWindow { at })?;
     let clocks = Clocks::measure().ok_or(BootError::NoPmTimer)?;
     let started = start_other_cores(&stacks, &clocks);
