@@ -19,6 +19,8 @@
 mod bzimage;
 mod entry;
 mod source;
+#[cfg(test)]
+mod tests;
 mod zero_page;
 
 pub use bzimage::SetupHeader;
@@ -199,6 +201,9 @@ fn place_initramfs(
     kernel_end: Gpa,
     low_end: u64,
 ) -> Result<Initramfs, LoadError> {
+    if len == 0 {
+        return Ok(Initramfs { gpa: Gpa(0), len });
+    }
     let limit = low_end.min(u64::from(header.initramfs_limit()) + 1);
     let room = limit.saturating_sub(kernel_end.0.next_multiple_of(PAGE_SIZE));
     let gpa = limit

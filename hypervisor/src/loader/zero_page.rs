@@ -27,7 +27,7 @@ enum E820Kind {
     Pmem = 12,
 }
 
-/// Where the initramfs is.
+/// Where the initramfs is; 0 and 0 if there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Initramfs {
     pub(super) gpa: Gpa,
@@ -58,12 +58,8 @@ impl ZeroPage {
     }
 
     pub(super) fn set_initramfs(&mut self, initramfs: Initramfs) {
-        let (gpa, len) = match initramfs.len {
-            0 => (0, 0),
-            len => (initramfs.gpa.0, len),
-        };
-        self.put(field::INITRAMFS, &low_u32(gpa).to_le_bytes());
-        self.put(field::INITRAMFS_SIZE, &low_u32(len).to_le_bytes());
+        self.put(field::INITRAMFS, &low_u32(initramfs.gpa.0).to_le_bytes());
+        self.put(field::INITRAMFS_SIZE, &low_u32(initramfs.len).to_le_bytes());
     }
 
     pub(super) fn set_command_line(&mut self, gpa: Gpa) {
