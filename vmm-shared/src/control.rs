@@ -156,8 +156,6 @@ pub enum Counter {
     ExitHlt,
     /// Exits because the host got an interrupt.
     ExitInterrupt,
-    /// Exits because the guest became able to take an interrupt.
-    ExitWindow,
     /// Exits for hypercalls.
     ExitHypercall,
     /// Exits for anything else.
@@ -182,7 +180,7 @@ impl Counter {
     /// Counters there is room for, per vCPU.
     pub const SLOTS: usize = 64;
     /// All counters with the names operators see.
-    pub const ALL: [(Self, &'static str); 17] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::Exits, "exits"),
         (Self::ExitIo, "exit_io"),
         (Self::ExitMsr, "exit_msr"),
@@ -190,7 +188,6 @@ impl Counter {
         (Self::ExitNpf, "exit_npf"),
         (Self::ExitHlt, "exit_hlt"),
         (Self::ExitInterrupt, "exit_interrupt"),
-        (Self::ExitWindow, "exit_window"),
         (Self::ExitHypercall, "exit_hypercall"),
         (Self::ExitOther, "exit_other"),
         (Self::Injected, "injected"),

@@ -32,8 +32,6 @@ pub struct PortAccess {
 pub enum Exit {
     /// The host got an interrupt.
     HostInterrupt,
-    /// The guest can take an interrupt now.
-    InterruptWindow,
     /// CPUID.
     Cpuid,
     /// HLT.
@@ -86,7 +84,6 @@ impl Exit {
     pub const fn counter(&self) -> Counter {
         match self {
             Self::HostInterrupt => Counter::ExitInterrupt,
-            Self::InterruptWindow => Counter::ExitWindow,
             Self::Cpuid => Counter::ExitCpuid,
             Self::Halt => Counter::ExitHlt,
             Self::Port(_) => Counter::ExitIo,

@@ -42,10 +42,6 @@ impl Vcpu {
     pub(super) fn handle(&mut self, exit: Exit, vm: &Vm) -> Outcome {
         match exit {
             Exit::HostInterrupt => Outcome::Resume,
-            Exit::InterruptWindow => {
-                self.vmcb.close_window();
-                Outcome::Resume
-            }
             Exit::Cpuid => self.cpuid(vm),
             Exit::Halt => {
                 self.advance(length::HLT);

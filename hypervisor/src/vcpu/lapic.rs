@@ -394,13 +394,13 @@ impl Lapic {
         self.irr.insert(vector);
     }
 
-    /// Whether nothing else is requested or in service, so that the guest may
-    /// end `vector` without telling.
+    /// Whether `vector` is all that is requested and nothing is in service, so
+    /// that the guest may end it without telling.
     #[must_use]
-    pub fn is_alone(&self, vector: u8) -> bool {
-        let mut others = self.isr;
+    pub fn is_only(&self, vector: u8) -> bool {
+        let mut others = self.irr;
         others.remove(vector);
-        self.irr == VectorSet::default() && others == VectorSet::default()
+        others == VectorSet::default() && self.isr == VectorSet::default()
     }
 
     /// Ends the interrupt in service with the highest priority.

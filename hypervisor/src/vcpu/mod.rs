@@ -49,6 +49,8 @@ pub struct Vcpu {
     pv: PvState,
     msrs: StoredMsrs,
     state: RunState,
+    /// An interrupt that the processor may have delivered by itself.
+    offered: Option<u8>,
     /// The registers that VMLOAD loads have been set from outside.
     must_load: bool,
     /// A kick came while nothing was halted: the next HLT returns at once.
@@ -67,6 +69,7 @@ impl Vcpu {
             pv: PvState::default(),
             msrs: StoredMsrs::new(),
             state: RunState::WaitForStartUp,
+            offered: None,
             must_load: true,
             unhalted: false,
         };

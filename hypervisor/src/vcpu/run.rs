@@ -106,24 +106,25 @@ impl Vcpu {
     /// the last exit goes first.
     fn deliver(&mut self, vm: &Vm) {
         self.vmcb.set_cr8(self.lapic.cr8());
+        self.vmcb.withdraw_offer();
         let Some(vector) = self.lapic.deliverable() else {
-            self.vmcb.close_window();
             return;
         };
-        if !self.vmcb.is_interruptible(&self.registers) {
-            self.vmcb.open_window();
-            return;
-        }
-        self.vmcb.inject_interrupt(vector);
-        self.lapic.accept(vector);
-        vm.count(self.id, Counter::Injected);
-        if self.lapic.is_alone(vector) {
+        if self.lapic.is_only(vector) {
             self.pv.offer_eoi(&vm.memory);
         }
-        match self.lapic.deliverable() {
-            Some(_) => self.vmcb.open_window(),
-            None => self.vmcb.close_window(),
+        if self.vmcb.is_interruptible(&self.registers) {
+            self.vmcb.inject_interrupt(vector);
+            self.accept(vector, vm);
+        } else {
+            self.vmcb.offer_interrupt(vector);
+            self.offered = Some(vector);
         }
+    }
+
+    fn accept(&mut self, vector: u8, vm: &Vm) {
+        self.lapic.accept(vector);
+        vm.count(self.id, Counter::Injected);
     }
 
     fn enter(&mut self) {
@@ -142,6 +143,11 @@ impl Vcpu {
         vm.count_exit(self.id, &exit);
         self.vmcb.requeue_interrupted_event();
         self.lapic.set_cr8(self.vmcb.cr8());
+        if let Some(vector) = self.offered.take()
+            && !self.vmcb.is_offer_open()
+        {
+            self.accept(vector, vm);
+        }
         if self.pv.take_eoi(&vm.memory) {
             self.lapic.end_of_interrupt();
         }

@@ -18,7 +18,6 @@ pub fn decode(control: &Control) -> Exit {
             error: low_half(control.exit_info_1),
         },
         0x60 | 0x61 | 0x62 | 0x63 => Exit::HostInterrupt,
-        0x64 => Exit::InterruptWindow,
         0x6f => Exit::Rdpmc,
         0x72 => Exit::Cpuid,
         0x76 => Exit::CacheInstruction,

@@ -29,6 +29,11 @@ const DR6_RESET: u64 = 0xffff_0ff0;
 const DR7_RESET: u64 = 0x400;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
+const V_PRIORITY_SHIFT: u32 = 16;
+const V_VECTOR_SHIFT: u32 = 32;
+/// What an offer doesn't change: V_TPR and the masking mode.
+const V_INTR_KEPT: u64 = V_TPR_MASK | VIntr::V_INTR_MASKING.bits();
+
 const EVENT_VALID: u64 = 1 << 31;
 const EVENT_HAS_ERROR: u64 = 1 << 11;
 const EVENT_EXCEPTION: u64 = 3 << 8;
@@ -128,7 +133,7 @@ impl Vmcb {
         self.control.interrupt_shadow = 0;
         self.control.event_injection = 0;
         self.control.exit_int_info = 0;
-        self.close_window();
+        self.withdraw_offer();
     }
 
     /// The state that Linux's 64-bit boot protocol asks for.
@@ -258,18 +263,23 @@ impl Vmcb {
         self.control.event_injection = EVENT_VALID | u64::from(vector);
     }
 
-    /// Makes the guest exit as soon as it can take an interrupt.
-    pub fn open_window(&mut self) {
-        let wanted = VIntr::V_IRQ | VIntr::V_PRIORITY_MAX | VIntr::V_IGNORE_TPR;
-        self.control.v_intr |= wanted.bits();
-        self.control.intercept_misc1 |= Misc1::VINTR.bits();
+    /// Lets the processor deliver an interrupt as soon as the guest can take
+    /// it, without an exit.
+    pub fn offer_interrupt(&mut self, vector: u8) {
+        let priority = u64::from(vector >> 4) << V_PRIORITY_SHIFT;
+        let offer = VIntr::V_IRQ.bits() | priority | u64::from(vector) << V_VECTOR_SHIFT;
+        self.control.v_intr = self.control.v_intr & V_INTR_KEPT | offer;
     }
 
-    /// Ends that.
-    pub fn close_window(&mut self) {
-        let wanted = VIntr::V_IRQ | VIntr::V_PRIORITY_MAX | VIntr::V_IGNORE_TPR;
-        self.control.v_intr &= !wanted.bits();
-        self.control.intercept_misc1 &= !Misc1::VINTR.bits();
+    /// Takes the offer back.
+    pub fn withdraw_offer(&mut self) {
+        self.control.v_intr &= V_INTR_KEPT;
+    }
+
+    /// Whether what was offered has not been delivered yet.
+    #[must_use]
+    pub fn is_offer_open(&self) -> bool {
+        self.control.v_intr & VIntr::V_IRQ.bits() != 0
     }
 
     /// CR8 as the guest left it.

@@ -140,7 +140,6 @@ bitflags::bitflags! {
         const NMI = 1 << 1;
         const SMI = 1 << 2;
         const INIT = 1 << 3;
-        const VINTR = 1 << 4;
         const RDPMC = 1 << 15;
         const CPUID = 1 << 18;
         const RSM = 1 << 19;
@@ -180,8 +179,6 @@ bitflags::bitflags! {
     #[expect(missing_docs, reason = "the names are the manual's")]
     pub struct VIntr: u64 {
         const V_IRQ = 1 << 8;
-        const V_PRIORITY_MAX = 0xf << 16;
-        const V_IGNORE_TPR = 1 << 20;
         const V_INTR_MASKING = 1 << 24;
     }
 }
