@@ -1,7 +1,7 @@
 //! What can go wrong while images are built or found.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why an image is not to be had, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -106,4 +106,14 @@ pub enum KernelProblem {
     /// It can't be loaded anywhere but at its own address.
     #[error("it is not relocatable; build it with CONFIG_RELOCATABLE=y")]
     NotRelocatable,
+}
+
+/// Turns an I/O error into "what path: reason".
+pub(crate) fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> ImageError {
+    let path = path.to_path_buf();
+    move |source| ImageError::Io {
+        what,
+        path: path.clone(),
+        source,
+    }
 }

@@ -10,4 +10,4 @@ mod error;
 mod images;
 
 pub use error::{ImageError, KernelProblem};
-pub use images::{Images, KernelSource, Root, Stage};
+pub use images::{Images, KernelSource, Root, Stage, region_len};

@@ -15,7 +15,8 @@ use rustix::system::{RebootCommand, finit_module, reboot, sethostname};
 
 use crate::params::{Params, Root};
 
-/// The modules to load, in order, one path a line.
+/// The modules to load, in order, one path a line; behind it may stand what
+/// must exist for the module to be of use.
 const MODULE_LIST: &str = "/lib/modules/load.list";
 /// Where the root's device appears.
 const ROOT_DEVICE: &str = "/dev/pmem0";
@@ -131,7 +132,11 @@ fn load_modules() {
     let Ok(list) = fs::read_to_string(MODULE_LIST) else {
         return;
     };
-    for path in list.lines() {
+    for line in list.lines() {
+        let (path, condition) = line.split_once(' ').unwrap_or((line, "/"));
+        if !Path::new(condition).exists() {
+            continue;
+        }
         let result = File::open(path)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
             .and_then(|file| finit_module(file, c"", 0));
