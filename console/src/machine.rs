@@ -69,8 +69,28 @@ fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
         RootFs::Busybox => Root::Busybox,
         RootFs::Debian | RootFs::Path(_) => Root::Pmem,
     };
+    let files = |kernel, initramfs, image| BootFiles {
+        kernel,
+        initramfs: Some(initramfs),
+        image,
+        command_line: command_line(root, &vm.append),
+    };
+    // With everything given, nothing is built, and no cache is needed.
+    match (&vm.guest, &vm.initramfs, &vm.rootfs) {
+        (Guest::Image(kernel), Some(initramfs), RootFs::Busybox) => {
+            return Ok(files(kernel.clone(), initramfs.clone(), None));
+        }
+        (Guest::Image(kernel), Some(initramfs), RootFs::Path(image)) => {
+            return Ok(files(
+                kernel.clone(),
+                initramfs.clone(),
+                Some(image.clone()),
+            ));
+        }
+        _ => {}
+    }
     let images = Images::open(None, |stage, detail| {
-        progress::say(stage_text(stage, detail))
+        progress::say(stage_text(stage, detail));
     })?;
     let kernel = images.kernel(&source)?;
     let initramfs = match &vm.initramfs {
@@ -82,12 +102,7 @@ fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
         RootFs::Debian => Some(images.debian_root()?),
         RootFs::Path(path) => Some(path.clone()),
     };
-    Ok(BootFiles {
-        kernel,
-        initramfs: Some(initramfs),
-        image,
-        command_line: command_line(root, &vm.append),
-    })
+    Ok(files(kernel, initramfs, image))
 }
 
 fn stage_text(stage: Stage, detail: &str) -> String {

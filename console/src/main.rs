@@ -39,6 +39,8 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let result = signals::install().and_then(|()| dispatch(cli));
+    signals::wait_if_aborting();
+    signals::clean_up();
     progress::clear();
     match result {
         Ok(status) => ExitCode::from(status),

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
     let plan = Plan::make(&args.rack, &args.vm)?;
     let held = args.name.as_ref().map(supervise::hold).transpose()?;
     if let Some(held) = held.clone() {
-        signals::on_abort(move || held.clear());
+        signals::at_end(move || held.clear());
     }
     let name = match &args.name {
         Some(name) => name.to_string(),
@@ -38,13 +38,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
     });
     let machine = Arc::new(Machine::start(&plan, &name, log)?);
     let aborted = Arc::clone(&machine);
-    signals::on_abort(move || aborted.power_off(Duration::ZERO));
+    signals::at_end(move || aborted.power_off(Duration::ZERO));
     if plan.verbose && !args.console {
         let console = machine.rack.console();
         std::thread::spawn(move || copy_console(&console));
     }
 
-    let result = match request {
+    match request {
         None => {
             machine.wait_entered(&plan)?;
             progress::clear();
@@ -52,19 +52,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         }
         Some(request) => {
             machine.wait_up(&plan)?;
-            if let Some(held) = held.clone() {
+            if let Some(held) = held {
                 let for_server = Arc::clone(&machine);
                 Server::start(name, for_server, held, || {})?;
             }
             progress::clear();
             command(&machine, &request)
         }
-    };
-    machine.power_off(Duration::ZERO);
-    if let Some(held) = held {
-        held.clear();
     }
-    result
 }
 
 fn command(

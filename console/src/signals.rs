@@ -4,6 +4,7 @@
 //! it; otherwise, or when the operator insists, everything is torn down and
 //! the program ends as if the signal had killed it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -38,6 +39,8 @@ static STATE: Mutex<State> = Mutex::new(State {
     command: None,
 });
 
+static ABORTING: AtomicBool = AtomicBool::new(false);
+
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -53,9 +56,23 @@ pub(crate) fn install() -> Result<()> {
     Ok(())
 }
 
-/// Has `cleanup` run if the program is ended by a signal.
-pub(crate) fn on_abort(cleanup: impl FnOnce() + Send + 'static) {
+/// Has `cleanup` run when the program ends, in whichever way.
+pub(crate) fn at_end(cleanup: impl FnOnce() + Send + 'static) {
     state().cleanups.push(Box::new(cleanup));
+}
+
+/// Runs what [`at_end`] has collected, the latest first.
+pub(crate) fn clean_up() {
+    // Taken out first: a cleanup may need other threads to make progress.
+    let cleanups = std::mem::take(&mut state().cleanups);
+    for cleanup in cleanups.into_iter().rev() {
+        cleanup();
+    }
+}
+
+/// Forgets what [`at_end`] has collected: it is to stay.
+pub(crate) fn keep() {
+    state().cleanups.clear();
 }
 
 /// Sends signals to a command in the guest from now on.
@@ -120,13 +137,20 @@ fn send(command: &Command, what: impl FnOnce(&Control) + Send + 'static) {
     drop(thread::spawn(move || what(&control)));
 }
 
+/// Leaves the end of the program to [`abort`] if that has begun: what fails
+/// then fails because it is being torn down.
+pub(crate) fn wait_if_aborting() {
+    // Acquire: pairs with the Release in `abort`.
+    while ABORTING.load(Ordering::Acquire) {
+        thread::park();
+    }
+}
+
 /// Tears everything down and ends the program as if `signal` had killed it.
 fn abort(signal: i32) -> ! {
-    // Taken out first: a cleanup may need other threads to make progress.
-    let cleanups = std::mem::take(&mut state().cleanups);
-    for cleanup in cleanups.into_iter().rev() {
-        cleanup();
-    }
+    // Release: what is torn down below is seen to fail only after this.
+    ABORTING.store(true, Ordering::Release);
+    clean_up();
     end_children();
     crate::progress::clear();
     terminal::restore();

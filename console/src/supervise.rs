@@ -70,7 +70,7 @@ pub(crate) fn start(name: &RackName, plan: Plan) -> Result<()> {
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let child = Arc::new(Mutex::new(child));
     let aborted = Arc::clone(&child);
-    signals::on_abort(move || stop(&mut lock(&aborted)));
+    signals::at_end(move || stop(&mut lock(&aborted)));
 
     let mut stdin = stdin.context("cannot talk to the supervisor")?;
     let mut text = serde_json::to_vec(&order).context("cannot describe the rack")?;
@@ -84,12 +84,11 @@ pub(crate) fn start(name: &RackName, plan: Plan) -> Result<()> {
         match serde_json::from_str(&line) {
             Ok(Word::Doing(what)) => progress::say(what),
             Ok(Word::Log(line)) => progress::print_line(&line),
-            Ok(Word::Up) => return Ok(()),
-            Ok(Word::Failed(why)) => {
-                // It cleans up; then everything is gone when we are.
-                drop(lock(&child).wait());
-                bail!(why);
+            Ok(Word::Up) => {
+                signals::keep();
+                return Ok(());
             }
+            Ok(Word::Failed(why)) => bail!(why),
             Err(_) => bail!("the supervisor says {line:?}; this is a defect"),
         }
     }
@@ -131,8 +130,10 @@ pub(crate) fn supervise() -> Result<()> {
     match bring_up(&order) {
         Ok(()) => {}
         Err(error) => {
+            signals::wait_if_aborting();
+            // Everything is gone when the launcher hears of it.
+            signals::clean_up();
             say(&Word::Failed(crate::one_line(&error)));
-            // What was started is gone already: `bring_up` has dropped it.
             std::process::exit(1);
         }
     }
@@ -154,7 +155,7 @@ fn say(word: &Word) {
 fn bring_up(order: &Order) -> Result<()> {
     let held = hold(&order.name)?;
     let aborted = Arc::clone(&held);
-    signals::on_abort(move || aborted.clear());
+    signals::at_end(move || aborted.clear());
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -176,7 +177,7 @@ fn bring_up(order: &Order) -> Result<()> {
     let machine = Machine::start(&order.plan, &order.name.to_string(), Some(sink))?;
     let machine = Arc::new(machine);
     let aborted = Arc::clone(&machine);
-    signals::on_abort(move || aborted.power_off(Duration::ZERO));
+    signals::at_end(move || aborted.power_off(Duration::ZERO));
     say(&Word::Doing("booting the guest".into()));
     machine.wait_up(&order.plan)?;
     Server::start(order.name.to_string(), machine, held, || {

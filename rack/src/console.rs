@@ -102,6 +102,13 @@ impl ConsoleLog {
         }
     }
 
+    /// Waits until all that the guest printed before its end is here.
+    pub(crate) fn wait_closed(&self, timeout: Duration) {
+        let state = self.lock();
+        let open = |state: &mut State| !state.closed;
+        drop(self.grown.wait_timeout_while(state, timeout, open));
+    }
+
     /// The last line with anything in it, without control characters.
     #[must_use]
     pub fn last_line(&self) -> Option<String> {
