@@ -23,34 +23,49 @@ const PLATFORM: PlatformConfig = PlatformConfig {
 const INITRAMFS: &[u8] = &[0x5a; 5000];
 
 /// Guest memory of which only what was written takes room.
-struct Sparse(RefCell<HashMap<u64, u8>>);
+struct Sparse(RefCell<HashMap<u64, [u8; PAGE]>>);
+
+const PAGE: usize = 4096;
 
 impl Sparse {
-    fn check(gpa: Gpa, len: usize) -> Result<(), GuestMemoryError> {
-        gpa.checked_add(len as u64)
-            .filter(|end| end.0 <= PLATFORM.memory)
-            .map(|_| ())
-            .ok_or(GuestMemoryError { gpa, len })
+    /// Calls `access` for each page of the range, with the bytes of the page and
+    /// where in the whole access they are.
+    fn each(
+        &self,
+        gpa: Gpa,
+        len: usize,
+        mut access: impl FnMut(&mut [u8], usize),
+    ) -> Result<(), GuestMemoryError> {
+        let end = gpa.checked_add(len as u64);
+        if end.is_none_or(|end| end.0 > PLATFORM.memory) {
+            return Err(GuestMemoryError { gpa, len });
+        }
+        let mut pages = self.0.borrow_mut();
+        let mut done = 0;
+        while done < len {
+            let at = gpa.0 + done as u64;
+            let offset = (at % PAGE as u64) as usize;
+            let size = (PAGE - offset).min(len - done);
+            let page = pages.entry(at / PAGE as u64).or_insert([0; PAGE]);
+            access(&mut page[offset..offset + size], done);
+            done += size;
+        }
+        Ok(())
     }
 }
 
 impl GuestMemory for Sparse {
     fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
-        Self::check(gpa, into.len())?;
-        let memory = self.0.borrow();
-        for (byte, at) in into.iter_mut().zip(gpa.0..) {
-            *byte = memory.get(&at).copied().unwrap_or(0);
-        }
-        Ok(())
+        self.each(gpa, into.len(), |bytes, at| {
+            into[at..at + bytes.len()].copy_from_slice(bytes);
+        })
     }
 
     fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        Self::check(gpa, from.len())?;
-        let mut memory = self.0.borrow_mut();
-        for (byte, at) in from.iter().zip(gpa.0..) {
-            memory.insert(at, *byte);
-        }
-        Ok(())
+        self.each(gpa, from.len(), |bytes, at| {
+            let len = bytes.len();
+            bytes.copy_from_slice(&from[at..at + len]);
+        })
     }
 }
 
