@@ -11,7 +11,6 @@
 //! ```
 #![expect(unsafe_code, reason = "enters the guest")]
 
-use vmm_shared::addr::VcpuId;
 use vmm_shared::control::Counter;
 
 use super::exit::{Exit, Outcome, StopReason};
@@ -19,10 +18,7 @@ use super::{RunState, Vcpu};
 use crate::arch::svm::{exit, switch};
 use crate::arch::time::Clocks;
 use crate::arch::{cpu, descriptors};
-use crate::vm::Vm;
-
-/// The vCPU whose core serves the node's doorbell.
-const DOORBELL_VCPU: VcpuId = VcpuId(0);
+use crate::vm::{DOORBELL_VCPU, Vm};
 
 /// What the core's timer is set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

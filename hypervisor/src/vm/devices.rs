@@ -2,23 +2,18 @@
 
 use vmm_shared::addr::Gpa;
 use vmm_shared::control::RingId;
+use vmm_shared::ring::ByteRing;
 
 use super::Vm;
-use crate::devices::uart::UartEffect;
+use crate::arch::descriptors;
+use crate::devices::pipe::Pipes;
+use crate::devices::uart::{Uart, UartEffect};
+use crate::devices::virtio::console::{Console, Effects};
+use crate::devices::virtio::mmio::TransportEffect;
 use crate::devices::{IrqLevel, Width};
 use crate::platform::layout;
 use crate::platform::ports::{self, PortRule};
 use crate::vcpu::exit::StopReason;
-
-/// The channel to the agent.
-#[derive(Debug)]
-pub struct Agent;
-
-impl Agent {
-    pub(super) fn new() -> Self {
-        Self
-    }
-}
 
 /// What an access to a device leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +38,8 @@ impl Vm {
             PortRule::Serial(offset) if width == Width::Byte => {
                 let mut serial = self.serial.lock();
                 let value = serial.read(offset);
-                let level = serial.irq_level();
-                self.set_line(layout::GSI_SERIAL, level);
+                // A read may have made room for what the operator has typed.
+                self.feed_serial(&mut serial);
                 (value.into(), Request::None)
             }
             PortRule::SleepReset | PortRule::KeyboardReset => (0, Request::None),
@@ -82,17 +77,64 @@ impl Vm {
         self.set_line(layout::GSI_SERIAL, level);
     }
 
-    /// Moves what the launcher has sent into the devices.
-    pub fn poll_devices(&self) {
-        let mut serial = self.serial.lock();
+    fn feed_serial(&self, serial: &mut Uart) {
+        let ring = self.fabric.control().ring(RingId::ConsoleIn);
         let mut bytes = [0; 16];
-        let space = serial.receive_space().min(bytes.len());
-        let count = self.fabric.read(RingId::ConsoleIn, &mut bytes[..space]);
-        if count > 0 {
+        loop {
+            let space = serial.receive_space().min(bytes.len());
+            let count = self.fabric.read(RingId::ConsoleIn, &mut bytes[..space]);
             serial.receive(&bytes[..count]);
-            let level = serial.irq_level();
-            self.set_line(layout::GSI_SERIAL, level);
+            // Full, or empty and the launcher knows that we wait.
+            if count == space || ring.arm_consumer() {
+                break;
+            }
         }
+        self.set_line(layout::GSI_SERIAL, serial.irq_level());
+    }
+
+    /// Moves what the launcher has sent into the devices, and what it has
+    /// made room for out of them.
+    pub fn poll_devices(&self) {
+        self.feed_serial(&mut self.serial.lock());
+        let mut agent = self.agent.lock();
+        let effects = agent.poll(&self.memory, &mut self.agent_pipes());
+        self.settle_agent(&agent, effects);
+    }
+
+    fn agent_pipes(&self) -> Pipes<ByteRing, ByteRing> {
+        let control = self.fabric.control();
+        Pipes {
+            to_host: control.ring(RingId::AgentOut),
+            from_host: control.ring(RingId::AgentIn),
+        }
+    }
+
+    fn settle_agent(&self, agent: &Console, effects: Effects) {
+        if effects.contains(Effects::BROKEN) {
+            log::warn!(
+                "the guest's driver of the agent channel: {:?}",
+                agent.error()
+            );
+        }
+        if effects.contains(Effects::DOORBELL) {
+            self.fabric.ring_launcher();
+        }
+        if effects.contains(Effects::AGAIN) {
+            descriptors::set_doorbell();
+            self.nudge_doorbell_vcpu();
+        }
+        self.set_line(layout::GSI_VIRTIO, agent.irq_level());
+    }
+
+    fn write_agent(&self, offset: u64, width: Width, value: u64) {
+        let mut agent = self.agent.lock();
+        let effects = match agent.write(offset, width, value) {
+            TransportEffect::Kick(queue) => {
+                agent.kick(queue, &self.memory, &mut self.agent_pipes())
+            }
+            _ => Effects::empty(),
+        };
+        self.settle_agent(&agent, effects);
     }
 
     fn set_line(&self, gsi: u32, level: IrqLevel) {
@@ -108,11 +150,12 @@ impl Vm {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
             return Some(u64::from(self.ioapic.lock().read(offset)) & width.mask());
         }
-        None
+        let offset = within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE)?;
+        Some(self.agent.lock().read(offset, width))
     }
 
     /// Writes a device register; `None` if nothing answers there.
-    pub fn mmio_write(&self, gpa: Gpa, _width: Width, value: u64) -> Option<()> {
+    pub fn mmio_write(&self, gpa: Gpa, width: Width, value: u64) -> Option<()> {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
             let [a, b, c, d, ..] = value.to_le_bytes();
             let message = self
@@ -124,7 +167,9 @@ impl Vm {
             }
             return Some(());
         }
-        None
+        let offset = within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE)?;
+        self.write_agent(offset, width, value);
+        Some(())
     }
 }
 

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{ApicId, VcpuId};
 
-use super::Vm;
+use super::{DOORBELL_VCPU, Vm};
 use crate::arch::apic;
 use crate::devices::ioapic::{DeliveryMode, DestinationMode, Message};
 use crate::vcpu::lapic::{Delivery, Destination, Ipi};
@@ -20,6 +20,12 @@ impl Vm {
         if kick == Kick::Needed {
             apic::kick(self.cores[usize::from(vcpu)].load(Ordering::Relaxed));
         }
+    }
+
+    /// Makes the vCPU that serves the doorbell look at it.
+    pub(super) fn nudge_doorbell_vcpu(&self) {
+        let vcpu = DOORBELL_VCPU.0;
+        self.kick(vcpu, self.posted[usize::from(vcpu)].nudge());
     }
 
     fn vcpus(&self) -> impl Iterator<Item = u16> + use<> {

@@ -12,6 +12,7 @@ use vmm_shared::control::Counter;
 
 use crate::devices::ioapic::Ioapic;
 use crate::devices::uart::Uart;
+use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
 use crate::mem::slices::Slices;
 use crate::platform::cpuid::CpuidTable;
@@ -20,6 +21,9 @@ use crate::vcpu::posted::PostedInterrupts;
 use crate::vcpu::pv::ClockScale;
 
 pub use devices::Request;
+
+/// The vCPU whose core serves the node's doorbell.
+pub const DOORBELL_VCPU: VcpuId = VcpuId(0);
 
 /// Locks, in the order in which they may be taken together:
 /// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
@@ -44,7 +48,7 @@ pub struct Vm {
     cores: Vec<AtomicU8>,
     ioapic: Mutex<Ioapic>,
     serial: Mutex<Uart>,
-    agent: Mutex<devices::Agent>,
+    agent: Mutex<Console>,
 }
 
 /// What a VM is made of.
@@ -76,7 +80,7 @@ impl Vm {
             cores: (0..parts.vcpus).map(|_| AtomicU8::new(0)).collect(),
             ioapic: Mutex::new(Ioapic::new(0)),
             serial: Mutex::new(Uart::new()),
-            agent: Mutex::new(devices::Agent::new()),
+            agent: Mutex::new(Console::new()),
         }
     }
 
