@@ -98,7 +98,7 @@ pub(crate) fn initramfs(
     progress: &Progress,
 ) -> Result<PathBuf, ImageError> {
     let agent = read(recipe.agent)?;
-    let version = recipe.kernel.map(DebianKernel::version).transpose()?;
+    let identity = recipe.kernel.map(DebianKernel::identity).transpose()?;
     let root: &[u8] = if recipe.busybox.is_some() {
         b"busybox"
     } else {
@@ -111,7 +111,7 @@ pub(crate) fn initramfs(
             RECIPE.as_bytes(),
             fixed.as_bytes(),
             &agent,
-            &version.unwrap_or_default(),
+            &identity.unwrap_or_default(),
             root,
         ])
     );

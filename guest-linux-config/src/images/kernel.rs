@@ -21,30 +21,52 @@ const RECIPE: &str = "kernel 1";
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 const IMAGE_PREFIX: &str = "linux-image-";
 
-/// When the agent loads a module.
+/// A module that guests need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    /// In every guest.
-    Always,
-    /// In a guest whose root is on persistent memory.
-    PmemRoot,
-    /// In such a guest, if this exists there.
-    Exists(&'static str),
+struct Wanted {
+    name: &'static str,
+    /// Only guests with their root on persistent memory need it.
+    pmem_only: bool,
+    /// The agent loads it only if this exists in the guest.
+    condition: Option<&'static str>,
 }
 
-/// The modules that a guest needs. Those that others share dependencies with
-/// come first, so that a dependency is loaded at least as often as needed.
-const MODULES: [(&str, When); 6] = [
-    ("virtio_mmio", When::Always),
-    ("virtio_console", When::Always),
-    ("nd_pmem", When::PmemRoot),
-    ("overlay", When::PmemRoot),
+const fn always(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        pmem_only: false,
+        condition: None,
+    }
+}
+
+const fn pmem(name: &'static str) -> Wanted {
+    Wanted {
+        pmem_only: true,
+        ..always(name)
+    }
+}
+
+impl Wanted {
+    const fn if_exists(self, path: &'static str) -> Self {
+        Self {
+            condition: Some(path),
+            ..self
+        }
+    }
+}
+
+/// The modules that a guest needs. Those without a condition come first, so
+/// that what they share with others is loaded without one.
+const MODULES: [Wanted; 7] = [
+    always("virtio_mmio"),
+    always("virtio_console"),
+    pmem("nd_pmem"),
+    pmem("overlay"),
     // Persistent memory is told by ACPI, or by the E820 map alone.
-    ("nfit", When::Exists("/sys/firmware/acpi/tables/NFIT")),
-    (
-        "nd_e820",
-        When::Exists("/sys/bus/platform/devices/e820_pmem"),
-    ),
+    pmem("nfit").if_exists("/sys/firmware/acpi/tables/NFIT"),
+    pmem("nd_e820").if_exists("/sys/bus/platform/devices/e820_pmem"),
+    // Our machine has no PCI; the same image on a plain one has.
+    always("virtio_pci").if_exists("/sys/bus/pci/devices/0000:00:00.0"),
 ];
 
 /// The kernel's entry in the cache.
@@ -69,10 +91,15 @@ impl DebianKernel {
         self.directory.join("vmlinuz")
     }
 
-    /// The package's name and version, which stand for all of its contents.
-    pub(crate) fn version(&self) -> Result<Vec<u8>, ImageError> {
-        let path = self.directory.join("version");
-        fs::read(&path).map_err(io_error("can't read", &path))
+    /// The package's name and version, and the modules picked from it: they
+    /// stand for all that is here.
+    pub(crate) fn identity(&self) -> Result<Vec<u8>, ImageError> {
+        let mut identity = Vec::new();
+        for name in ["version", "modules"] {
+            let path = self.directory.join(name);
+            identity.extend(fs::read(&path).map_err(io_error("can't read", &path))?);
+        }
+        Ok(identity)
     }
 
     /// Where a module is.
@@ -88,11 +115,11 @@ impl DebianKernel {
     }
 }
 
-fn module_line(name: &str, when: When) -> String {
-    match when {
-        When::Always => format!("{name} always\n"),
-        When::PmemRoot => format!("{name} pmem\n"),
-        When::Exists(path) => format!("{name} pmem {path}\n"),
+fn module_line(name: &str, wanted: &Wanted) -> String {
+    let group = if wanted.pmem_only { "pmem" } else { "always" };
+    match wanted.condition {
+        Some(path) => format!("{name} {group} {path}\n"),
+        None => format!("{name} {group}\n"),
     }
 }
 
@@ -183,16 +210,16 @@ fn pick_modules(
 
     let mut list = String::new();
     let mut done: Vec<String> = Vec::new();
-    for (wanted, when) in MODULES {
+    for wanted in MODULES {
         // Depth first: what is on the stack waits for its dependencies.
-        let mut stack = vec![(wanted.to_owned(), false)];
+        let mut stack = vec![(wanted.name.to_owned(), false)];
         while let Some((name, ready)) = stack.pop() {
             if done.contains(&name) || built_in(&name) {
                 continue;
             }
             let copy = new.join(format!("{name}.ko"));
             if ready {
-                list.push_str(&module_line(&name, when));
+                list.push_str(&module_line(&name, &wanted));
                 done.push(name);
                 continue;
             }
@@ -384,7 +411,7 @@ mod tests {
 
     #[test]
     fn the_module_list_comes_back() {
-        let line = module_line("nfit", When::Exists("/sys/x"));
+        let line = module_line("nfit", &pmem("nfit").if_exists("/sys/x"));
         let module = parse_module(line.trim_end()).expect("valid");
         assert_eq!(
             (
@@ -394,7 +421,7 @@ mod tests {
             ),
             ("nfit", true, Some("/sys/x"))
         );
-        let module = parse_module(module_line("virtio", When::Always).trim_end());
+        let module = parse_module(module_line("virtio", &always("virtio_mmio")).trim_end());
         assert!(module.is_some_and(|m| !m.pmem_only && m.condition.is_none()));
     }
 
