@@ -106,6 +106,9 @@ fn memory(bar: Option<Bar>) -> Option<Range<Hpa>> {
         Bar::Memory64 { address, size, .. } => (address, size),
         Bar::Io { .. } => return None,
     };
+    // pci_types 0.10 sign-extends a size of exactly 2 GiB; sizes are powers of
+    // two, so the lowest bit says it all.
+    let size = 1_u64.checked_shl(size.trailing_zeros())?;
     // Small register windows share pages with nothing: BARs that firmware
     // places are at least page-aligned on QEMU.
     let end = address.checked_add(size.max(PAGE_SIZE))?;
