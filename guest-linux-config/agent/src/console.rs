@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -18,10 +18,15 @@ const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 
 #[derive(Debug)]
 pub(crate) struct Console {
+    path: PathBuf,
     tty: File,
     /// How the terminal was set before a shell changed it.
     modes: Option<Termios>,
     shell: Option<Pid>,
+}
+
+fn open_terminal(path: &Path) -> Option<File> {
+    File::options().read(true).write(true).open(path).ok()
 }
 
 impl Console {
@@ -30,12 +35,10 @@ impl Console {
         let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
         let name = active.split_ascii_whitespace().last().unwrap_or("console");
         // Opened as itself: /dev/console can't become a controlling terminal.
-        let tty = File::options()
-            .read(true)
-            .write(true)
-            .open(Path::new("/dev").join(name))
-            .ok()?;
+        let path = Path::new("/dev").join(name);
+        let tty = open_terminal(&path)?;
         let mut console = Self {
+            path,
             modes: tcgetattr(&tty).ok(),
             tty,
             shell: None,
@@ -89,6 +92,11 @@ impl Console {
     pub(crate) fn child_ended(&mut self, pid: Pid) {
         if self.shell == Some(pid) {
             self.shell = None;
+            // The kernel hangs up on everybody who has the terminal open
+            // when the leader of its session ends.
+            if let Some(tty) = open_terminal(&self.path) {
+                self.tty = tty;
+            }
             self.say("viaduct: the shell has ended; press Enter for another");
         }
     }
