@@ -21,10 +21,6 @@ pub const DEFAULT_WORDS: [(&str, &str); 7] = [
         "the kernel would probe three more ports that nothing answers",
     ),
     (
-        "pci=off",
-        "there is no PCI bus: nothing to scan, and no probing of configuration ports",
-    ),
-    (
         "memhp_default_state=online",
         "memory that is added is used without a helper in the guest",
     ),

@@ -18,8 +18,10 @@ pub(crate) struct Program {
 pub(crate) const APT_GET: Program = program("apt-get", "apt");
 pub(crate) const APT_CACHE: Program = program("apt-cache", "apt");
 pub(crate) const DPKG_DEB: Program = program("dpkg-deb", "dpkg");
+pub(crate) const FAKECHROOT: Program = program("fakechroot", "fakechroot");
 pub(crate) const FAKEROOT: Program = program("fakeroot", "fakeroot");
 pub(crate) const MMDEBSTRAP: Program = program("mmdebstrap", "mmdebstrap");
+pub(crate) const NEWUIDMAP: Program = program("newuidmap", "uidmap");
 pub(crate) const SH: Program = program("sh", "dash");
 pub(crate) const XZ: Program = program("xz", "xz-utils");
 pub(crate) const ZSTD: Program = program("zstd", "zstd");

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::apt::Apt;
 use super::cache::{Cache, key};
-use super::program::{FAKEROOT, MMDEBSTRAP, SH, program};
+use super::program::{FAKECHROOT, FAKEROOT, MMDEBSTRAP, NEWUIDMAP, SH, program};
 use super::{Progress, Stage};
 use crate::ImageError;
 use crate::error::io_error;
@@ -91,6 +91,10 @@ fn build(new: &Path, progress: &Progress) -> Result<(), ImageError> {
     let root = is_root()?;
     if !root {
         FAKEROOT.check()?;
+        // mmdebstrap needs one of the two to act as root in the tree.
+        NEWUIDMAP
+            .check()
+            .or_else(|error| FAKECHROOT.check().map_err(|_| error))?;
     }
     let scratch = new.with_file_name("scratch");
     fs::create_dir(&scratch).map_err(io_error("can't make", &scratch))?;
