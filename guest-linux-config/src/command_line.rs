@@ -3,7 +3,7 @@
 use crate::Root;
 
 /// The words that every guest gets, each with its reason.
-pub const DEFAULT_WORDS: [(&str, &str); 7] = [
+pub const DEFAULT_WORDS: [(&str, &str); 6] = [
     (
         "console=ttyS0",
         "the 8250 is built in; a virtio console would come too late for early messages",

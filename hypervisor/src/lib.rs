@@ -13,6 +13,7 @@ pub mod devices;
 pub mod fabric;
 pub mod loader;
 pub mod mem;
+#[cfg(target_os = "none")]
 pub mod node;
 pub mod platform;
 pub mod vcpu;

@@ -9,7 +9,7 @@
 )]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -94,11 +94,28 @@ impl SharedMem {
 
     /// Copies bytes out of the window; `None` if they are not all inside it.
     ///
-    /// The copy is not atomic as a whole: a peer may change the bytes while
-    /// they are read. Check what was copied, not the source.
+    /// The copy is not atomic as a whole, unless it is a naturally aligned
+    /// word of 2, 4 or 8 bytes: a peer may change the bytes while they are
+    /// read. Check what was copied, not the source.
     #[must_use = "nothing was copied if this is None"]
     pub fn read_bytes(&self, offset: usize, into: &mut [u8]) -> Option<()> {
         let base = self.at(offset, into.len(), 1)?.as_ptr();
+        // SAFETY: in bounds by `at`, and aligned by the guards.
+        unsafe {
+            match into.len() {
+                2 if base.addr().is_multiple_of(2) => {
+                    let word = AtomicU16::from_ptr(base.cast()).load(Ordering::Relaxed);
+                    into.copy_from_slice(&word.to_ne_bytes());
+                    return Some(());
+                }
+                4 if base.addr().is_multiple_of(4) => {
+                    let word = AtomicU32::from_ptr(base.cast()).load(Ordering::Relaxed);
+                    into.copy_from_slice(&word.to_ne_bytes());
+                    return Some(());
+                }
+                _ => {}
+            }
+        }
         let head = base.align_offset(8).min(into.len());
         let (first, rest) = into.split_at_mut(head);
         let (words, last) = rest.as_chunks_mut::<8>();
@@ -124,10 +141,27 @@ impl SharedMem {
     }
 
     /// Copies bytes into the window; `None` (and nothing written) if they do
-    /// not all fit.
+    /// not all fit. Atomic as a whole where [`read_bytes`](Self::read_bytes)
+    /// is.
     #[must_use = "nothing was copied if this is None"]
     pub fn write_bytes(&self, offset: usize, from: &[u8]) -> Option<()> {
         let base = self.at(offset, from.len(), 1)?.as_ptr();
+        // SAFETY: in bounds by `at`, and aligned by the guards.
+        unsafe {
+            match *from {
+                [a, b] if base.addr().is_multiple_of(2) => {
+                    let word = u16::from_ne_bytes([a, b]);
+                    AtomicU16::from_ptr(base.cast()).store(word, Ordering::Relaxed);
+                    return Some(());
+                }
+                [a, b, c, d] if base.addr().is_multiple_of(4) => {
+                    let word = u32::from_ne_bytes([a, b, c, d]);
+                    AtomicU32::from_ptr(base.cast()).store(word, Ordering::Relaxed);
+                    return Some(());
+                }
+                _ => {}
+            }
+        }
         let head = base.align_offset(8).min(from.len());
         let (first, rest) = from.split_at(head);
         let (words, last) = rest.as_chunks::<8>();
@@ -202,6 +236,27 @@ mod tests {
             memory.read_bytes(offset, &mut back).expect("fits");
             assert_eq!(back, data, "at offset {offset}");
         }
+    }
+
+    #[test]
+    fn an_aligned_word_is_never_seen_half_written() {
+        let memory = leaked(1);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for _ in 0..50_000 {
+                    memory.write_bytes(4, &[0xff; 4]).expect("fits");
+                    memory.write_bytes(4, &[0; 4]).expect("fits");
+                    memory.write_bytes(10, &[0xff; 2]).expect("fits");
+                    memory.write_bytes(10, &[0; 2]).expect("fits");
+                }
+            });
+            for _ in 0..100_000 {
+                let word: u32 = memory.read(4).expect("fits");
+                assert!(matches!(word, 0 | u32::MAX), "{word:#x}");
+                let half: u16 = memory.read(10).expect("fits");
+                assert!(matches!(half, 0 | u16::MAX), "{half:#x}");
+            }
+        });
     }
 
     #[test]

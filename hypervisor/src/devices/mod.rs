@@ -4,6 +4,7 @@
 //! clock. An access returns its effects, and the run loop acts on them.
 
 pub mod ioapic;
+pub mod pci_host;
 pub mod pipe;
 pub mod uart;
 pub mod virtio;

@@ -5,3 +5,6 @@ pub mod slices;
 pub mod walk;
 
 pub use guest::{GuestMemory, GuestMemoryError};
+
+#[cfg(test)]
+pub(crate) use guest::testing;

@@ -20,6 +20,10 @@ pub enum PortRule {
     /// [`KEYBOARD_RESET`] resets, other writes are dropped. Reads as 0,
     /// "ready for a command", because a kernel about to reset polls it.
     KeyboardReset,
+    /// The address register of PCI configuration space.
+    PciAddress,
+    /// A byte of its data register, by its offset (0 to 3).
+    PciData(u8),
     /// A device of old PCs that is absent: reads all-ones, writes dropped.
     Legacy,
     /// Nothing we know of: as [`Legacy`](Self::Legacy), and counted.
@@ -30,6 +34,8 @@ pub enum PortRule {
 pub const KEYBOARD_RESET: u8 = 0xfe;
 
 const KEYBOARD_COMMAND: u16 = 0x64;
+const PCI_ADDRESS: u16 = 0xcf8;
+const PCI_DATA: u16 = 0xcfc;
 const COM1_LAST: u16 = COM1_PORT + COM_PORTS - 1;
 
 /// The rule for a port.
@@ -56,8 +62,11 @@ pub const fn rule(port: u16) -> PortRule {
         0x2f8..=0x2ff | 0x3e8..=0x3ef | 0x2e8..=0x2ef => PortRule::Legacy,
         // VGA.
         0x3b0..=0x3df => PortRule::Legacy,
-        // PCI configuration: all-ones means that there is no bus.
-        0xcf8..=0xcff => PortRule::Legacy,
+        PCI_ADDRESS => PortRule::PciAddress,
+        // Parts of the address register are other registers, of which we
+        // have none.
+        0xcf9..=0xcfb => PortRule::Legacy,
+        PCI_DATA..=0xcff => PortRule::PciData(port.to_le_bytes()[0] & 3),
         _ => PortRule::Unknown,
     }
 }
@@ -85,8 +94,8 @@ mod tests {
     fn ports_of_a_stock_boot_are_not_counted() {
         // The ports that a stock kernel was seen to touch, without firmware.
         let seen = [
-            0x21, 0xa1, 0x70, 0x71, 0x80, 0x3d4, 0x3d5, 0xf0, 0xf1, 0x2f9, 0x3e9, 0x2e9, 0xcf8,
-            0xcfa, 0xcfb, 0xcfc, 0xcff,
+            0x21, 0xa1, 0x70, 0x71, 0x80, 0x3d4, 0x3d5, 0xf0, 0xf1, 0x2f9, 0x3e9, 0x2e9, 0xcfa,
+            0xcfb,
         ];
         for port in seen {
             assert_eq!(rule(port), PortRule::Legacy, "port {port:#x}");

@@ -43,7 +43,13 @@ impl Vm {
                 (value.into(), Request::None)
             }
             PortRule::SleepReset | PortRule::KeyboardReset => (0, Request::None),
-            PortRule::Serial(_) | PortRule::Legacy => (all_ones(width), Request::None),
+            PortRule::PciAddress if width == Width::Dword => {
+                (self.pci.lock().address().into(), Request::None)
+            }
+            PortRule::PciData(offset) => (self.pci.lock().data(offset, width), Request::None),
+            PortRule::Serial(_) | PortRule::PciAddress | PortRule::Legacy => {
+                (all_ones(width), Request::None)
+            }
             PortRule::Unknown => (all_ones(width), Request::Unknown),
         }
     }
@@ -60,6 +66,13 @@ impl Vm {
             PortRule::SleepReset if byte == layout::SLEEP_RESET => Request::Stop(StopReason::Reset),
             PortRule::KeyboardReset if byte == ports::KEYBOARD_RESET => {
                 Request::Stop(StopReason::Reset)
+            }
+            PortRule::PciAddress if width == Width::Dword => {
+                let [a, b, c, d, ..] = value.to_le_bytes();
+                self.pci
+                    .lock()
+                    .set_address(u32::from_le_bytes([a, b, c, d]));
+                Request::None
             }
             PortRule::Unknown => Request::Unknown,
             _ => Request::None,

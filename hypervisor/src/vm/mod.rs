@@ -11,6 +11,7 @@ use vmm_shared::addr::{ApicId, VcpuId};
 use vmm_shared::control::Counter;
 
 use crate::devices::ioapic::Ioapic;
+use crate::devices::pci_host::PciHost;
 use crate::devices::uart::Uart;
 use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
@@ -47,6 +48,7 @@ pub struct Vm {
     posted: Vec<PostedInterrupts>,
     cores: Vec<AtomicU8>,
     ioapic: Mutex<Ioapic>,
+    pci: Mutex<PciHost>,
     serial: Mutex<Uart>,
     agent: Mutex<Console>,
 }
@@ -79,6 +81,7 @@ impl Vm {
             posted: (0..parts.vcpus).map(|_| PostedInterrupts::new()).collect(),
             cores: (0..parts.vcpus).map(|_| AtomicU8::new(0)).collect(),
             ioapic: Mutex::new(Ioapic::new(0)),
+            pci: Mutex::new(PciHost::new()),
             serial: Mutex::new(Uart::new()),
             agent: Mutex::new(Console::new()),
         }

@@ -1,6 +1,7 @@
 //! x86-64 hosts with AMD's SVM.
 
 pub mod apic;
+#[cfg(target_os = "none")]
 pub mod boot;
 pub mod cpu;
 pub mod descriptors;

@@ -25,7 +25,7 @@ use crate::node;
 const STACK_SIZE: u64 = 32 << 10;
 const GUARDED_STACK: u64 = STACK_SIZE + PAGE_SIZE;
 
-#[cfg_attr(target_os = "none", global_allocator)]
+#[global_allocator]
 static HEAP: Talck<spin::Mutex<()>, ErrOnOom> = Talc::new(ErrOnOom).lock();
 
 unsafe extern "C" {
@@ -216,7 +216,7 @@ extern "C" fn core_main() -> ! {
 }
 
 /// Ends the node because a core can't go on.
-#[cfg_attr(target_os = "none", panic_handler)]
+#[panic_handler]
 #[cfg_attr(
     not(target_os = "none"),
     expect(dead_code, reason = "the host has its own")
