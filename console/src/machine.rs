@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use guest_linux_config::agent_client::AgentClient;
+use guest_linux_config::agent_client::{AgentClient, ClientError};
 use guest_linux_config::command_line::command_line;
 use guest_linux_config::{Images, KernelSource, Root, Stage};
 use rack::{
@@ -172,15 +172,23 @@ impl Machine {
         self.wait_entered(plan)?;
         progress::say("booting the guest");
         let left = deadline.saturating_duration_since(Instant::now());
-        if let Err(error) = self.agent.wait_hello(left) {
-            self.explain()?;
-            let line = self.rack.console().last_line().unwrap_or_default();
-            if line.is_empty() {
-                bail!("{error}; it has printed nothing");
+        match self.agent.wait_hello(left) {
+            Ok(()) => return Ok(()),
+            Err(ClientError::NoAnswer(_)) => {}
+            Err(error) => {
+                self.explain()?;
+                return Err(error.into());
             }
-            bail!("{error}; its last line: {line}");
         }
-        Ok(())
+        let seconds = plan.boot_timeout.as_secs();
+        let said = match self.rack.console().verdict() {
+            Some(line) => format!("its console says: {line}"),
+            None => "its console is empty".to_owned(),
+        };
+        bail!(
+            "the guest did not answer within {seconds} s: {said}; use a longer --boot-timeout, or \
+             see more with -v"
+        )
     }
 
     /// An error that says why the rack has ended, if it has.

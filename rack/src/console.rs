@@ -11,6 +11,9 @@ use crate::stream::RingReader;
 /// Bytes that are kept.
 const SCROLLBACK: usize = 256 << 10;
 
+/// What a guest that gives up says: the agent's words and the kernel's.
+const VERDICTS: [&str; 2] = ["the guest can't come up", "Kernel panic"];
+
 /// The guest's console output: its last part is kept, and any number of
 /// readers follow it. A reader that is too slow misses bytes; it never holds
 /// up the guest.
@@ -109,16 +112,16 @@ impl ConsoleLog {
         drop(self.grown.wait_timeout_while(state, timeout, open));
     }
 
-    /// The last line with anything in it, without control characters.
+    /// The line that best says what became of the guest, without control
+    /// characters: the last with one of [`VERDICTS`], else the last one.
     #[must_use]
-    pub fn last_line(&self) -> Option<String> {
-        let state = self.lock();
-        let bytes: Vec<u8> = state.bytes.iter().copied().collect();
-        String::from_utf8_lossy(&bytes)
-            .lines()
-            .rev()
-            .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
-            .find(|line| !line.trim().is_empty())
+    pub fn verdict(&self) -> Option<String> {
+        let bytes: Vec<u8> = self.lock().bytes.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines = || text.lines().rev().filter(|line| !line.trim().is_empty());
+        let telling = |line: &&str| VERDICTS.iter().any(|words| line.contains(words));
+        let line = lines().find(telling).or_else(|| lines().next())?;
+        Some(line.chars().filter(|c| !c.is_control()).collect())
     }
 }
 
@@ -177,10 +180,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_is_fit_to_quote() {
+    fn the_verdict_is_fit_to_quote() {
         let log = ConsoleLog::default();
-        assert_eq!(log.last_line(), None);
-        log.push(b"first\r\n\x1b[31mKernel panic\x1b[0m\r\n\r\n");
-        assert_eq!(log.last_line().as_deref(), Some("[31mKernel panic[0m"));
+        assert_eq!(log.verdict(), None);
+        log.push(b"first\r\n\x1b[31mlast\r\n\r\n");
+        assert_eq!(log.verdict().as_deref(), Some("[31mlast"));
+        log.push(b"Kernel panic - not syncing\r\nRebooting\r\n");
+        let verdict = log.verdict().expect("two lines");
+        assert_eq!(verdict, "Kernel panic - not syncing");
     }
 }

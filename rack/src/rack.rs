@@ -291,10 +291,10 @@ impl Rack {
         }
     }
 
-    /// The last line on the console of a guest that has ended.
+    /// What the console says of a guest that has ended.
     fn guest_words(&self) -> String {
         self.console.wait_closed(Duration::from_secs(1));
-        let line = self.console.last_line();
+        let line = self.console.verdict();
         line.unwrap_or_else(|| "its console is empty".into())
     }
 
