@@ -72,7 +72,7 @@ fn build(clocks: Clocks, cores: usize, windows: &[Window], node: NodeId) -> Resu
     }
     layout::check_memory_size(config.memory).map_err(|why| say("memory size", &why))?;
     let slices = guest_slices(config.memory, regions.memory)
-        .ok_or_else(|| format!("the memory region is smaller than the VM's memory"))?;
+        .ok_or_else(|| String::from("the memory region is smaller than the VM's memory"))?;
 
     let mut nested = NestedTables::new();
     for slice in &slices {
@@ -174,7 +174,7 @@ fn load_guest(
     let command_line = config
         .command_line
         .get(..len)
-        .ok_or_else(|| format!("the command line is too long"))?;
+        .ok_or_else(|| String::from("the command line is too long"))?;
     let boot = LinuxBoot {
         platform,
         kernel: &kernel,

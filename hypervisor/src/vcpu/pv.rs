@@ -198,7 +198,7 @@ mod tests {
             } else {
                 ticks << scale.shift
             };
-            let ns = shifted * u128::from(scale.multiplier) >> 32;
+            let ns = (shifted * u128::from(scale.multiplier)) >> 32;
             let error = ns.abs_diff(3_600_000_000_000);
             assert!(error < 3600 * 3, "{khz} kHz: off by {error} ns in an hour");
         }

@@ -17,7 +17,7 @@ pub fn decode(control: &Control) -> Exit {
             vector: u8::try_from(code - EXCEPTION_BASE).expect("32 codes"),
             error: low_half(control.exit_info_1),
         },
-        0x60 | 0x61 | 0x62 | 0x63 => Exit::HostInterrupt,
+        0x60..=0x63 => Exit::HostInterrupt,
         0x6f => Exit::Rdpmc,
         0x72 => Exit::Cpuid,
         0x76 => Exit::CacheInstruction,

@@ -131,55 +131,57 @@ const _: () = assert!(offset_of!(Save, rax) == 0x1f8);
 const _: () = assert!(offset_of!(Save, cr2) == 0x240);
 const _: () = assert!(offset_of!(Save, g_pat) == 0x268);
 
-bitflags::bitflags! {
-    /// Intercepts of the word at offset 0x0c.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    #[expect(missing_docs, reason = "the names are the manual's")]
-    pub struct Misc1: u32 {
-        const INTR = 1 << 0;
-        const NMI = 1 << 1;
-        const SMI = 1 << 2;
-        const INIT = 1 << 3;
-        const RDPMC = 1 << 15;
-        const CPUID = 1 << 18;
-        const RSM = 1 << 19;
-        const INVD = 1 << 22;
-        const PAUSE = 1 << 23;
-        const HLT = 1 << 24;
-        const INVLPGA = 1 << 26;
-        const IOIO = 1 << 27;
-        const MSR = 1 << 28;
-        const TASK_SWITCH = 1 << 29;
-        const FERR_FREEZE = 1 << 30;
-        const SHUTDOWN = 1 << 31;
-    }
+pub use self::bits::{Misc1, Misc2, VIntr};
 
-    /// Intercepts of the word at offset 0x10.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    #[expect(missing_docs, reason = "the names are the manual's")]
-    pub struct Misc2: u32 {
-        const VMRUN = 1 << 0;
-        const VMMCALL = 1 << 1;
-        const VMLOAD = 1 << 2;
-        const VMSAVE = 1 << 3;
-        const STGI = 1 << 4;
-        const CLGI = 1 << 5;
-        const SKINIT = 1 << 6;
-        const ICEBP = 1 << 8;
-        const WBINVD = 1 << 9;
-        const MONITOR = 1 << 10;
-        const MWAIT = 1 << 11;
-        const MWAIT_ARMED = 1 << 12;
-        const XSETBV = 1 << 13;
-        const RDPRU = 1 << 14;
-    }
+#[expect(missing_docs, reason = "the names are the manual's")]
+mod bits {
+    bitflags::bitflags! {
+        /// Intercepts of the word at offset 0x0c.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Misc1: u32 {
+            const INTR = 1 << 0;
+            const NMI = 1 << 1;
+            const SMI = 1 << 2;
+            const INIT = 1 << 3;
+            const RDPMC = 1 << 15;
+            const CPUID = 1 << 18;
+            const RSM = 1 << 19;
+            const INVD = 1 << 22;
+            const PAUSE = 1 << 23;
+            const HLT = 1 << 24;
+            const INVLPGA = 1 << 26;
+            const IOIO = 1 << 27;
+            const MSR = 1 << 28;
+            const TASK_SWITCH = 1 << 29;
+            const FERR_FREEZE = 1 << 30;
+            const SHUTDOWN = 1 << 31;
+        }
 
-    /// The virtual interrupt word at offset 0x60, without V_TPR.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    #[expect(missing_docs, reason = "the names are the manual's")]
-    pub struct VIntr: u64 {
-        const V_IRQ = 1 << 8;
-        const V_INTR_MASKING = 1 << 24;
+        /// Intercepts of the word at offset 0x10.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Misc2: u32 {
+            const VMRUN = 1 << 0;
+            const VMMCALL = 1 << 1;
+            const VMLOAD = 1 << 2;
+            const VMSAVE = 1 << 3;
+            const STGI = 1 << 4;
+            const CLGI = 1 << 5;
+            const SKINIT = 1 << 6;
+            const ICEBP = 1 << 8;
+            const WBINVD = 1 << 9;
+            const MONITOR = 1 << 10;
+            const MWAIT = 1 << 11;
+            const MWAIT_ARMED = 1 << 12;
+            const XSETBV = 1 << 13;
+            const RDPRU = 1 << 14;
+        }
+
+        /// The virtual interrupt word at offset 0x60, without V_TPR.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct VIntr: u64 {
+            const V_IRQ = 1 << 8;
+            const V_INTR_MASKING = 1 << 24;
+        }
     }
 }
 
