@@ -47,13 +47,25 @@ fn state() -> MutexGuard<'static, State> {
 
 /// Starts taking signals. Once, before there is anything to tear down.
 pub(crate) fn install() -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH])
-        .context("cannot take signals")?;
+    let mut wanted = vec![SIGINT, SIGTERM, SIGQUIT, SIGWINCH];
+    if !is_ignored(SIGHUP) {
+        wanted.push(SIGHUP);
+    }
+    let mut signals = Signals::new(wanted).context("cannot take signals")?;
     thread::Builder::new()
         .name("signals".into())
         .spawn(move || signals.forever().for_each(take))
         .context("cannot start the signal thread")?;
     Ok(())
+}
+
+/// Whether we were started with a signal ignored, as `nohup` does: that is to
+/// stay so.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// Has `cleanup` run when the program ends, in whichever way.

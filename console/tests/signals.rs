@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::Read;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -93,4 +93,28 @@ fn a_killed_launcher_takes_its_nodes_along() {
     signal(&child, Signal::KILL);
     bench.end(child);
     bench.assert_nothing_left();
+}
+
+#[test]
+fn a_hang_up_that_was_ignored_stays_so() {
+    let bench = Bench::new();
+    let plain = bench.command(&["run"], &["sh", "-c", "echo ready; sleep 1; echo done"]);
+    let mut line = std::process::Command::new("nohup");
+    line.arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => line.env(name, value),
+            None => line.env_remove(name),
+        };
+    }
+    line.stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = bench.spawn(line);
+    let mut ready = [0; 6];
+    let stdout = child.stdout.as_mut().expect("piped");
+    stdout.read_exact(&mut ready).expect("the command starts");
+    signal(&child, Signal::HUP);
+    let out = bench.end(child);
+    assert_eq!((text(&out.stdout), out.status.code()), ("done\n", Some(0)));
 }
