@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -55,19 +55,58 @@ struct Command {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     /// The client has no more interest.
     gone: AtomicBool,
+    /// Bytes of standard output and error that the client still takes.
+    window: Mutex<[u32; 2]>,
+    widened: Condvar,
     /// The last event was sent.
     finished: AtomicBool,
     /// Bytes of input on their way to the guest.
     pending: Mutex<u32>,
 }
 
+impl Shared {
+    fn new() -> Self {
+        Self {
+            gone: AtomicBool::new(false),
+            window: Mutex::new([INITIAL_WINDOW; 2]),
+            widened: Condvar::new(),
+            finished: AtomicBool::new(false),
+            pending: Mutex::new(0),
+        }
+    }
+
+    /// The client takes so many bytes more.
+    fn widen(&self, channel: Channel, bytes: u32) -> io::Result<()> {
+        let which = usize::from(channel == Channel::Stderr);
+        let mut window = lock(&self.window);
+        window[which] = window[which].checked_add(bytes).ok_or_else(refuse)?;
+        self.widened.notify_all();
+        Ok(())
+    }
+
+    /// Waits until the client takes something, and returns how much of
+    /// `wanted` it takes; 0 if it has gone.
+    fn take_window(&self, channel: Channel, wanted: usize) -> usize {
+        let which = usize::from(channel == Channel::Stderr);
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let mut window = lock(&self.window);
+        // Relaxed: a mere flag, looked at again and again.
+        while window[which] == 0 && !self.gone.load(Ordering::Relaxed) {
+            let waited = self.widened.wait_timeout(window, LOOK_AGAIN);
+            (window, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        let count = wanted.min(window[which]);
+        window[which] -= count;
+        usize::try_from(count).expect("at most what is wanted")
+    }
+}
+
 impl Command {
     fn hang_up(&self) {
-        // Relaxed: a mere flag, looked at again and again.
+        // Relaxed: as above.
         self.shared.gone.store(true, Ordering::Relaxed);
     }
 }
@@ -84,13 +123,26 @@ impl Sender {
         client.write_all(&bytes)
     }
 
-    fn output(&self, stream: u32, channel: Channel, bytes: &[u8]) -> io::Result<()> {
-        for piece in bytes.chunks(MAX_PAYLOAD) {
+    /// Sends output as fast as the client takes it.
+    fn output(
+        &self,
+        stream: u32,
+        channel: Channel,
+        mut bytes: &[u8],
+        shared: &Shared,
+    ) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = shared.take_window(channel, bytes.len().min(MAX_PAYLOAD));
+            let (piece, rest) = bytes.split_at(count);
+            if piece.is_empty() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             let message = match channel {
                 Channel::Stderr => Message::Stderr(piece),
                 _ => Message::Stdout(piece),
             };
             self.send(stream, message)?;
+            bytes = rest;
         }
         Ok(())
     }
@@ -161,8 +213,7 @@ impl Relay<'_> {
                 command.hang_up();
                 Ok(())
             }
-            // Output is sent as fast as the connection takes it.
-            Message::Credit(..) => Ok(()),
+            Message::Credit(channel, bytes) => command.shared.widen(channel, bytes),
             _ => Err(refuse()),
         }
     }
@@ -197,7 +248,7 @@ impl Relay<'_> {
             .agent
             .exec(&request)
             .map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error))?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let (stdin, input) = mpsc::channel();
         let feeder = Feeder {
             stream,
@@ -280,8 +331,8 @@ fn pass_events(stream: u32, mut events: Events, to_client: &Sender, shared: &Sha
             shared.finished.store(true, Ordering::Relaxed);
         }
         let sent = match event {
-            Some(Event::Stdout(bytes)) => to_client.output(stream, Channel::Stdout, &bytes),
-            Some(Event::Stderr(bytes)) => to_client.output(stream, Channel::Stderr, &bytes),
+            Some(Event::Stdout(bytes)) => to_client.output(stream, Channel::Stdout, &bytes, shared),
+            Some(Event::Stderr(bytes)) => to_client.output(stream, Channel::Stderr, &bytes, shared),
             Some(Event::StdoutEof) => to_client.send(stream, Message::StdoutEof),
             Some(Event::StderrEof) => to_client.send(stream, Message::StderrEof),
             Some(Event::Exited(status)) => to_client.send(stream, Message::Exited(status)),

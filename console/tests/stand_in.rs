@@ -63,6 +63,20 @@ fn many_binary_bytes_go_in_and_come_out() {
 }
 
 #[test]
+fn a_slow_reader_gets_everything() {
+    const COUNT: usize = 4 << 20;
+    let bench = Bench::new();
+    let (name, _up) = bench.up("slow");
+    let script = format!("yes | head -c {COUNT}; yes | head -c {COUNT} >&2");
+    for words in [&["exec", "--name", name][..], &["run"]] {
+        let child = bench.spawn(bench.command(words, &["sh", "-c", &script]));
+        std::thread::sleep(Duration::from_secs(1));
+        let out = bench.end(child);
+        assert_eq!((out.stdout.len(), out.stderr.len()), (COUNT, COUNT));
+    }
+}
+
+#[test]
 fn standard_input_may_end_early_or_never_be_read() {
     let bench = Bench::new();
     let data = vec![b'x'; 3 << 20];
