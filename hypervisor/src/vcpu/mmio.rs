@@ -16,9 +16,10 @@ impl Vcpu {
     /// A device register, or nothing at all: reads of nothing give ones,
     /// writes to it are dropped, both are counted.
     pub(super) fn nested_fault(&mut self, gpa: Gpa, error: u64, vm: &Vm) -> Outcome {
-        if error & (FAULT_FETCH | FAULT_TABLE_WALK) != 0 {
-            // Code or page tables where there is no memory. A real bus would
-            // give ones; nothing sensible can follow from them.
+        if error & (FAULT_FETCH | FAULT_TABLE_WALK) != 0 || self.vmcb.has_event() {
+            // Code, page tables, a descriptor table or a stack where there is
+            // no memory. A real bus would give ones; nothing sensible can
+            // follow from them. RIP says nothing about such an access.
             vm.count(self.id, Counter::UnknownAddress);
             return Outcome::Inject(Exception::GP);
         }

@@ -15,6 +15,7 @@ use vmm_shared::control::Counter;
 
 use super::exit::{Exit, Outcome, StopReason};
 use super::{RunState, Vcpu};
+use crate::arch::svm::state::Injection;
 use crate::arch::svm::{exit, switch};
 use crate::arch::time::Clocks;
 use crate::arch::{cpu, descriptors};
@@ -157,8 +158,12 @@ impl Vcpu {
                 if let Some(vector) = self.vmcb.take_queued_interrupt() {
                     self.lapic.put_back(vector);
                 }
-                self.vmcb.inject_exception(exception);
-                None
+                match self.vmcb.inject_exception(exception) {
+                    Injection::Done => None,
+                    Injection::TripleFault => Some(StopReason::TripleFault {
+                        rip: self.registers.rip,
+                    }),
+                }
             }
             Outcome::Block => {
                 self.state = RunState::Halted;

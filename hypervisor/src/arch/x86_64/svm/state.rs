@@ -44,6 +44,16 @@ const EVENT_TYPE: u64 = 7 << 8;
 /// go of the core, or they are the host's business.
 const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
+/// What has become of an exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Injection {
+    /// The next entry delivers it, or the double fault that it has led to.
+    Done,
+    /// It is one too many: the vCPU shuts down.
+    TripleFault,
+}
+
 impl Vmcb {
     /// A block for a new vCPU, in the state after reset.
     #[must_use]
@@ -211,7 +221,7 @@ impl Vmcb {
     pub fn is_interruptible(&self, registers: &Registers) -> bool {
         registers.rflags & RFLAGS_IF != 0
             && self.control.interrupt_shadow & SHADOW == 0
-            && self.control.event_injection & EVENT_VALID == 0
+            && !self.has_event()
     }
 
     /// Ends the shadow of STI or MOV SS: an instruction has been completed.
@@ -244,18 +254,31 @@ impl Vmcb {
         Some(vector)
     }
 
+    /// Whether the next entry delivers something: what the last exit cut off
+    /// in the middle of its delivery, before anything else is chosen.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        self.control.event_injection & EVENT_VALID != 0
+    }
+
     /// Delivers an exception at the next entry. One that meets another
-    /// becomes a double fault.
-    pub fn inject_exception(&mut self, exception: Exception) {
+    /// becomes a double fault, and one that meets that a triple fault.
+    pub fn inject_exception(&mut self, exception: Exception) -> Injection {
         let pending = self.control.event_injection;
-        let doubled = pending & EVENT_VALID != 0 && pending & EVENT_TYPE == EVENT_EXCEPTION;
-        let exception = if doubled { Exception::DF } else { exception };
+        let [pending_vector, ..] = pending.to_le_bytes();
+        let meets_exception = self.has_event() && pending & EVENT_TYPE == EVENT_EXCEPTION;
+        let exception = match pending_vector {
+            _ if !meets_exception => exception,
+            vector if vector == Exception::DF.vector => return Injection::TripleFault,
+            _ => Exception::DF,
+        };
         let error = match exception.error {
             Some(error) => EVENT_HAS_ERROR | u64::from(error) << 32,
             None => 0,
         };
         self.control.event_injection =
             EVENT_VALID | EVENT_EXCEPTION | u64::from(exception.vector) | error;
+        Injection::Done
     }
 
     /// Delivers an interrupt at the next entry.
@@ -292,5 +315,56 @@ impl Vmcb {
     /// Shows the guest another CR8.
     pub fn set_cr8(&mut self, cr8: u8) {
         self.control.v_intr = self.control.v_intr & !V_TPR_MASK | u64::from(cr8) & V_TPR_MASK;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exceptions_that_meet_become_a_double_and_then_a_triple_fault() {
+        let mut vmcb = Vmcb::new_box_zeroed().expect("memory");
+        assert_eq!(vmcb.inject_exception(Exception::UD), Injection::Done);
+        assert_eq!(
+            vmcb.control.event_injection,
+            EVENT_VALID | EVENT_EXCEPTION | 6
+        );
+        assert_eq!(vmcb.inject_exception(Exception::GP), Injection::Done);
+        let double = EVENT_VALID | EVENT_EXCEPTION | EVENT_HAS_ERROR | 8;
+        assert_eq!(vmcb.control.event_injection, double);
+        assert_eq!(vmcb.inject_exception(Exception::GP), Injection::TripleFault);
+    }
+
+    #[test]
+    fn only_events_that_would_be_lost_are_put_back() {
+        let mut vmcb = Vmcb::new_box_zeroed().expect("memory");
+        for (interrupted, kept) in [
+            (EVENT_VALID | 0x31, true),
+            (EVENT_VALID | EVENT_EXCEPTION | 14, true),
+            (EVENT_VALID | EVENT_EXCEPTION | 3, false),
+            (EVENT_VALID | EVENT_SOFTWARE | 0x80, false),
+            (0x31, false),
+        ] {
+            vmcb.control.exit_int_info = interrupted;
+            vmcb.requeue_interrupted_event();
+            assert_eq!(vmcb.has_event(), kept, "{interrupted:#x}");
+        }
+        vmcb.control.exit_int_info = EVENT_VALID | 0x31;
+        vmcb.requeue_interrupted_event();
+        assert_eq!(vmcb.take_queued_interrupt(), Some(0x31));
+        assert!(!vmcb.has_event());
+    }
+
+    #[test]
+    fn an_offer_keeps_the_task_priority() {
+        let mut vmcb = Vmcb::new_box_zeroed().expect("memory");
+        vmcb.control.v_intr = VIntr::V_INTR_MASKING.bits();
+        vmcb.set_cr8(5);
+        vmcb.offer_interrupt(0xec);
+        assert_eq!(vmcb.control.v_intr, 0xec_010e_0105);
+        assert!(vmcb.is_offer_open());
+        vmcb.withdraw_offer();
+        assert_eq!((vmcb.control.v_intr, vmcb.cr8()), (0x0100_0005, 5));
     }
 }
