@@ -60,7 +60,9 @@ type Reason = String;
 
 fn build(clocks: Clocks, cores: usize, windows: &[Window], node: NodeId) -> Result<Node, Reason> {
     let say = |what: &str, why: &dyn core::fmt::Debug| format!("{what}: {why:?}");
-    switch::enable().map_err(|why| say("no usable SVM", &why))?;
+    switch::enable().map_err(|why| {
+        format!("no usable SVM ({why:?}): give the node a processor with SVM and nested paging")
+    })?;
     let regions = fabric::find_regions(windows).map_err(|why| say("shared regions", &why))?;
     let config = regions.control.boot_config();
     let fabric = Fabric::join(node, regions.control, windows, apic::id())
