@@ -1,0 +1,61 @@
+//! What the guests boot.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use guest_linux_config::command_line::command_line;
+use guest_linux_config::{Images, KernelSource, Root};
+use tempfile::TempDir;
+
+use crate::outer;
+use crate::system::Guest;
+use crate::tsc;
+
+/// The files of the measured guest and of the guest around it.
+#[derive(Debug)]
+pub(crate) struct BenchImages {
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub command_line: String,
+    /// The initial RAM file system of the outer guest, if one was asked for.
+    pub outer: Option<PathBuf>,
+    /// Holds the outer guest's file.
+    scratch: TempDir,
+}
+
+impl BenchImages {
+    /// Builds what is missing; the outer guest's file only for `with_outer`.
+    pub(crate) fn build(guest: &Guest, with_outer: bool) -> Result<Self> {
+        let images = Images::open(None, |_, text| eprintln!("bench: {text}"))?;
+        let source = KernelSource::Debian;
+        // Static programs, each in the place of the agent.
+        let initramfs = |program: &str| {
+            let init = format!("x86_64-unknown-linux-musl/release/{program}");
+            let init = rack::beside_executable(&init);
+            images
+                .initramfs(&init, Root::Busybox, &source)
+                .context("cannot build the guest's files; start with scripts/bench")
+        };
+        let mut built = Self {
+            kernel: images.kernel(&source)?,
+            initramfs: initramfs("viaduct-bench-guest")?,
+            command_line: command_line(Root::Busybox, &format!("tsc_early_khz={}", tsc::khz())),
+            outer: None,
+            scratch: tempfile::tempdir().context("cannot make a temporary folder")?,
+        };
+        if with_outer {
+            let base = initramfs("viaduct-bench-outer")?;
+            let file = built.scratch.path().join("outer.cpio");
+            outer::build(&file, &base, &built, guest, images.directory())
+                .context("cannot build the guest that runs KVM")?;
+            built.outer = Some(file);
+        }
+        Ok(built)
+    }
+}
+
+/// A path as it is written into a command line.
+pub(crate) fn utf8(path: &Path) -> Result<&str> {
+    path.to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))
+}

@@ -1,0 +1,98 @@
+//! Measures one guest on three systems: on Viaduct, on plain QEMU without a
+//! hypervisor, and under KVM as the nested hypervisor.
+//!
+//! Kernel, initial RAM file system, command line, vCPUs and memory are the
+//! same. The systems take turns, so that a drift of the machine's speed
+//! falls on all of them.
+
+mod console;
+mod images;
+mod metric;
+mod outer;
+mod qemu;
+mod report;
+mod system;
+mod tsc;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use rack::Size;
+
+use images::BenchImages;
+use report::Report;
+use system::{Guest, System};
+
+/// Measures a stock Linux guest on Viaduct, plain QEMU and nested KVM.
+#[derive(Debug, Parser)]
+#[command(name = "bench", max_term_width = 100)]
+struct Cli {
+    /// Runs on each system; the figures are medians
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// One run on each system
+    #[arg(long, conflicts_with = "runs")]
+    quick: bool,
+    /// Leave out systems that are not named
+    #[arg(long, value_enum, value_name = "SYSTEM")]
+    only: Vec<System>,
+    /// Virtual CPUs of the guest; the two-CPU measurements need two
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=8))]
+    vcpus: u32,
+    /// Memory of the guest
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: Size,
+    /// Also write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Show the guests' consoles
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    match bench(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(cli: &Cli) -> Result<()> {
+    let runs = if cli.quick { 1 } else { cli.runs };
+    let systems: Vec<System> = System::ALL
+        .into_iter()
+        .filter(|system| cli.only.is_empty() || cli.only.contains(system))
+        .collect();
+    ensure!(
+        cli.memory.0.is_multiple_of(2 << 20),
+        "--memory must be a multiple of 2M"
+    );
+    let guest = Guest {
+        vcpus: cli.vcpus,
+        memory: cli.memory,
+        verbose: cli.verbose,
+    };
+    let mut report = Report::new(runs, &guest)?;
+    let images = BenchImages::build(&guest, systems.contains(&System::Kvm))?;
+    for run in 1..=runs {
+        for system in &systems {
+            eprintln!("bench: run {run} of {runs}: {}", system.title());
+            let outcome = system
+                .run(&guest, &images)
+                .with_context(|| format!("no figures from {}", system.title()))?;
+            report.add(*system, outcome);
+        }
+    }
+    if let Some(path) = &cli.json {
+        let text = serde_json::to_string_pretty(&report.to_json())?;
+        std::fs::write(path, text + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    print!("{}", report.text());
+    Ok(())
+}

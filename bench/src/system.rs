@@ -1,0 +1,185 @@
+//! The systems that are compared, and one run on each.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use rack::{
+    Accelerator, BootFiles, ConsoleRead, Programs, Rack, RackSpec, Size, StartOptions, VmSpec,
+};
+use serde::Serialize;
+
+use crate::console::{Exits, Heard, Outcome, Watch};
+use crate::images::{BenchImages, utf8};
+use crate::qemu::{self, Engine, Machine};
+
+/// What runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum System {
+    /// Our hypervisor, under emulation
+    Viaduct,
+    /// Emulation alone
+    Plain,
+    /// Linux with KVM and QEMU, under emulation
+    Kvm,
+}
+
+/// The guest's size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guest {
+    pub vcpus: u32,
+    pub memory: Size,
+    pub verbose: bool,
+}
+
+/// For the outer Linux and its QEMU, besides the guest's own memory.
+const OUTER_MEMORY: Size = Size::mib(1536);
+
+/// What `rack` gives each node as its own RAM.
+const NODE_RAM: Size = Size::mib(64);
+
+impl System {
+    /// All systems, in the order in which they take turns.
+    pub(crate) const ALL: [Self; 3] = [Self::Viaduct, Self::Plain, Self::Kvm];
+
+    /// Its name in tables.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Viaduct => "Viaduct",
+            Self::Plain => "plain QEMU",
+            Self::Kvm => "nested KVM",
+        }
+    }
+
+    /// Boots the guest, lets it measure, and ends it.
+    pub(crate) fn run(self, guest: &Guest, images: &BenchImages) -> Result<Outcome> {
+        let machine = Machine {
+            engine: Engine::Tcg,
+            vcpus: guest.vcpus,
+            memory: guest.memory,
+            kernel: utf8(&images.kernel)?,
+            initramfs: utf8(&images.initramfs)?,
+            command_line: &images.command_line,
+        };
+        match self {
+            Self::Viaduct => viaduct(guest, images),
+            Self::Plain => qemu::run(&machine, guest.verbose),
+            Self::Kvm => {
+                let outer = images.outer.as_deref().context("built when asked for")?;
+                let machine = Machine {
+                    memory: Size(guest.memory.0 + OUTER_MEMORY.0),
+                    initramfs: utf8(outer)?,
+                    ..machine
+                };
+                qemu::run(&machine, guest.verbose)
+            }
+        }
+    }
+}
+
+fn viaduct(guest: &Guest, images: &BenchImages) -> Result<Outcome> {
+    let spec = RackSpec {
+        nodes: 1,
+        cores: guest.vcpus,
+        node_memory: None,
+    };
+    let vm = VmSpec {
+        vcpus: guest.vcpus,
+        memory: guest.memory,
+    };
+    let boot = BootFiles {
+        kernel: images.kernel.clone(),
+        initramfs: Some(images.initramfs.clone()),
+        image: None,
+        command_line: images.command_line.clone(),
+    };
+    let options = StartOptions {
+        name: format!("bench-{}", std::process::id()),
+        programs: Programs::find(),
+        // Against the others, which are emulated too.
+        accelerator: Accelerator::Tcg,
+        log: None,
+    };
+    let rack = Rack::start(&spec, &vm, &boot, options)?;
+    let mut watch = Watch::new(guest.verbose, || exits(&rack));
+    let console = rack.console();
+    let (mut position, mut buffer) = (0, [0; 4096]);
+    loop {
+        match console.read(&mut position, &mut buffer, Duration::from_secs(1)) {
+            ConsoleRead::Bytes(count) => {
+                if watch.feed(&buffer[..count])? == Heard::End {
+                    break;
+                }
+            }
+            ConsoleRead::Timeout => {
+                watch.check_time()?;
+                if let Some(end) = rack.ended() {
+                    return Err(rack.failure(&end).into());
+                }
+            }
+            ConsoleRead::Closed => match rack.wait_end(Duration::from_secs(1)) {
+                Some(end) => return Err(rack.failure(&end).into()),
+                None => bail!("the console is closed; {}", watch.last_words()),
+            },
+        }
+    }
+    let mut outcome = watch.finish();
+    let pid = rack.status().nodes.first().map(|node| node.pid);
+    outcome.node_memory = pid.and_then(node_memory);
+    Ok(outcome)
+}
+
+/// The exits of all vCPUs so far.
+fn exits(rack: &Rack) -> Exits {
+    let mut sum = Exits::new();
+    for vcpu in rack.counters() {
+        for (name, value) in vcpu.values {
+            match sum.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, total)) => *total += value,
+                None => sum.push((name, value)),
+            }
+        }
+    }
+    sum
+}
+
+/// How much of a node's own RAM has ever been touched.
+fn node_memory(pid: i32) -> Option<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    own_ram(&maps)
+}
+
+/// The resident bytes of the one mapping that has just the size of a node's
+/// own RAM. Rounded up to large pages where the host gives them.
+fn own_ram(maps: &str) -> Option<u64> {
+    let mut sizes = None;
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let name = words.next()?;
+        let number = words.next().and_then(|word| word.parse::<u64>().ok());
+        match name {
+            "Size:" => sizes = number,
+            "Rss:" if sizes == Some(NODE_RAM.0 >> 10) => return Some(number? << 10),
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_ram_is_found_among_other_mappings() {
+        let maps = "7f00-7f10 rw-p 00000000 00:00 0\n\
+                    Size:               2048 kB\nKernelPageSize: 4 kB\nRss:  12 kB\n\
+                    7f20-7f30 rw-p 00000000 00:00 0\n\
+                    Size:              65536 kB\nRss:  8192 kB\nPss:  8192 kB\n\
+                    VmFlags: rd wr\n";
+        assert_eq!(own_ram(maps), Some(8 << 20));
+        assert_eq!(own_ram("Size: 65536 kB\n"), None);
+    }
+}
