@@ -10,6 +10,7 @@ mod images;
 mod metric;
 mod outer;
 mod qemu;
+mod quiet;
 mod report;
 mod system;
 mod tsc;
@@ -82,10 +83,15 @@ fn bench(cli: &Cli) -> Result<()> {
     for run in 1..=runs {
         for system in &systems {
             eprintln!("bench: run {run} of {runs}: {}", system.title());
-            let outcome = system
-                .run(&guest, &images)
-                .with_context(|| format!("no figures from {}", system.title()))?;
-            report.add(*system, outcome);
+            report.add_idle(quiet::idle_share());
+            match system.run(&guest, &images) {
+                Ok(outcome) => report.add(*system, outcome),
+                // Hours of other figures may be there already.
+                Err(error) => {
+                    eprintln!("bench: no figures from this run: {error:#}");
+                    report.add_failure(*system);
+                }
+            }
         }
     }
     if let Some(path) = &cli.json {
@@ -94,5 +100,10 @@ fn bench(cli: &Cli) -> Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     print!("{}", report.text());
+    let failures = report.failures();
+    ensure!(
+        failures == 0,
+        "{failures} run(s) gave no figures: see above"
+    );
     Ok(())
 }

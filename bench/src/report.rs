@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::console::Outcome;
 use crate::metric::{BOOT, METRICS, Metric, Target};
+use crate::quiet::QUIET;
 use crate::system::{Guest, System};
 
 /// The most exits that a boot should take.
@@ -27,6 +28,10 @@ pub(crate) struct Report {
     guest: Guest,
     host: Host,
     outcomes: BTreeMap<System, Vec<Outcome>>,
+    /// Shares of the processors' time that were idle before the runs.
+    idle: Vec<f64>,
+    /// Runs without figures.
+    failed: BTreeMap<System, u32>,
 }
 
 /// The machine that it was measured on.
@@ -35,8 +40,6 @@ struct Host {
     cpu: String,
     cpus: usize,
     qemu: String,
-    /// Runnable tasks before the first run: 0 on a quiet machine.
-    load: String,
     unix_time: u64,
 }
 
@@ -51,12 +54,10 @@ impl Host {
             .arg("--version")
             .output()?;
         let version = String::from_utf8_lossy(&version.stdout).into_owned();
-        let load = fs::read_to_string("/proc/loadavg")?;
         Ok(Self {
             cpu: cpuinfo.lines().find_map(model).unwrap_or_default(),
             cpus: std::thread::available_parallelism()?.get(),
             qemu: version.lines().next().unwrap_or_default().to_owned(),
-            load: load.split(' ').next().unwrap_or_default().to_owned(),
             unix_time: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         })
     }
@@ -69,11 +70,32 @@ impl Report {
             guest: *guest,
             host: Host::find()?,
             outcomes: BTreeMap::new(),
+            idle: Vec::new(),
+            failed: BTreeMap::new(),
         })
     }
 
     pub(crate) fn add(&mut self, system: System, outcome: Outcome) {
         self.outcomes.entry(system).or_default().push(outcome);
+    }
+
+    /// Takes note of how quiet the host was before a run.
+    pub(crate) fn add_idle(&mut self, share: Option<f64>) {
+        self.idle.extend(share);
+    }
+
+    fn idle(&self) -> Option<f64> {
+        median(self.idle.iter().copied())
+    }
+
+    /// Takes note of a run that gave no figures.
+    pub(crate) fn add_failure(&mut self, system: System) {
+        *self.failed.entry(system).or_default() += 1;
+    }
+
+    /// Runs without figures, on all systems.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failed.values().sum()
     }
 
     fn of(&self, system: System) -> &[Outcome] {
@@ -132,14 +154,20 @@ impl Report {
 
     /// The tables.
     pub(crate) fn text(&self) -> String {
+        let idle = self.idle().unwrap_or(0.0);
+        let warning = if idle < QUIET {
+            "The host was not quiet: these figures say little.\n"
+        } else {
+            ""
+        };
         format!(
-            "{} vCPUs, {}; medians of {}; {} × {}, load {}; {}\n{}\n{}\n",
+            "{} vCPUs, {}; medians of {}; on {} × {}, {:.0} % idle before the runs; {}\n{warning}{}\n{}\n",
             self.guest.vcpus,
             self.guest.memory,
             self.runs,
             self.host.cpus,
             self.host.cpu,
-            self.host.load,
+            idle * 100.0,
             self.host.qemu,
             self.figures(),
             self.exit_counts(),
@@ -254,10 +282,10 @@ impl Report {
         let metrics: Vec<Value> = METRICS
             .iter()
             .map(|metric| {
-                let systems: BTreeMap<String, Value> = System::ALL
+                let systems: BTreeMap<System, Value> = System::ALL
                     .into_iter()
                     .filter(|system| self.figure(metric, *system).is_some())
-                    .map(|system| (system.title().to_owned(), self.system_json(metric, system)))
+                    .map(|system| (system, self.system_json(metric, system)))
                     .collect();
                 let exits: BTreeMap<_, _> = self.exits(metric).into_iter().collect();
                 json!({
@@ -277,8 +305,10 @@ impl Report {
             .collect();
         json!({
             "runs": self.runs,
+            "failed_runs": self.failed,
             "guest": { "vcpus": self.guest.vcpus, "memory_bytes": self.guest.memory.0 },
             "host": self.host,
+            "host_idle_before_runs": self.idle,
             "metrics": metrics,
             "boot_exits": { "count": self.boot_exits(), "at_most": BOOT_EXITS },
             "node_memory": { "bytes": self.node_memory(), "at_most": NODE_MEMORY },
