@@ -18,8 +18,9 @@ use crate::{LIMIT, Turn, text, viaduct};
 
 /// Variables that change what the console does; a test that wants one sets
 /// it.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 6] = [
     "VIADUCT_QEMU",
+    "VIADUCT_ACCEL",
     "VIADUCT_CPU",
     "VIADUCT_HYPERVISOR",
     "VIADUCT_AGENT",
@@ -350,9 +351,11 @@ impl Line<'_> {
         Started {
             child,
             feeder,
-            stdout: collect(stdout, move |_| drop(tell_output.send(()))),
+            stdout: collect(stdout, move |_| {
+                let _ = tell_output.send(());
+            }),
             stderr: collect(stderr, move |bytes| {
-                drop(tell_complaint.send(bytes.to_vec()));
+                let _ = tell_complaint.send(bytes.to_vec());
             }),
             output,
             complaints,
