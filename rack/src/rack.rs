@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::addr::{MAX_NODES, NodeId, VcpuId};
 use vmm_shared::control::{
-    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, Counter, MAX_COMMAND_LINE, NodeState, RingId,
-    VmState,
+    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, Counter, MAX_COMMAND_LINE, NodeShare,
+    NodeState, RingId, VmState,
 };
 use vmm_shared::region::RegionKind;
+use zerocopy::FromZeros;
 
 use crate::boot::{BootFiles, Bundle};
 use crate::console::ConsoleLog;
@@ -444,8 +445,20 @@ impl Memory {
             command_line_len: u32::try_from(words.len()).expect("checked to be short"),
             reserved: 0,
             command_line,
+            shares: shares(spec, vm),
         });
     }
+}
+
+/// What each node gives: the one node gives everything.
+fn shares(spec: &RackSpec, vm: &VmSpec) -> [NodeShare; MAX_NODES] {
+    let mut shares = [NodeShare::new_zeroed(); MAX_NODES];
+    shares[0] = NodeShare {
+        memory: vm.memory.0,
+        cores: spec.cores,
+        vcpus: vm.vcpus,
+    };
+    shares
 }
 
 impl Bundle {
