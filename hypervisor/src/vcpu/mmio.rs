@@ -5,7 +5,8 @@ use vmm_shared::control::Counter;
 
 use super::Vcpu;
 use super::decode::{self, MmioAccess};
-use super::exit::{Exception, Outcome, StopReason};
+use super::exit::{Direction, Exception, Outcome, StopReason};
+use crate::fabric::forward::{Access, Request, Space};
 use crate::mem::walk::{self, Privilege, WalkError};
 use crate::vm::Vm;
 
@@ -28,17 +29,28 @@ impl Vcpu {
             Err(outcome) => return outcome(gpa),
         };
         vm.count(self.id, Counter::Decoded);
-        let mut loaded = 0;
-        if access.reads() {
-            loaded = vm.mmio_read(gpa, access.width).unwrap_or_else(|| {
+        let device = |direction, value| {
+            let access = Access {
+                space: Space::Memory,
+                direction,
+                width: access.width,
+                address: gpa.0,
+                value,
+            };
+            let (value, request) = vm.access(self.id, &access);
+            if request == Request::Unknown {
                 vm.count(self.id, Counter::UnknownAddress);
-                access.width.mask()
-            });
-        }
-        if let Some(value) = access.complete(&mut self.registers, loaded)
-            && vm.mmio_write(gpa, access.width, value).is_none()
-        {
-            vm.count(self.id, Counter::UnknownAddress);
+            }
+            value
+        };
+        let loaded = if access.reads() {
+            device(Direction::In, 0)
+        } else {
+            0
+        };
+        let stored = access.complete(&mut self.registers, loaded);
+        if let Some(value) = stored {
+            device(Direction::Out, value);
         }
         self.advance(access.len);
         Outcome::Resume

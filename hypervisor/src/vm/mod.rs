@@ -3,11 +3,8 @@
 mod devices;
 mod interrupts;
 
-use alloc::vec::Vec;
-use core::sync::atomic::AtomicU8;
-
 use spin::Mutex;
-use vmm_shared::addr::{ApicId, VcpuId};
+use vmm_shared::addr::{ApicId, NodeId, VcpuId};
 use vmm_shared::control::Counter;
 
 use crate::devices::ioapic::Ioapic;
@@ -21,10 +18,10 @@ use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
 use crate::vcpu::pv::ClockScale;
 
-pub use devices::Request;
-
 /// The vCPU whose core serves the node's doorbell.
 pub const DOORBELL_VCPU: VcpuId = VcpuId(0);
+/// The node that owns the devices.
+pub const DEVICE_NODE: NodeId = NodeId(0);
 
 /// Locks, in the order in which they may be taken together:
 /// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
@@ -45,8 +42,7 @@ pub struct Vm {
     pub boot_wall_ns: u64,
     /// The way to the launcher and the other nodes.
     pub fabric: Fabric,
-    posted: Vec<PostedInterrupts>,
-    cores: Vec<AtomicU8>,
+    vcpus: u16,
     ioapic: Mutex<Ioapic>,
     pci: Mutex<PciHost>,
     serial: Mutex<Uart>,
@@ -78,8 +74,7 @@ impl Vm {
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
             fabric: parts.fabric,
-            posted: (0..parts.vcpus).map(|_| PostedInterrupts::new()).collect(),
-            cores: (0..parts.vcpus).map(|_| AtomicU8::new(0)).collect(),
+            vcpus: parts.vcpus,
             ioapic: Mutex::new(Ioapic::new(0)),
             pci: Mutex::new(PciHost::new()),
             serial: Mutex::new(Uart::new()),
@@ -104,8 +99,8 @@ impl Vm {
     /// # Panics
     /// If there is no such vCPU.
     #[must_use]
-    pub fn posted(&self, vcpu: VcpuId) -> &PostedInterrupts {
-        &self.posted[usize::from(vcpu.0)]
+    pub fn posted(&self, vcpu: VcpuId) -> PostedInterrupts {
+        self.fabric.posted(vcpu)
     }
 
     /// Counts an exit of a vCPU, in all and by its reason.

@@ -1,0 +1,275 @@
+//! Building this node's part of the VM.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, MAX_NODES, NodeId};
+use vmm_shared::control::{BootConfig, ControlRegion, NodeState};
+use vmm_shared::shm::SharedMem;
+
+use super::{Node, Reason};
+use crate::arch::cpu;
+use crate::arch::pci::Window;
+use crate::arch::svm::bitmaps::PermissionMaps;
+use crate::arch::svm::npt::{NestedTables, Rights};
+use crate::arch::svm::switch;
+use crate::arch::time::Clocks;
+use crate::fabric::{self, Fabric, Regions, clock};
+use crate::loader::{self, LinuxBoot, LinuxEntry};
+use crate::mem::slices::{Slice, Slices};
+use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
+use crate::platform::layout::{self, PMEM_BASE};
+use crate::platform::{PlatformConfig, PmemInterface, PmemRange, msr};
+use crate::vm::{DEVICE_NODE, Vm, VmParts};
+
+/// Joins the rack and builds this node's part of the VM. On node 0 this waits
+/// for all others and loads the guest.
+pub(super) fn build(
+    clocks: Clocks,
+    cores: Vec<u8>,
+    windows: &[Window],
+    id: NodeId,
+) -> Result<Node, Reason> {
+    switch::enable().map_err(|why| {
+        format!("no usable SVM ({why:?}): give the node a processor with SVM and nested paging")
+    })?;
+    let regions =
+        fabric::find_regions(windows).map_err(|why| format!("shared regions: {why:?}"))?;
+    let config = regions.control.boot_config();
+    let vcpus = local_vcpus(&config, id, cores.len())?;
+    let fabric = Fabric::join(id, regions.control, windows, cores.clone())
+        .map_err(|why| format!("joining the rack: {why:?}"))?;
+    let tsc = agree_on_time(&fabric, &config, &clocks)?;
+
+    layout::check_memory_size(config.memory).map_err(|why| format!("memory size: {why:?}"))?;
+    let slices = guest_slices(config.memory, &regions.memories)
+        .ok_or_else(|| String::from("the nodes' memory is less than the VM's"))?;
+    let image = regions.image.filter(|_| config.image_len > 0);
+    let nested = nested_tables(&slices, image);
+    let memory = Slices::new(slices);
+
+    let total = u16::try_from(config.vcpus).unwrap_or(u16::MAX);
+    let platform = platform(&config, total, image);
+    let cpuid_config = CpuidConfig {
+        vcpus: total,
+        tsc_khz: tsc.khz,
+        xcr0: ALL_STATE,
+    };
+    let cpuid = CpuidTable::new(&cpu::Cpuid, &cpuid_config);
+    let entry = match id {
+        DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform)?),
+        _ => None,
+    };
+    let vm = Vm::new(VmParts {
+        vcpus: total,
+        memory,
+        cpuid,
+        tsc_khz: tsc.khz,
+        tsc_offset: tsc.offset,
+        boot_wall_ns: tsc.boot_wall_ns,
+        fabric,
+    });
+    let maps = PermissionMaps::new(msr::passthrough());
+    Ok(Node {
+        clocks,
+        vm,
+        nested,
+        maps,
+        entry,
+        cores,
+        vcpus,
+    })
+}
+
+/// The vCPUs that the configuration gives to a node.
+fn local_vcpus(
+    config: &BootConfig,
+    node: NodeId,
+    cores: usize,
+) -> Result<core::ops::Range<u16>, Reason> {
+    let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
+    if nodes > MAX_NODES || usize::from(node.0) >= nodes {
+        return Err(format!("this is {node:?} of a rack with {nodes} nodes"));
+    }
+    let count = |index: usize| config.shares[index].vcpus;
+    let before: u64 = (0..usize::from(node.0))
+        .map(|index| u64::from(count(index)))
+        .sum();
+    let all: u64 = (0..nodes).map(|index| u64::from(count(index))).sum();
+    let mine = count(usize::from(node.0));
+    if all != u64::from(config.vcpus) || config.vcpus == 0 {
+        return Err(format!("the nodes give {all} of {} vCPUs", config.vcpus));
+    }
+    if usize::try_from(mine).unwrap_or(usize::MAX) > cores {
+        return Err(format!("{mine} vCPUs asked of a node with {cores} cores"));
+    }
+    let first = u16::try_from(before).map_err(|_| String::from("too many vCPUs"))?;
+    let mine = u16::try_from(mine).map_err(|_| String::from("too many vCPUs"))?;
+    Ok(first..first.saturating_add(mine))
+}
+
+/// The guest's clock as this node sees it.
+struct GuestTime {
+    khz: u32,
+    offset: u64,
+    boot_wall_ns: u64,
+}
+
+/// Node 0 starts the guest's clock and tells the others; they measure how far
+/// their own is from node 0's.
+fn agree_on_time(
+    fabric: &Fabric,
+    config: &BootConfig,
+    clocks: &Clocks,
+) -> Result<GuestTime, Reason> {
+    let control = fabric.control();
+    let record = control.vm();
+    if fabric.node() == DEVICE_NODE {
+        let now = cpu::rdtsc();
+        record
+            .tsc_khz()
+            .store(clocks.tsc_khz.into(), Ordering::Relaxed);
+        // Release: the rate is visible to who sees the offset.
+        record
+            .tsc_offset()
+            .store(now.wrapping_neg(), Ordering::Release);
+        answer_until_ready(control, config);
+        let since_start_ns = u128::from(now) * 1_000_000 / u128::from(clocks.tsc_khz);
+        let since_start_ns = u64::try_from(since_start_ns).unwrap_or(0);
+        return Ok(GuestTime {
+            khz: clocks.tsc_khz,
+            offset: now.wrapping_neg(),
+            boot_wall_ns: config.wall_clock_ns.saturating_add(since_start_ns),
+        });
+    }
+    let mine = control
+        .node(fabric.node())
+        .expect("`join` has checked the id");
+    let (ahead, width) =
+        clock::measure(&mine).ok_or_else(|| String::from("node 0 does not answer"))?;
+    log::info!("clock offset known to {width} ticks");
+    let offset = record.tsc_offset().load(Ordering::Acquire);
+    let khz = u32::try_from(record.tsc_khz().load(Ordering::Relaxed)).unwrap_or(0);
+    if khz == 0 {
+        return Err(String::from("node 0 has no clock rate"));
+    }
+    Ok(GuestTime {
+        khz,
+        offset: offset.wrapping_add(ahead),
+        // Asked for on the guest's first vCPU only, long before others run.
+        boot_wall_ns: config.wall_clock_ns,
+    })
+}
+
+/// Answers the others' questions until all are ready. The launcher ends the
+/// rack if that takes too long.
+fn answer_until_ready(control: &ControlRegion, config: &BootConfig) {
+    let nodes = u16::try_from(config.nodes).unwrap_or(0);
+    let is_ready = |node| {
+        let state = control
+            .node_state(NodeId(node))
+            .map(|state| state.load(Ordering::Acquire));
+        state.and_then(NodeState::from_raw) == Some(NodeState::Ready)
+    };
+    while !(1..nodes).all(is_ready) {
+        clock::answer(control, nodes);
+        core::hint::spin_loop();
+    }
+}
+
+/// Lays the nodes' memories, in order, into the guest's RAM ranges.
+fn guest_slices(memory: u64, nodes: &[SharedMem]) -> Option<Vec<Slice>> {
+    let mut slices = Vec::new();
+    let mut rest = nodes
+        .iter()
+        .copied()
+        .map(|memory| (memory, 0))
+        .collect::<Vec<_>>();
+    rest.reverse();
+    for range in layout::ram_ranges(memory) {
+        let mut gpa = range.gpa;
+        while gpa < range.end() {
+            let (node, offset) = rest.last_mut()?;
+            let left = node.len() - *offset;
+            let len = left.min(usize::try_from(range.end().0 - gpa.0).ok()?);
+            if len == 0 {
+                rest.pop();
+                continue;
+            }
+            slices.push(Slice {
+                gpa,
+                memory: node.window(*offset, len)?,
+            });
+            *offset += len;
+            gpa = Gpa(gpa.0 + len as u64);
+        }
+    }
+    Some(slices)
+}
+
+fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {
+    let mut nested = NestedTables::new();
+    for slice in slices {
+        map(&mut nested, slice, Rights::All);
+    }
+    if let Some(memory) = image {
+        map(
+            &mut nested,
+            &Slice {
+                gpa: PMEM_BASE,
+                memory,
+            },
+            Rights::ReadExecute,
+        );
+    }
+    nested
+}
+
+fn map(nested: &mut NestedTables, slice: &Slice, rights: Rights) {
+    let start = Hpa(slice.memory.as_ptr().addr() as u64);
+    let mut offset = 0;
+    while offset < slice.memory.len() as u64 {
+        nested.map_large(Gpa(slice.gpa.0 + offset), Hpa(start.0 + offset), rights);
+        offset += LARGE_PAGE_SIZE;
+    }
+}
+
+fn platform(config: &BootConfig, vcpus: u16, image: Option<SharedMem>) -> PlatformConfig {
+    PlatformConfig {
+        vcpus,
+        memory: config.memory,
+        image: image.map(|memory| PmemRange {
+            gpa: PMEM_BASE,
+            len: memory.len() as u64,
+            interface: PmemInterface::E820,
+        }),
+    }
+}
+
+fn load_guest(
+    memory: &Slices,
+    regions: &Regions,
+    config: &BootConfig,
+    platform: &PlatformConfig,
+) -> Result<LinuxEntry, Reason> {
+    let blob = |blob, name: &str| {
+        let outside = || format!("the {name} lies outside of the control region");
+        regions.control.blob(blob).ok_or_else(outside)
+    };
+    let kernel = blob(config.kernel, "kernel")?;
+    let initramfs = blob(config.initramfs, "initramfs")?;
+    let len = usize::try_from(config.command_line_len).unwrap_or(usize::MAX);
+    let command_line = config
+        .command_line
+        .get(..len)
+        .ok_or_else(|| String::from("the command line is too long"))?;
+    let boot = LinuxBoot {
+        platform,
+        kernel: &kernel,
+        initramfs: &initramfs,
+        command_line,
+    };
+    loader::load_linux(memory, &boot).map_err(|why| format!("the guest cannot be loaded: {why:?}"))
+}
