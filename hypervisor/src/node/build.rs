@@ -13,7 +13,7 @@ use super::{Node, Reason};
 use crate::arch::cpu;
 use crate::arch::pci::Window;
 use crate::arch::svm::bitmaps::PermissionMaps;
-use crate::arch::svm::npt::{NestedTables, Rights};
+use crate::arch::svm::npt::{GuestPage, NestedTables, Rights};
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::fabric::{self, Fabric, Regions, clock};
@@ -21,7 +21,7 @@ use crate::loader::{self, LinuxBoot, LinuxEntry};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
 use crate::platform::layout::{self, PMEM_BASE};
-use crate::platform::{PlatformConfig, PmemInterface, PmemRange, msr};
+use crate::platform::{PlatformConfig, PmemInterface, PmemRange, Topology, msr};
 use crate::vm::{DEVICE_NODE, Vm, VmParts};
 
 /// Joins the rack and builds this node's part of the VM. On node 0 this waits
@@ -51,9 +51,11 @@ pub(super) fn build(
     let memory = Slices::new(slices);
 
     let total = u16::try_from(config.vcpus).unwrap_or(u16::MAX);
-    let platform = platform(&config, total, image);
+    let topology = Topology::one_node(total, config.memory)
+        .map_err(|why| format!("shape of the VM: {why:?}"))?;
+    let platform = platform(topology, image);
     let cpuid_config = CpuidConfig {
-        vcpus: total,
+        topology: &platform.topology,
         tsc_khz: tsc.khz,
         xcr0: ALL_STATE,
     };
@@ -231,15 +233,15 @@ fn map(nested: &mut NestedTables, slice: &Slice, rights: Rights) {
     let start = Hpa(slice.memory.as_ptr().addr() as u64);
     let mut offset = 0;
     while offset < slice.memory.len() as u64 {
-        nested.map_large(Gpa(slice.gpa.0 + offset), Hpa(start.0 + offset), rights);
+        let page = GuestPage::Large(Gpa(slice.gpa.0 + offset));
+        nested.map(page, Hpa(start.0 + offset), rights);
         offset += LARGE_PAGE_SIZE;
     }
 }
 
-fn platform(config: &BootConfig, vcpus: u16, image: Option<SharedMem>) -> PlatformConfig {
+fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
     PlatformConfig {
-        vcpus,
-        memory: config.memory,
+        topology,
         image: image.map(|memory| PmemRange {
             gpa: PMEM_BASE,
             len: memory.len() as u64,

@@ -1,29 +1,64 @@
 //! Nested page tables: what the guest's physical memory is made of.
 //!
 //! Manual: vol. 2, 15.25. Every walk counts as a user access, so all entries
-//! have the user bit.
+//! have the user bit. Entries change one at a time and atomically; who takes
+//! rights away must also make every core that runs the guest flush.
 #![expect(unsafe_code, reason = "builds tables that the processor walks")]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE};
+use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 
 use crate::arch::paging::zeroed_page;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
-const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const ENTRIES: u64 = 512;
+/// Level of tables whose entries map small pages; one more maps large ones.
+const SMALL: u32 = 0;
+const LARGE_LEVEL: u32 = 1;
+const TOP: u32 = 3;
 
 /// What the guest may do with a range of its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
-    /// Everything: RAM.
+    /// Everything.
     All,
-    /// Reading and executing: a root image.
+    /// Reading and writing.
+    ReadWrite,
+    /// Reading and executing.
     ReadExecute,
+    /// Reading.
+    Read,
+}
+
+impl Rights {
+    /// Accessed and dirty from the start: nobody looks at them, and the
+    /// processor need not set them.
+    const fn leaf(self) -> u64 {
+        let common = PRESENT | USER | ACCESSED | DIRTY;
+        match self {
+            Self::All => common | WRITABLE,
+            Self::ReadWrite => common | WRITABLE | NO_EXECUTE,
+            Self::ReadExecute => common,
+            Self::Read => common | NO_EXECUTE,
+        }
+    }
+}
+
+/// A page of the guest's physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestPage {
+    /// 4 KiB.
+    Small(Gpa),
+    /// 2 MiB.
+    Large(Gpa),
 }
 
 /// The tables of one VM on one node.
@@ -48,44 +83,159 @@ impl NestedTables {
     }
 
     fn entry(table: Hpa, gpa: Gpa, level: u32) -> &'static AtomicU64 {
-        let index = (gpa.0 >> (12 + 9 * level)) & 511;
+        let index = (gpa.0 >> (12 + 9 * level)) % ENTRIES;
         let at = usize::try_from(table.0 + index * 8).expect("64-bit");
         // SAFETY: 1. tables are whole pages of the heap, never given back;
         // 2. only ever accessed atomically, and walked by the processor.
         unsafe { AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(at)) }
     }
 
-    /// Maps a large page.
+    /// The entry for `gpa` at `level`, with the tables above it. A large page
+    /// in the way is split into small ones of the same rights.
+    fn make_entry(&mut self, gpa: Gpa, level: u32) -> &'static AtomicU64 {
+        let mut table = self.root;
+        for above in (level + 1..=TOP).rev() {
+            let entry = Self::entry(table, gpa, above);
+            let value = entry.load(Ordering::Relaxed);
+            table = if value & PRESENT == 0 {
+                Self::link(entry, zeroed_page())
+            } else if value & LARGE != 0 {
+                Self::link(entry, split(value))
+            } else {
+                Hpa(value & ADDRESS)
+            };
+        }
+        Self::entry(table, gpa, level)
+    }
+
+    fn link(entry: &AtomicU64, table: Hpa) -> Hpa {
+        // Release: the table is filled before a walker can see it.
+        entry.store(
+            table.0 | PRESENT | WRITABLE | USER | ACCESSED,
+            Ordering::Release,
+        );
+        table
+    }
+
+    /// Maps a page, whatever was there.
     ///
     /// # Panics
-    /// If an address is not a multiple of 2 MiB.
-    pub fn map_large(&mut self, gpa: Gpa, hpa: Hpa, rights: Rights) {
-        assert!(
-            gpa.is_aligned(LARGE_PAGE_SIZE) && hpa.is_aligned(LARGE_PAGE_SIZE),
-            "large pages"
-        );
-        let mut table = self.root;
-        for level in [3, 2] {
-            let entry = Self::entry(table, gpa, level);
-            let mut value = entry.load(Ordering::Relaxed);
-            if value & PRESENT == 0 {
-                value = zeroed_page().0 | PRESENT | WRITABLE | USER | 1 << 5;
-                // Release: the table is zeroed before a walker can see it.
-                entry.store(value, Ordering::Release);
-            }
-            table = Hpa(value & ADDRESS);
-        }
-        let rights = match rights {
-            Rights::All => WRITABLE,
-            Rights::ReadExecute => 0,
+    /// If an address is not a multiple of the page's size.
+    pub fn map(&mut self, page: GuestPage, hpa: Hpa, rights: Rights) {
+        let (gpa, size, level, large) = match page {
+            GuestPage::Small(gpa) => (gpa, PAGE_SIZE, SMALL, 0),
+            GuestPage::Large(gpa) => (gpa, LARGE_PAGE_SIZE, LARGE_LEVEL, LARGE),
         };
-        let leaf = hpa.0 | PRESENT | USER | ACCESSED_DIRTY | LARGE | rights;
-        Self::entry(table, gpa, 1).store(leaf, Ordering::Release);
+        assert!(
+            gpa.is_aligned(size) && hpa.is_aligned(size),
+            "pages are aligned"
+        );
+        self.make_entry(gpa, level)
+            .store(hpa.0 | large | rights.leaf(), Ordering::Release);
     }
+
+    /// Takes a page out. The small pages of a large one go with it; a small
+    /// page of a large one splits it.
+    pub fn unmap(&mut self, page: GuestPage) {
+        let entry = match page {
+            GuestPage::Small(gpa) => self.make_entry(gpa, SMALL),
+            GuestPage::Large(gpa) => self.make_entry(gpa, LARGE_LEVEL),
+        };
+        let value = entry.load(Ordering::Relaxed);
+        match page {
+            GuestPage::Large(gpa) if value & (PRESENT | LARGE) == PRESENT => {
+                // The table stays, so that splitting again costs no memory.
+                for index in 0..ENTRIES {
+                    let small = Gpa(gpa.0 + index * PAGE_SIZE);
+                    Self::entry(Hpa(value & ADDRESS), small, SMALL).store(0, Ordering::Relaxed);
+                }
+            }
+            _ => entry.store(0, Ordering::Relaxed),
+        }
+    }
+}
+
+/// A table of small pages that shows what a large page showed.
+fn split(large: u64) -> Hpa {
+    let table = zeroed_page();
+    let rights = large & !(ADDRESS | LARGE);
+    for index in 0..ENTRIES {
+        let small = (large & ADDRESS) + index * PAGE_SIZE;
+        let gpa = Gpa(index * PAGE_SIZE);
+        NestedTables::entry(table, gpa, SMALL).store(small | rights, Ordering::Relaxed);
+    }
+    table
 }
 
 impl Default for NestedTables {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a walk finds: the leaf and the address behind `gpa`.
+    fn walk(tables: &NestedTables, gpa: u64) -> Option<(u64, u64)> {
+        let mut table = tables.root();
+        for level in (SMALL..=TOP).rev() {
+            let value = NestedTables::entry(table, Gpa(gpa), level).load(Ordering::Relaxed);
+            if value & PRESENT == 0 {
+                return None;
+            }
+            if level == SMALL || value & LARGE != 0 {
+                let size = 1 << (12 + 9 * level);
+                let rights = value & !(ADDRESS | LARGE);
+                return Some((rights, (value & ADDRESS & !(size - 1)) + gpa % size));
+            }
+            table = Hpa(value & ADDRESS);
+        }
+        None
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_large_page_splits_when_a_small_one_differs() {
+        let mut tables = NestedTables::new();
+        tables.map(
+            GuestPage::Large(Gpa(4 * MIB)),
+            Hpa(64 * MIB),
+            Rights::ReadWrite,
+        );
+        tables.map(
+            GuestPage::Small(Gpa(5 * MIB)),
+            Hpa(65 * MIB),
+            Rights::ReadExecute,
+        );
+        assert_eq!(
+            walk(&tables, 5 * MIB + 8),
+            Some((Rights::ReadExecute.leaf(), 65 * MIB + 8))
+        );
+        let neighbour = 5 * MIB + 0x1008;
+        let theirs = 65 * MIB + 0x1008;
+        assert_eq!(
+            walk(&tables, neighbour),
+            Some((Rights::ReadWrite.leaf(), theirs))
+        );
+        assert_eq!(walk(&tables, 6 * MIB), None);
+    }
+
+    #[test]
+    fn taking_a_large_page_out_takes_its_small_ones() {
+        let mut tables = NestedTables::new();
+        tables.map(GuestPage::Large(Gpa(0)), Hpa(0), Rights::All);
+        tables.unmap(GuestPage::Small(Gpa(0x3000)));
+        assert_eq!(walk(&tables, 0x3000), None);
+        assert_eq!(walk(&tables, 0x4000), Some((Rights::All.leaf(), 0x4000)));
+        tables.unmap(GuestPage::Large(Gpa(0)));
+        assert_eq!(walk(&tables, 0x4000), None);
+        tables.map(GuestPage::Large(Gpa(0)), Hpa(2 * MIB), Rights::Read);
+        assert_eq!(
+            walk(&tables, 0x4000),
+            Some((Rights::Read.leaf(), 2 * MIB + 0x4000))
+        );
     }
 }
