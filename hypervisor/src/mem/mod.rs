@@ -1,5 +1,6 @@
 //! Memory as the guest sees it.
 
+pub mod barrier;
 mod guest;
 pub mod slices;
 pub mod walk;
