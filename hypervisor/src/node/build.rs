@@ -66,6 +66,7 @@ pub(super) fn build(
     };
     let vm = Vm::new(VmParts {
         vcpus: total,
+        cores: cores.len(),
         memory,
         cpuid,
         tsc_khz: tsc.khz,

@@ -99,7 +99,13 @@ pub fn run_core(node: &'static Node) -> ! {
         core,
     };
     node.vm.posted(id).set_location(location);
-    let mut vcpu = Vcpu::new(id, &node.vm, node.maps, &node.nested);
+    let mut vcpu = Vcpu::new(
+        id,
+        usize::from(core),
+        &node.vm,
+        node.maps,
+        node.nested.root(),
+    );
     if let (VcpuId(0), Some(entry)) = (id, &node.entry) {
         vcpu.start_linux(entry);
         // What the launcher sent before this node could hear is waiting.

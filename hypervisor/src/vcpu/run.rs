@@ -46,11 +46,17 @@ impl Vcpu {
                 switch::release_interrupts();
                 continue;
             }
-            self.deliver(vm);
-            self.enter();
+            let entered = vm.barrier.enter(self.core);
+            if let Some(tables) = entered {
+                self.deliver(vm);
+                self.enter(tables);
+                vm.barrier.leave(self.core);
+            }
             vm.posted(self.id).disarm();
             switch::release_interrupts();
-            if let Some(reason) = self.after_exit(vm, &mut timer) {
+            if entered.is_some()
+                && let Some(reason) = self.after_exit(vm, &mut timer)
+            {
                 return reason;
             }
         }
@@ -124,9 +130,15 @@ impl Vcpu {
         vm.count(self.id, Counter::Injected);
     }
 
-    fn enter(&mut self) {
+    /// Enters under a generation of the nested tables.
+    fn enter(&mut self, tables: u64) {
         if core::mem::take(&mut self.must_load) {
             switch::load(&self.vmcb);
+        }
+        if core::mem::replace(&mut self.tables, tables) == tables {
+            self.vmcb.keep_translations();
+        } else {
+            self.vmcb.drop_translations();
         }
         // SAFETY: 1. an illegal state only makes the exit INVALID; 2. the
         // nested tables map nothing but the VM's own memory, and the

@@ -12,6 +12,7 @@ use crate::devices::pci_host::PciHost;
 use crate::devices::uart::Uart;
 use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
+use crate::mem::barrier::EntryBarrier;
 use crate::mem::slices::Slices;
 use crate::platform::cpuid::CpuidTable;
 use crate::vcpu::exit::Exit;
@@ -42,6 +43,8 @@ pub struct Vm {
     pub boot_wall_ns: u64,
     /// The way to the launcher and the other nodes.
     pub fabric: Fabric,
+    /// Who runs the guest on which nested tables.
+    pub barrier: EntryBarrier,
     vcpus: u16,
     ioapic: Mutex<Ioapic>,
     pci: Mutex<PciHost>,
@@ -54,6 +57,7 @@ pub struct Vm {
 #[expect(missing_docs, reason = "as in `Vm`")]
 pub struct VmParts {
     pub vcpus: u16,
+    pub cores: usize,
     pub memory: Slices,
     pub cpuid: CpuidTable,
     pub tsc_khz: u32,
@@ -74,6 +78,7 @@ impl Vm {
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
             fabric: parts.fabric,
+            barrier: EntryBarrier::new(parts.cores),
             vcpus: parts.vcpus,
             ioapic: Mutex::new(Ioapic::new(0)),
             pci: Mutex::new(PciHost::new()),

@@ -224,6 +224,16 @@ impl Vmcb {
             && !self.has_event()
     }
 
+    /// Makes the next entry forget all translations.
+    pub fn drop_translations(&mut self) {
+        self.control.tlb_control = TLB_FLUSH_ALL;
+    }
+
+    /// Lets the next entry use what it remembers.
+    pub fn keep_translations(&mut self) {
+        self.control.tlb_control = 0;
+    }
+
     /// Ends the shadow of STI or MOV SS: an instruction has been completed.
     pub fn end_shadow(&mut self) {
         self.control.interrupt_shadow &= !SHADOW;
