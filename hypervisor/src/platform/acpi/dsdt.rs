@@ -25,7 +25,7 @@ const SLEEP_TYPE_S5: u8 = 5;
 pub(super) fn build(config: &PlatformConfig) -> Sdt {
     let mut devices: Vec<Box<dyn Aml>> = vec![
         Box::new(Processors {
-            count: config.vcpus,
+            count: config.topology.vcpus(),
         }),
         Box::new(Serial),
         Box::new(EventDevice),

@@ -2,13 +2,12 @@
 
 use super::*;
 use crate::platform::layout::PMEM_BASE;
-use crate::platform::{PmemRange, golden};
+use crate::platform::{PmemRange, Topology, golden};
 use vmm_shared::addr::MAX_VCPUS;
 
 fn config(vcpus: u16, image: Option<PmemInterface>) -> PlatformConfig {
     PlatformConfig {
-        vcpus,
-        memory: 512 << 20,
+        topology: Topology::one_node(vcpus, 512 << 20).expect("possible"),
         image: image.map(|interface| PmemRange {
             gpa: PMEM_BASE,
             len: 1 << 30,
