@@ -2,11 +2,12 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, MAX_NODES, NodeId};
-use vmm_shared::control::{BootConfig, ControlRegion, NodeState};
+use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
+use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState};
 use vmm_shared::shm::SharedMem;
 
 use super::{Node, Reason};
@@ -20,8 +21,10 @@ use crate::fabric::{self, Fabric, Regions, clock};
 use crate::loader::{self, LinuxBoot, LinuxEntry};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
-use crate::platform::layout::{self, PMEM_BASE};
-use crate::platform::{PlatformConfig, PmemInterface, PmemRange, Topology, msr};
+use crate::platform::layout::PMEM_BASE;
+use crate::platform::{
+    Domain, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
+};
 use crate::vm::{DEVICE_NODE, Vm, VmParts};
 
 /// Joins the rack and builds this node's part of the VM. On node 0 this waits
@@ -38,21 +41,21 @@ pub(super) fn build(
     let regions =
         fabric::find_regions(windows).map_err(|why| format!("shared regions: {why:?}"))?;
     let config = regions.control.boot_config();
-    let vcpus = local_vcpus(&config, id, cores.len())?;
+    let topology = topology(&config)?;
+    let vcpus = local_vcpus(&topology, id, cores.len())?;
     let fabric = Fabric::join(id, regions.control, windows, cores.clone())
         .map_err(|why| format!("joining the rack: {why:?}"))?;
     let tsc = agree_on_time(&fabric, &config, &clocks)?;
 
-    layout::check_memory_size(config.memory).map_err(|why| format!("memory size: {why:?}"))?;
-    let slices = guest_slices(config.memory, &regions.memories)
-        .ok_or_else(|| String::from("the nodes' memory is less than the VM's"))?;
+    let slices = guest_slices(&topology, &regions.memories)
+        .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
     let image = regions.image.filter(|_| config.image_len > 0);
     let nested = nested_tables(&slices, image);
     let memory = Slices::new(slices);
 
-    let total = u16::try_from(config.vcpus).unwrap_or(u16::MAX);
-    let topology = Topology::one_node(total, config.memory)
-        .map_err(|why| format!("shape of the VM: {why:?}"))?;
+    let apic_ids: Vec<_> = (0..topology.vcpus())
+        .map(|vcpu| topology.apic_id(VcpuId(vcpu)))
+        .collect();
     let platform = platform(topology, image);
     let cpuid_config = CpuidConfig {
         topology: &platform.topology,
@@ -65,7 +68,7 @@ pub(super) fn build(
         _ => None,
     };
     let vm = Vm::new(VmParts {
-        vcpus: total,
+        apic_ids,
         cores: cores.len(),
         memory,
         cpuid,
@@ -86,31 +89,43 @@ pub(super) fn build(
     })
 }
 
-/// The vCPUs that the configuration gives to a node.
+/// The shape of the VM as the launcher has configured it.
+fn topology(config: &BootConfig) -> Result<Topology, Reason> {
+    let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
+    let shares = config
+        .shares
+        .get(..nodes)
+        .ok_or_else(|| format!("a rack of {nodes} nodes is too large"))?;
+    let node = |share: &NodeShare| PlatformNode {
+        vcpus: u16::try_from(share.vcpus).unwrap_or(u16::MAX),
+        memory: share.memory,
+    };
+    let topology = Topology::new(shares.iter().map(node).collect())
+        .map_err(|why| format!("shape of the VM: {why:?}"))?;
+    if u32::from(topology.vcpus()) != config.vcpus || topology.memory() != config.memory {
+        return Err(String::from("the nodes' shares are not the VM"));
+    }
+    Ok(topology)
+}
+
+/// The vCPUs that run on a node.
 fn local_vcpus(
-    config: &BootConfig,
+    topology: &Topology,
     node: NodeId,
     cores: usize,
 ) -> Result<core::ops::Range<u16>, Reason> {
-    let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
-    if nodes > MAX_NODES || usize::from(node.0) >= nodes {
-        return Err(format!("this is {node:?} of a rack with {nodes} nodes"));
-    }
-    let count = |index: usize| config.shares[index].vcpus;
-    let before: u64 = (0..usize::from(node.0))
-        .map(|index| u64::from(count(index)))
-        .sum();
-    let all: u64 = (0..nodes).map(|index| u64::from(count(index))).sum();
-    let mine = count(usize::from(node.0));
-    if all != u64::from(config.vcpus) || config.vcpus == 0 {
-        return Err(format!("the nodes give {all} of {} vCPUs", config.vcpus));
-    }
-    if usize::try_from(mine).unwrap_or(usize::MAX) > cores {
+    let here = usize::from(node.0);
+    let Some(mine) = topology.nodes().get(here).map(|node| node.vcpus) else {
+        return Err(format!(
+            "this is {node:?} of a rack with {} nodes",
+            topology.nodes().len()
+        ));
+    };
+    if usize::from(mine) > cores {
         return Err(format!("{mine} vCPUs asked of a node with {cores} cores"));
     }
-    let first = u16::try_from(before).map_err(|_| String::from("too many vCPUs"))?;
-    let mine = u16::try_from(mine).map_err(|_| String::from("too many vCPUs"))?;
-    Ok(first..first.saturating_add(mine))
+    let first = topology.nodes()[..here].iter().map(|node| node.vcpus).sum();
+    Ok(first..first + mine)
 }
 
 /// The guest's clock as this node sees it.
@@ -182,34 +197,23 @@ fn answer_until_ready(control: &ControlRegion, config: &BootConfig) {
     }
 }
 
-/// Lays the nodes' memories, in order, into the guest's RAM ranges.
-fn guest_slices(memory: u64, nodes: &[SharedMem]) -> Option<Vec<Slice>> {
-    let mut slices = Vec::new();
-    let mut rest = nodes
-        .iter()
-        .copied()
-        .map(|memory| (memory, 0))
-        .collect::<Vec<_>>();
-    rest.reverse();
-    for range in layout::ram_ranges(memory) {
-        let mut gpa = range.gpa;
-        while gpa < range.end() {
-            let (node, offset) = rest.last_mut()?;
-            let left = node.len() - *offset;
-            let len = left.min(usize::try_from(range.end().0 - gpa.0).ok()?);
-            if len == 0 {
-                rest.pop();
-                continue;
-            }
-            slices.push(Slice {
-                gpa,
-                memory: node.window(*offset, len)?,
-            });
+/// Lays the nodes' memories into the guest's RAM ranges.
+fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Option<Vec<Slice>> {
+    let mut used = vec![0; memories.len()];
+    topology
+        .ram_ranges()
+        .map(|(Domain(node), range)| {
+            let node = usize::from(node);
+            let len = usize::try_from(range.len).ok()?;
+            let offset = used.get_mut(node)?;
+            let memory = memories.get(node)?.window(*offset, len)?;
             *offset += len;
-            gpa = Gpa(gpa.0 + len as u64);
-        }
-    }
-    Some(slices)
+            Some(Slice {
+                gpa: range.gpa,
+                memory,
+            })
+        })
+        .collect()
 }
 
 fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {

@@ -71,7 +71,7 @@ impl Vcpu {
             tables: 0,
             vmcb: Vmcb::new(maps, root, vm.tsc_offset),
             registers: Registers::default(),
-            lapic: Lapic::new(Vm::apic_id(id), vm.tsc_khz),
+            lapic: Lapic::new(vm.apic_id(id), vm.tsc_khz),
             pv: PvState::default(),
             msrs: StoredMsrs::new(),
             state: RunState::WaitForStartUp,

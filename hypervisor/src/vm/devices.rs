@@ -96,7 +96,7 @@ impl Vm {
             while let Some(bit) = waiting.checked_ilog2() {
                 waiting &= !(1 << bit);
                 let vcpu = VcpuId(base + u16::try_from(bit).expect("below 64"));
-                if vcpu.0 >= self.vcpus {
+                if usize::from(vcpu.0) >= self.apic_ids.len() {
                     continue;
                 }
                 let slot = self.fabric.slot(vcpu);

@@ -21,7 +21,7 @@ impl Vm {
     }
 
     fn vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
-        (0..self.vcpus).map(VcpuId)
+        (0_u16..).map(VcpuId).take(self.apic_ids.len())
     }
 
     fn post(&self, vcpu: VcpuId, vector: u8) {
@@ -36,7 +36,7 @@ impl Vm {
 
     /// Sends an inter-processor interrupt.
     pub fn send(&self, sender: ApicId, ipi: Ipi) {
-        let meant = |vcpu: &VcpuId| ipi.destination.includes(Self::apic_id(*vcpu), sender);
+        let meant = |vcpu: &VcpuId| ipi.destination.includes(self.apic_id(*vcpu), sender);
         let mut targets = self.vcpus().filter(meant);
         match ipi.delivery {
             Delivery::Fixed(vector) => targets.for_each(|vcpu| self.post(vcpu, vector)),
@@ -57,7 +57,7 @@ impl Vm {
     pub fn send_to_set(&self, set: u128, base: u64, vector: u8) -> u64 {
         let mut sent = 0;
         for vcpu in self.vcpus() {
-            let id = u64::from(Self::apic_id(vcpu).0);
+            let id = u64::from(self.apic_id(vcpu).0);
             let bit = id.checked_sub(base).filter(|bit| *bit < 128);
             if bit.is_some_and(|bit| set & 1 << bit != 0) {
                 self.post(vcpu, vector);
@@ -71,7 +71,7 @@ impl Vm {
     pub fn unhalt(&self, target: u64) {
         if let Some(vcpu) = self
             .vcpus()
-            .find(|vcpu| u64::from(Self::apic_id(*vcpu).0) == target)
+            .find(|vcpu| u64::from(self.apic_id(*vcpu).0) == target)
         {
             self.signal(vcpu, Signal::Unhalt);
         }

@@ -3,6 +3,8 @@
 mod devices;
 mod interrupts;
 
+use alloc::vec::Vec;
+
 use spin::Mutex;
 use vmm_shared::addr::{ApicId, NodeId, VcpuId};
 use vmm_shared::control::Counter;
@@ -45,7 +47,8 @@ pub struct Vm {
     pub fabric: Fabric,
     /// Who runs the guest on which nested tables.
     pub barrier: EntryBarrier,
-    vcpus: u16,
+    /// APIC ids of the vCPUs, by their numbers.
+    apic_ids: Vec<ApicId>,
     ioapic: Mutex<Ioapic>,
     pci: Mutex<PciHost>,
     serial: Mutex<Uart>,
@@ -56,7 +59,7 @@ pub struct Vm {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "as in `Vm`")]
 pub struct VmParts {
-    pub vcpus: u16,
+    pub apic_ids: Vec<ApicId>,
     pub cores: usize,
     pub memory: Slices,
     pub cpuid: CpuidTable,
@@ -79,7 +82,7 @@ impl Vm {
             boot_wall_ns: parts.boot_wall_ns,
             fabric: parts.fabric,
             barrier: EntryBarrier::new(parts.cores),
-            vcpus: parts.vcpus,
+            apic_ids: parts.apic_ids,
             ioapic: Mutex::new(Ioapic::new(0)),
             pci: Mutex::new(PciHost::new()),
             serial: Mutex::new(Uart::new()),
@@ -87,10 +90,13 @@ impl Vm {
         }
     }
 
-    /// The APIC id of a vCPU: its number.
+    /// The APIC id of a vCPU.
+    ///
+    /// # Panics
+    /// If there is no such vCPU.
     #[must_use]
-    pub fn apic_id(vcpu: VcpuId) -> ApicId {
-        ApicId(vcpu.0.into())
+    pub fn apic_id(&self, vcpu: VcpuId) -> ApicId {
+        self.apic_ids[usize::from(vcpu.0)]
     }
 
     /// The guest's TSC now.
