@@ -3,7 +3,7 @@
 use super::bzimage::field;
 use super::*;
 use crate::platform::layout::{MIN_MEMORY, PMEM_BASE, RamRange};
-use crate::platform::{PmemInterface, PmemRange, Topology, golden};
+use crate::platform::{PlatformNode, PmemInterface, PmemRange, Topology, golden};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -259,6 +259,23 @@ fn the_memory_map_is_complete() {
     let ranges = e820(zero_page(&small).as_bytes());
     assert_eq!(ranges.last(), Some(&(0x10_0000, 128 << 20, 1)));
     assert_eq!(ranges.len(), 5);
+}
+
+#[test]
+fn nodes_make_no_difference_to_the_memory_map() {
+    let node = PlatformNode {
+        vcpus: 1,
+        memory: 1 << 30,
+    };
+    let nodes = PlatformConfig {
+        topology: Topology::new(vec![node; 4]).expect("possible"),
+        ..large_platform(PmemInterface::E820)
+    };
+    let one_node = large_platform(PmemInterface::E820);
+    assert_eq!(
+        e820(zero_page(&nodes).as_bytes()),
+        e820(zero_page(&one_node).as_bytes())
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //!   0x40_0000_0000  root image as persistent memory (256 GiB)
 //! ```
 //!
+//! Each node's RAM lies behind that of the node before it, around the hole.
 //! All of it lies under 40 physical address bits, the least that a host
 //! with nested paging offers.
 
