@@ -98,6 +98,20 @@ impl Doorbells {
         Ok(())
     }
 
+    /// Whether a node's connection has no other end any more.
+    pub(crate) fn is_broken(&self, node: NodeId) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(port) = self.nodes.get(usize::from(node.0)) else {
+            return true;
+        };
+        let mut socket = [PollFd::new(&port.socket, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut socket, Some(&now)).is_ok() && socket[0].revents().contains(PollFlags::HUP)
+    }
+
     /// Wakes a node's first core.
     pub(crate) fn kick(&self, node: NodeId) {
         let port = self.nodes.get(usize::from(node.0));

@@ -208,6 +208,12 @@ pub enum RackError {
         /// What it said last.
         cause: String,
     },
+    /// A node is cut off from its peers' doorbells.
+    #[error("node {} cannot join: its doorbell server is gone; start the rack again", node.0)]
+    NoDoorbell {
+        /// The node.
+        node: NodeId,
+    },
     /// Somebody has written into a region's header.
     #[error("the {region} is damaged ({damage}): node {} {what}: {cause}", node.0)]
     RegionDamaged {

@@ -48,15 +48,20 @@ impl Fleet {
         state.running.push((node, pidfd));
     }
 
-    /// A node has ended; if it is the first, returns when the others have.
+    /// A node has ended.
     pub(crate) fn ended(&self, node: NodeId, end: NodeEnd) {
         let mut state = self.lock();
         state.running.retain(|(id, _)| *id != node);
+        state.first.get_or_insert((node, end));
         self.changed.notify_all();
-        if state.first.is_some() {
+    }
+
+    /// Ends the others if this node was the first to end.
+    pub(crate) fn follow(&self, node: NodeId, end: NodeEnd) {
+        let state = self.lock();
+        if state.first != Some((node, end)) {
             return;
         }
-        state.first = Some((node, end));
         let grace = match end {
             NodeEnd::Orderly => GRACE,
             _ => Duration::ZERO,

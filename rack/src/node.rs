@@ -238,10 +238,11 @@ fn keep(
         Ok(status) => NodeEnd::from_status(status),
         Err(_) => NodeEnd::Killed(0),
     };
+    // The fleet first: who sees that a node has ended finds out who was first.
+    audience.fleet.ended(id, end);
     shared.set_ended(end);
     audience.bell.ring();
-    audience.fleet.ended(id, end);
-    audience.bell.ring();
+    audience.fleet.follow(id, end);
 }
 
 /// Copies lines to the log until the writer is gone.

@@ -195,7 +195,6 @@ impl Rack {
     /// A node ended, has not joined within [`JOIN_LIMIT`], or is not in
     /// service within `limit`.
     pub fn wait_ready(&self, limit: Duration) -> Result<(), RackError> {
-        let limit = limit.max(Duration::from_millis(1));
         loop {
             let rings = self.bell.rings();
             if let Some(end) = self.ended() {
@@ -207,46 +206,47 @@ impl Rack {
                 };
             }
             let status = self.status();
-            let waiting = status
-                .nodes
-                .iter()
-                .find_map(|node| self.late(node, limit.min(JOIN_LIMIT), limit));
-            let left = limit.saturating_sub(self.started.elapsed());
-            match waiting {
-                Some(Late::Overdue(error)) => return Err(error),
-                Some(Late::Waiting) => {}
-                None if status.vm != VmState::NotStarted => return Ok(()),
-                None if left.is_zero() => {
-                    return Err(self.silent(FIRST, "has not started the VM", limit));
-                }
-                None => {}
+            let mut all_ready = true;
+            for node in &status.nodes {
+                all_ready &= self.in_service(node, limit)?;
+            }
+            if all_ready && status.vm != VmState::NotStarted {
+                return Ok(());
+            }
+            if self.started.elapsed() >= limit {
+                return Err(self.silent(FIRST, "has not started the VM", limit));
             }
             self.bell.wait(rings, Duration::from_millis(50));
         }
     }
 
-    /// What a node is late with, if it is not in service.
-    fn late(&self, status: &NodeStatus, join: Duration, serve: Duration) -> Option<Late> {
-        let (what, limit, wait) = match status.state {
-            Some(NodeState::Ready | NodeState::Stopped) => return None,
-            Some(NodeState::Joined) => ("has joined, but is not in service", serve, Duration::ZERO),
-            Some(NodeState::Absent) => ("has not joined the rack", join, serve),
-            None => (
-                "has joined with nonsense, and is not in service",
-                join,
-                serve,
-            ),
-        };
+    /// Whether a node is in service; an error if it should be by now.
+    fn in_service(&self, status: &NodeStatus, limit: Duration) -> Result<bool, RackError> {
         let passed = self.started.elapsed();
-        if passed < limit {
-            return Some(Late::Waiting);
+        let node = status.id;
+        match status.state {
+            Some(NodeState::Ready | NodeState::Stopped) => Ok(true),
+            Some(NodeState::Joined) if passed >= limit => {
+                Err(self.silent(node, "has joined, but is not in service", limit))
+            }
+            Some(NodeState::Joined) => Ok(false),
+            Some(NodeState::Absent) | None => {
+                // A node that is ending closes its connection, too.
+                let soon = Duration::from_millis(300);
+                if self.doorbells.is_broken(node) && self.wait_end(soon).is_none() {
+                    return Err(RackError::NoDoorbell { node });
+                }
+                let joining = limit.min(JOIN_LIMIT);
+                // A busy host is no fault of the node's, within reason.
+                let starved = || self.nodes[usize::from(node.0)].starved();
+                if passed >= limit
+                    || passed >= joining && passed.saturating_sub(starved()) >= joining
+                {
+                    return Err(self.silent(node, "has not joined the rack", joining));
+                }
+                Ok(false)
+            }
         }
-        // A busy host is no fault of the node's, within reason.
-        let starved = self.nodes[usize::from(status.id.0)].starved();
-        if passed < wait && passed.saturating_sub(starved) < limit {
-            return Some(Late::Waiting);
-        }
-        Some(Late::Overdue(self.silent(status.id, what, limit)))
     }
 
     fn silent(&self, node: NodeId, what: &'static str, limit: Duration) -> RackError {
@@ -451,12 +451,6 @@ impl Drop for Rack {
         // All of them before any is waited for.
         self.kill();
     }
-}
-
-/// A node that is not in service.
-enum Late {
-    Waiting,
-    Overdue(RackError),
 }
 
 /// A connection whose other end is gone.
