@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use vmm_shared::addr::{MAX_NODES, NodeId, PAGE_SIZE};
 use vmm_shared::control::{
-    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, MAX_COMMAND_LINE, NodeShare,
+    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, MAX_COMMAND_LINE, NodeShare, coherence_geometry,
 };
 use vmm_shared::region::{RegionError, RegionKind, VERSION};
 use zerocopy::FromZeros;
@@ -40,7 +40,8 @@ impl Memory {
         bundle: &Bundle,
         shares: &[NodeShare],
     ) -> Result<Self, RackError> {
-        let end = bundle.initramfs_blob().offset + bundle.initramfs.len() as u64;
+        let table = bundle.coherence_blob(shares);
+        let end = table.offset + table.len;
         let region = Region::create(RegionKind::Control, uuid, 0, end)?;
         let control = ControlRegion::new(region.map()?).expect("made large enough");
         for (blob, bytes) in [
@@ -85,6 +86,7 @@ impl Memory {
             wall_clock_ns: wall_clock_ns.unwrap_or(u64::MAX),
             kernel: bundle.kernel_blob(),
             initramfs: bundle.initramfs_blob(),
+            coherence: bundle.coherence_blob(shares),
             image_len: image.map_or(0, |image| image.content_len),
             command_line_len: u32::try_from(words.len()).expect("checked to be short"),
             reserved: 0,
@@ -161,6 +163,22 @@ impl Bundle {
         Blob {
             offset: (kernel.offset + kernel.len).next_multiple_of(PAGE_SIZE),
             len: self.initramfs.len() as u64,
+        }
+    }
+
+    /// Behind that, zeroed: what the nodes need to keep instruction fetch
+    /// coherent. One node needs nothing.
+    fn coherence_blob(&self, shares: &[NodeShare]) -> Blob {
+        let initramfs = self.initramfs_blob();
+        let len = match shares {
+            [_] => 0,
+            _ => coherence_geometry(shares)
+                .table_size()
+                .expect("checked to be a possible rack"),
+        };
+        Blob {
+            offset: (initramfs.offset + initramfs.len).next_multiple_of(PAGE_SIZE),
+            len: len as u64,
         }
     }
 }

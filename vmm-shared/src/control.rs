@@ -17,7 +17,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, VcpuId};
+use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
+use crate::coherence::{Geometry, MAX_SLOTS};
 use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
@@ -80,6 +81,8 @@ pub struct BootConfig {
     pub kernel: Blob,
     /// The initial RAM file system.
     pub initramfs: Blob,
+    /// The table of instruction coherence (see [`crate::coherence`]), zeroed.
+    pub coherence: Blob,
     /// Bytes of the root image that the guest gets as persistent memory; 0 if
     /// there is none.
     pub image_len: u64,
@@ -93,11 +96,27 @@ pub struct BootConfig {
     pub shares: [NodeShare; MAX_NODES],
 }
 
-const _: () = assert!(size_of::<BootConfig>() == 72 + MAX_COMMAND_LINE + 16 * MAX_NODES);
+const _: () = assert!(size_of::<BootConfig>() == 88 + MAX_COMMAND_LINE + 16 * MAX_NODES);
 const _: () = assert!(size_of::<BootConfig>() <= NODE_RECORDS - BOOT_CONFIG);
 const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
+
+/// What the table of instruction coherence is about, if the nodes give these
+/// shares. All who use the table work it out alike.
+#[must_use]
+pub fn coherence_geometry(shares: &[NodeShare]) -> Geometry {
+    let memory: u64 = shares
+        .iter()
+        .map(|share| share.memory)
+        .fold(0, u64::saturating_add);
+    let cores = shares.iter().map(|share| share.cores).max().unwrap_or(0);
+    Geometry {
+        frames: usize::try_from(memory / PAGE_SIZE).unwrap_or(0),
+        nodes: shares.len(),
+        slots: usize::try_from(cores).unwrap_or(0).clamp(1, MAX_SLOTS),
+    }
+}
 
 /// How far a node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

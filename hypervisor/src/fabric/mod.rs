@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{ControlRegion, Counter, LAUNCHER_PEER, NodeState, RingId, VmState};
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
 use vmm_shared::shm::SharedMem;
@@ -15,6 +16,7 @@ use vmm_shared::shm::SharedMem;
 use crate::arch::apic;
 use crate::arch::descriptors::{DOORBELL_VECTOR, KICK_VECTOR};
 use crate::arch::pci::{self, Window, WindowKind};
+use crate::mem::coherent::Bells;
 use crate::vcpu::posted::{Location, PostedInterrupts};
 
 /// Why a node can't take part in its rack.
@@ -125,6 +127,20 @@ pub fn find_regions(windows: &[Window]) -> Result<Regions, FabricError> {
         memories,
         image,
     })
+}
+
+impl Bells for Fabric {
+    fn kick_core(&self, core: usize) {
+        if let Some(apic_id) = self.cores.get(core) {
+            apic::kick(*apic_id);
+        }
+    }
+
+    fn ring_nodes(&self, nodes: NodeSet) {
+        for node in nodes {
+            self.kick(Location { node, core: 0 });
+        }
+    }
 }
 
 impl Fabric {

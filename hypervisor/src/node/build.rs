@@ -7,18 +7,20 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
-use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState};
+use vmm_shared::coherence::{CoherenceMap, Rights};
+use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry};
 use vmm_shared::shm::SharedMem;
 
 use super::{Node, Reason};
 use crate::arch::cpu;
 use crate::arch::pci::Window;
 use crate::arch::svm::bitmaps::PermissionMaps;
-use crate::arch::svm::npt::{GuestPage, NestedTables, Rights};
+use crate::arch::svm::npt::{GuestPage, NestedTables};
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::fabric::{self, Fabric, Regions, clock};
 use crate::loader::{self, LinuxBoot, LinuxEntry};
+use crate::mem::coherent::{MappedMemory, Membership};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
 use crate::platform::layout::PMEM_BASE;
@@ -26,6 +28,9 @@ use crate::platform::{
     Domain, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
 };
 use crate::vm::{DEVICE_NODE, Vm, VmParts};
+
+/// A node's epoch in its first life.
+const FIRST_EPOCH: u32 = 1;
 
 /// Joins the rack and builds this node's part of the VM. On node 0 this waits
 /// for all others and loads the guest.
@@ -50,7 +55,9 @@ pub(super) fn build(
     let slices = guest_slices(&topology, &regions.memories)
         .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
     let image = regions.image.filter(|_| config.image_len > 0);
-    let nested = nested_tables(&slices, image);
+    let membership = membership(&config, &regions.control, id)?;
+    let nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
+    let nested_root = nested.root();
     let memory = Slices::new(slices);
 
     let apic_ids: Vec<_> = (0..topology.vcpus())
@@ -67,21 +74,25 @@ pub(super) fn build(
         DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform)?),
         _ => None,
     };
+    let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric);
+    if id == DEVICE_NODE {
+        memory
+            .claim_all()
+            .map_err(|why| format!("instruction coherence: {why:?}"))?;
+    }
     let vm = Vm::new(VmParts {
         apic_ids,
-        cores: cores.len(),
         memory,
         cpuid,
         tsc_khz: tsc.khz,
         tsc_offset: tsc.offset,
         boot_wall_ns: tsc.boot_wall_ns,
-        fabric,
     });
     let maps = PermissionMaps::new(msr::passthrough());
     Ok(Node {
         clocks,
         vm,
-        nested,
+        nested_root,
         maps,
         entry,
         cores,
@@ -216,10 +227,30 @@ fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Option<Vec<Slice
         .collect()
 }
 
+/// This node's part in instruction coherence, if this rack needs any.
+fn membership(
+    config: &BootConfig,
+    control: &ControlRegion,
+    id: NodeId,
+) -> Result<Option<Membership>, Reason> {
+    if config.nodes == 1 || cpu::fetches_coherently() {
+        return Ok(None);
+    }
+    let broken = || String::from("the table of instruction coherence does not fit the VM");
+    let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
+    let shares = config.shares.get(..nodes).ok_or_else(broken)?;
+    let table = control.blob(config.coherence).ok_or_else(broken)?;
+    let map = CoherenceMap::new(table, coherence_geometry(shares)).ok_or_else(broken)?;
+    let member = map
+        .join(id, FIRST_EPOCH)
+        .map_err(|why| format!("instruction coherence: {why:?}"))?;
+    Ok(Some(Membership { map, member }))
+}
+
 fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {
     let mut nested = NestedTables::new();
     for slice in slices {
-        map(&mut nested, slice, Rights::All);
+        map(&mut nested, slice, Rights::ALL);
     }
     if let Some(memory) = image {
         map(
@@ -228,7 +259,7 @@ fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {
                 gpa: PMEM_BASE,
                 memory,
             },
-            Rights::ReadExecute,
+            Rights::READ_EXECUTE,
         );
     }
     nested

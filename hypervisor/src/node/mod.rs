@@ -18,13 +18,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::addr::{Hpa, NodeId, VcpuId};
 use vmm_shared::control::{NodeState, VmState};
 
 use crate::arch::io::{self, NodeExit};
 use crate::arch::pci::Window;
 use crate::arch::svm::bitmaps::PermissionMaps;
-use crate::arch::svm::npt::NestedTables;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::arch::{apic, boot, cpu, descriptors};
@@ -41,7 +40,8 @@ type Reason = String;
 pub struct Node {
     clocks: Clocks,
     vm: Vm,
-    nested: NestedTables,
+    /// Root of the nested tables.
+    nested_root: Hpa,
     maps: PermissionMaps,
     /// How vCPU 0 enters the guest, on the node that has it.
     entry: Option<LinuxEntry>,
@@ -56,9 +56,9 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
     match build::build(clocks, cores, &windows, node) {
         Ok(node) => {
             let node = Box::leak(Box::new(node));
-            node.vm.fabric.set_state(NodeState::Ready);
-            if node.vm.fabric.node() == DEVICE_NODE {
-                node.vm.fabric.set_vm_state(VmState::Running);
+            node.vm.fabric().set_state(NodeState::Ready);
+            if node.vm.fabric().node() == DEVICE_NODE {
+                node.vm.fabric().set_vm_state(VmState::Running);
             } else {
                 wait_until_running(node);
             }
@@ -74,7 +74,7 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
 
 /// Waits for node 0, which may have to wait for others.
 fn wait_until_running(node: &Node) {
-    let state = node.vm.fabric.control().vm_state();
+    let state = node.vm.fabric().control().vm_state();
     // Acquire: what node 0 has loaded is visible.
     while VmState::from_raw(state.load(Ordering::Acquire)) == Some(VmState::NotStarted) {
         core::hint::spin_loop();
@@ -95,17 +95,11 @@ pub fn run_core(node: &'static Node) -> ! {
     }
     let id = VcpuId(vcpu);
     let location = Location {
-        node: node.vm.fabric.node(),
+        node: node.vm.fabric().node(),
         core,
     };
     node.vm.posted(id).set_location(location);
-    let mut vcpu = Vcpu::new(
-        id,
-        usize::from(core),
-        &node.vm,
-        node.maps,
-        node.nested.root(),
-    );
+    let mut vcpu = Vcpu::new(id, usize::from(core), &node.vm, node.maps, node.nested_root);
     if let (VcpuId(0), Some(entry)) = (id, &node.entry) {
         vcpu.start_linux(entry);
         // What the launcher sent before this node could hear is waiting.
@@ -133,7 +127,7 @@ fn stop(node: &Node, reason: StopReason) -> ! {
             VmState::Crashed
         }
     };
-    node.vm.fabric.set_vm_state(state);
-    node.vm.fabric.set_state(NodeState::Stopped);
+    node.vm.fabric().set_vm_state(state);
+    node.vm.fabric().set_state(NodeState::Stopped);
     io::exit(NodeExit::Done)
 }

@@ -21,6 +21,9 @@ use crate::arch::time::Clocks;
 use crate::arch::{cpu, descriptors};
 use crate::vm::{DOORBELL_VCPU, Vm};
 
+/// The core that hears the node's doorbell.
+const DOORBELL_CORE: usize = 0;
+
 /// What the core's timer is set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimerSetting {
@@ -46,11 +49,11 @@ impl Vcpu {
                 switch::release_interrupts();
                 continue;
             }
-            let entered = vm.barrier.enter(self.core);
+            let entered = vm.memory.barrier.enter(self.core);
             if let Some(tables) = entered {
                 self.deliver(vm);
                 self.enter(tables);
-                vm.barrier.leave(self.core);
+                vm.memory.barrier.leave(self.core);
             }
             vm.posted(self.id).disarm();
             switch::release_interrupts();
@@ -64,8 +67,11 @@ impl Vcpu {
 
     /// Takes everything that others have left for this vCPU.
     fn take_requests(&mut self, vm: &Vm) {
-        if self.id == DOORBELL_VCPU && descriptors::take_doorbell() {
-            vm.poll_devices();
+        if self.core == DOORBELL_CORE && descriptors::take_doorbell() {
+            vm.serve_revocations();
+            if self.id == DOORBELL_VCPU {
+                vm.poll_devices();
+            }
         }
         let posted = vm.posted(self.id);
         for signal in posted.take_signals() {
@@ -85,7 +91,7 @@ impl Vcpu {
         self.set_timer(vm, clocks, timer);
         cpu::interrupts_off();
         let posted = vm.posted(self.id);
-        let doorbell = self.id == DOORBELL_VCPU && descriptors::doorbell_rung();
+        let doorbell = self.core == DOORBELL_CORE && descriptors::doorbell_rung();
         if !doorbell && posted.arm() {
             cpu::sleep_until_interrupt();
             posted.disarm();

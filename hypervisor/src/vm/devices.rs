@@ -28,7 +28,7 @@ impl Vm {
     /// Accesses a device for a vCPU: here, or on the node that owns it.
     /// Nothing that answers reads as ones.
     pub fn access(&self, vcpu: VcpuId, access: &Access) -> (u64, Request) {
-        if self.fabric.node() == DEVICE_NODE {
+        if self.fabric().node() == DEVICE_NODE {
             self.access_here(access)
         } else {
             self.forward(vcpu, access)
@@ -57,11 +57,11 @@ impl Vm {
 
     /// Has the devices' node do it, and waits.
     fn forward(&self, vcpu: VcpuId, access: &Access) -> (u64, Request) {
-        let slot = self.fabric.slot(vcpu);
+        let slot = self.fabric().slot(vcpu);
         slot.ask(access);
         let index = usize::from(vcpu.0);
         if let Some(word) = self
-            .fabric
+            .fabric()
             .control()
             .vm()
             .waiting_for_devices()
@@ -70,7 +70,7 @@ impl Vm {
             // Release: the question is visible to who takes the bit.
             word.fetch_or(1 << (index % 64), Ordering::Release);
         }
-        self.fabric.kick(Location {
+        self.fabric().kick(Location {
             node: DEVICE_NODE,
             core: 0,
         });
@@ -78,7 +78,17 @@ impl Vm {
             if let Some(answer) = slot.take_answer() {
                 return answer;
             }
+            // The owner may need something of this node first.
+            self.serve_revocations();
             core::hint::spin_loop();
+        }
+    }
+
+    /// Gives up what other nodes have asked for. Damage to the shared state
+    /// shows again at this node's own next fault, which stops the VM.
+    pub fn serve_revocations(&self) {
+        if let Err(why) = self.memory.serve() {
+            log::error!("instruction coherence: {why:?}");
         }
     }
 
@@ -86,7 +96,7 @@ impl Vm {
     fn serve_forwards(&self) {
         for (base, word) in (0_u16..)
             .step_by(64)
-            .zip(self.fabric.control().vm().waiting_for_devices())
+            .zip(self.fabric().control().vm().waiting_for_devices())
         {
             let mut waiting = match word.load(Ordering::Relaxed) {
                 0 => 0,
@@ -99,7 +109,7 @@ impl Vm {
                 if usize::from(vcpu.0) >= self.apic_ids.len() {
                     continue;
                 }
-                let slot = self.fabric.slot(vcpu);
+                let slot = self.fabric().slot(vcpu);
                 let (value, request) = match slot.question() {
                     Some(access) => self.access_here(&access),
                     None => (u64::MAX, Request::Unknown),
@@ -161,18 +171,18 @@ impl Vm {
         if let UartEffect::Transmit(byte) = serial.write(offset, byte) {
             // A console that nobody reads loses output; it never stops the
             // guest.
-            self.fabric.write(RingId::ConsoleOut, &[byte]);
+            self.fabric().write(RingId::ConsoleOut, &[byte]);
         }
         let level = serial.irq_level();
         self.set_line(layout::GSI_SERIAL, level);
     }
 
     fn feed_serial(&self, serial: &mut Uart) {
-        let ring = self.fabric.control().ring(RingId::ConsoleIn);
+        let ring = self.fabric().control().ring(RingId::ConsoleIn);
         let mut bytes = [0; 16];
         loop {
             let space = serial.receive_space().min(bytes.len());
-            let count = self.fabric.read(RingId::ConsoleIn, &mut bytes[..space]);
+            let count = self.fabric().read(RingId::ConsoleIn, &mut bytes[..space]);
             serial.receive(&bytes[..count]);
             // Full, or empty and the launcher knows that we wait.
             if count == space || ring.arm_consumer() {
@@ -193,7 +203,7 @@ impl Vm {
     }
 
     fn agent_pipes(&self) -> Pipes<ByteRing, ByteRing> {
-        let control = self.fabric.control();
+        let control = self.fabric().control();
         Pipes {
             to_host: control.ring(RingId::AgentOut),
             from_host: control.ring(RingId::AgentIn),
@@ -208,7 +218,7 @@ impl Vm {
             );
         }
         if effects.contains(Effects::DOORBELL) {
-            self.fabric.ring_launcher();
+            self.fabric().ring_launcher();
         }
         if effects.contains(Effects::AGAIN) {
             descriptors::set_doorbell();

@@ -10,7 +10,7 @@ use crate::vcpu::posted::{Kick, PostedInterrupts, Signal};
 impl Vm {
     fn kick(&self, posted: &PostedInterrupts, kick: Kick) {
         if kick == Kick::Needed {
-            self.fabric.kick(posted.location());
+            self.fabric().kick(posted.location());
         }
     }
 

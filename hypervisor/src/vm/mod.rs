@@ -14,8 +14,7 @@ use crate::devices::pci_host::PciHost;
 use crate::devices::uart::Uart;
 use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
-use crate::mem::barrier::EntryBarrier;
-use crate::mem::slices::Slices;
+use crate::mem::coherent::MappedMemory;
 use crate::platform::cpuid::CpuidTable;
 use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
@@ -31,8 +30,8 @@ pub const DEVICE_NODE: NodeId = NodeId(0);
 /// while it enters the guest or sleeps, and interrupt handlers take none.
 #[derive(Debug)]
 pub struct Vm {
-    /// Guest memory.
-    pub memory: Slices,
+    /// Guest memory, and by its bells the way to launcher and other nodes.
+    pub memory: MappedMemory<Fabric>,
     /// The guest's CPUID.
     pub cpuid: CpuidTable,
     /// Rate of the TSC in kHz.
@@ -43,10 +42,6 @@ pub struct Vm {
     pub tsc_offset: u64,
     /// Wall-clock time at guest TSC 0, in ns.
     pub boot_wall_ns: u64,
-    /// The way to the launcher and the other nodes.
-    pub fabric: Fabric,
-    /// Who runs the guest on which nested tables.
-    pub barrier: EntryBarrier,
     /// APIC ids of the vCPUs, by their numbers.
     apic_ids: Vec<ApicId>,
     ioapic: Mutex<Ioapic>,
@@ -60,13 +55,11 @@ pub struct Vm {
 #[expect(missing_docs, reason = "as in `Vm`")]
 pub struct VmParts {
     pub apic_ids: Vec<ApicId>,
-    pub cores: usize,
-    pub memory: Slices,
+    pub memory: MappedMemory<Fabric>,
     pub cpuid: CpuidTable,
     pub tsc_khz: u32,
     pub tsc_offset: u64,
     pub boot_wall_ns: u64,
-    pub fabric: Fabric,
 }
 
 impl Vm {
@@ -80,8 +73,6 @@ impl Vm {
             clock: ClockScale::new(parts.tsc_khz),
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
-            fabric: parts.fabric,
-            barrier: EntryBarrier::new(parts.cores),
             apic_ids: parts.apic_ids,
             ioapic: Mutex::new(Ioapic::new(0)),
             pci: Mutex::new(PciHost::new()),
@@ -99,6 +90,12 @@ impl Vm {
         self.apic_ids[usize::from(vcpu.0)]
     }
 
+    /// The way to the launcher and the other nodes.
+    #[must_use]
+    pub fn fabric(&self) -> &Fabric {
+        self.memory.bells()
+    }
+
     /// The guest's TSC now.
     #[must_use]
     pub fn guest_tsc(&self) -> u64 {
@@ -111,17 +108,17 @@ impl Vm {
     /// If there is no such vCPU.
     #[must_use]
     pub fn posted(&self, vcpu: VcpuId) -> PostedInterrupts {
-        self.fabric.posted(vcpu)
+        self.fabric().posted(vcpu)
     }
 
     /// Counts an exit of a vCPU, in all and by its reason.
     pub fn count_exit(&self, vcpu: VcpuId, exit: &Exit) {
-        self.fabric.count(vcpu, Counter::Exits);
-        self.fabric.count(vcpu, exit.counter());
+        self.fabric().count(vcpu, Counter::Exits);
+        self.fabric().count(vcpu, exit.counter());
     }
 
     /// Counts an event of a vCPU.
     pub fn count(&self, vcpu: VcpuId, counter: Counter) {
-        self.fabric.count(vcpu, counter);
+        self.fabric().count(vcpu, counter);
     }
 }

@@ -8,6 +8,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
+use vmm_shared::coherence::Rights;
 
 use crate::arch::paging::zeroed_page;
 
@@ -25,31 +26,38 @@ const SMALL: u32 = 0;
 const LARGE_LEVEL: u32 = 1;
 const TOP: u32 = 3;
 
-/// What the guest may do with a range of its memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rights {
-    /// Everything.
-    All,
-    /// Reading and writing.
-    ReadWrite,
-    /// Reading and executing.
-    ReadExecute,
-    /// Reading.
-    Read,
+/// Accessed and dirty from the start: nobody looks at them, and the processor
+/// need not set them.
+fn leaf(rights: Rights) -> u64 {
+    let write = if rights.contains(Rights::WRITE) {
+        WRITABLE
+    } else {
+        0
+    };
+    let execute = if rights.contains(Rights::EXECUTE) {
+        0
+    } else {
+        NO_EXECUTE
+    };
+    PRESENT | USER | ACCESSED | DIRTY | write | execute
 }
 
-impl Rights {
-    /// Accessed and dirty from the start: nobody looks at them, and the
-    /// processor need not set them.
-    const fn leaf(self) -> u64 {
-        let common = PRESENT | USER | ACCESSED | DIRTY;
-        match self {
-            Self::All => common | WRITABLE,
-            Self::ReadWrite => common | WRITABLE | NO_EXECUTE,
-            Self::ReadExecute => common,
-            Self::Read => common | NO_EXECUTE,
-        }
+/// The rights that a leaf gives.
+fn rights(leaf: u64) -> Rights {
+    if leaf & PRESENT == 0 {
+        return Rights::NONE;
     }
+    let write = if leaf & WRITABLE == 0 {
+        Rights::NONE
+    } else {
+        Rights::WRITE
+    };
+    let execute = if leaf & NO_EXECUTE == 0 {
+        Rights::EXECUTE
+    } else {
+        Rights::NONE
+    };
+    Rights::READ | write | execute
 }
 
 /// A page of the guest's physical memory.
@@ -131,12 +139,26 @@ impl NestedTables {
             "pages are aligned"
         );
         self.make_entry(gpa, level)
-            .store(hpa.0 | large | rights.leaf(), Ordering::Release);
+            .store(hpa.0 | large | leaf(rights), Ordering::Release);
     }
 
-    /// Takes a page out. The small pages of a large one go with it; a small
-    /// page of a large one splits it.
-    pub fn unmap(&mut self, page: GuestPage) {
+    /// What the guest may do at an address.
+    #[must_use]
+    pub fn rights(&self, gpa: Gpa) -> Rights {
+        let mut table = self.root;
+        for level in (LARGE_LEVEL..=TOP).rev() {
+            let value = Self::entry(table, gpa, level).load(Ordering::Relaxed);
+            if value & PRESENT == 0 || value & LARGE != 0 {
+                return rights(value);
+            }
+            table = Hpa(value & ADDRESS);
+        }
+        rights(Self::entry(table, gpa, SMALL).load(Ordering::Relaxed))
+    }
+
+    /// Leaves of a page's rights only those in `keep`. A small page of a large
+    /// one splits it.
+    pub fn restrict(&mut self, page: GuestPage, keep: Rights) {
         let entry = match page {
             GuestPage::Small(gpa) => self.make_entry(gpa, SMALL),
             GuestPage::Large(gpa) => self.make_entry(gpa, LARGE_LEVEL),
@@ -144,25 +166,36 @@ impl NestedTables {
         let value = entry.load(Ordering::Relaxed);
         match page {
             GuestPage::Large(gpa) if value & (PRESENT | LARGE) == PRESENT => {
-                // The table stays, so that splitting again costs no memory.
                 for index in 0..ENTRIES {
                     let small = Gpa(gpa.0 + index * PAGE_SIZE);
-                    Self::entry(Hpa(value & ADDRESS), small, SMALL).store(0, Ordering::Relaxed);
+                    restrict(Self::entry(Hpa(value & ADDRESS), small, SMALL), keep);
                 }
             }
-            _ => entry.store(0, Ordering::Relaxed),
+            _ => restrict(entry, keep),
         }
     }
+}
+
+fn restrict(entry: &AtomicU64, keep: Rights) {
+    let value = entry.load(Ordering::Relaxed);
+    let kept = rights(value) & keep;
+    // An address without rights is of no use, so nothing at all stays.
+    let new = if kept.is_empty() {
+        0
+    } else {
+        value & (ADDRESS | LARGE) | leaf(kept)
+    };
+    entry.store(new, Ordering::Release);
 }
 
 /// A table of small pages that shows what a large page showed.
 fn split(large: u64) -> Hpa {
     let table = zeroed_page();
-    let rights = large & !(ADDRESS | LARGE);
+    let kept = large & !(ADDRESS | LARGE);
     for index in 0..ENTRIES {
         let small = (large & ADDRESS) + index * PAGE_SIZE;
         let gpa = Gpa(index * PAGE_SIZE);
-        NestedTables::entry(table, gpa, SMALL).store(small | rights, Ordering::Relaxed);
+        NestedTables::entry(table, gpa, SMALL).store(small | kept, Ordering::Relaxed);
     }
     table
 }
@@ -203,22 +236,22 @@ mod tests {
         tables.map(
             GuestPage::Large(Gpa(4 * MIB)),
             Hpa(64 * MIB),
-            Rights::ReadWrite,
+            Rights::READ_WRITE,
         );
         tables.map(
             GuestPage::Small(Gpa(5 * MIB)),
             Hpa(65 * MIB),
-            Rights::ReadExecute,
+            Rights::READ_EXECUTE,
         );
         assert_eq!(
             walk(&tables, 5 * MIB + 8),
-            Some((Rights::ReadExecute.leaf(), 65 * MIB + 8))
+            Some((leaf(Rights::READ_EXECUTE), 65 * MIB + 8))
         );
         let neighbour = 5 * MIB + 0x1008;
         let theirs = 65 * MIB + 0x1008;
         assert_eq!(
             walk(&tables, neighbour),
-            Some((Rights::ReadWrite.leaf(), theirs))
+            Some((leaf(Rights::READ_WRITE), theirs))
         );
         assert_eq!(walk(&tables, 6 * MIB), None);
     }
@@ -226,16 +259,19 @@ mod tests {
     #[test]
     fn taking_a_large_page_out_takes_its_small_ones() {
         let mut tables = NestedTables::new();
-        tables.map(GuestPage::Large(Gpa(0)), Hpa(0), Rights::All);
-        tables.unmap(GuestPage::Small(Gpa(0x3000)));
+        tables.map(GuestPage::Large(Gpa(0)), Hpa(0), Rights::ALL);
+        tables.restrict(GuestPage::Small(Gpa(0x3000)), Rights::NONE);
         assert_eq!(walk(&tables, 0x3000), None);
-        assert_eq!(walk(&tables, 0x4000), Some((Rights::All.leaf(), 0x4000)));
-        tables.unmap(GuestPage::Large(Gpa(0)));
+        assert_eq!(walk(&tables, 0x4000), Some((leaf(Rights::ALL), 0x4000)));
+        tables.restrict(GuestPage::Large(Gpa(0)), Rights::READ);
+        assert_eq!(tables.rights(Gpa(0x4000)), Rights::READ);
+        assert_eq!(tables.rights(Gpa(0x3000)), Rights::NONE);
+        tables.restrict(GuestPage::Large(Gpa(0)), Rights::NONE);
         assert_eq!(walk(&tables, 0x4000), None);
-        tables.map(GuestPage::Large(Gpa(0)), Hpa(2 * MIB), Rights::Read);
+        tables.map(GuestPage::Large(Gpa(0)), Hpa(2 * MIB), Rights::READ);
         assert_eq!(
             walk(&tables, 0x4000),
-            Some((Rights::Read.leaf(), 2 * MIB + 0x4000))
+            Some((leaf(Rights::READ), 2 * MIB + 0x4000))
         );
     }
 }
