@@ -125,7 +125,7 @@ fn a_silent_node_is_named_long_before_the_boot_timeout() {
     let out = bench.end(bench.spawn(line));
     let said = text(&out.stderr);
     assert!(
-        said.contains("node 1 has not joined the rack within 10 s"),
+        said.contains("node 1 has not joined the rack within 8 s"),
         "{said}"
     );
     assert!(start.elapsed() < Duration::from_secs(20));
