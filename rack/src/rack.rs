@@ -306,7 +306,9 @@ impl Rack {
             ),
             (how, VmState::Running) if self.nodes.len() > 1 => {
                 let said = shared.last_words();
-                let cause = format!("the VM has ended with it, as it needs all its nodes; it last said: {said}");
+                let cause = format!(
+                    "the VM has ended with it, as it needs all its nodes; it last said: {said}"
+                );
                 (how.what(), cause)
             }
             (how, _) => (how.what(), shared.last_words()),
