@@ -27,6 +27,8 @@ mod length {
     pub(super) const CACHE: u64 = 2;
 }
 
+/// Delivery mode of an NMI.
+const NMI: u8 = 4;
 const CR4_OSXSAVE: u64 = 1 << 18;
 /// APIC on, x2APIC mode, and the window's address, which nothing answers at.
 const APIC_BASE: u64 = 0xfee0_0c00;
@@ -287,12 +289,14 @@ impl Vcpu {
             HYPERCALL_SEND_IPI => {
                 let set = u128::from(argument(Gpr::Rcx)) << 64 | u128::from(argument(Gpr::Rbx));
                 let [vector, mode, ..] = argument(Gpr::Rsi).to_le_bytes();
-                // Fixed delivery is all that Linux sends this way, NMIs apart.
-                if mode & 7 == 0 && vector >= 16 {
-                    vm.count(self.id, Counter::IpiSent);
-                    vm.send_to_set(set, argument(Gpr::Rdx), vector)
-                } else {
-                    UNKNOWN_HYPERCALL
+                match mode & 7 {
+                    0 if vector >= 16 => {
+                        vm.count(self.id, Counter::IpiSent);
+                        vm.send_to_set(set, argument(Gpr::Rdx), vector)
+                    }
+                    // NMIs are not delivered: they have reached nobody.
+                    NMI => 0,
+                    _ => UNKNOWN_HYPERCALL,
                 }
             }
             _ => UNKNOWN_HYPERCALL,
