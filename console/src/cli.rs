@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use rack::{Guest, RackFile, RackSpec, RootFs, Size, VmSpec};
+use rack::{Guest, NodeSpec, RackFile, RackSpec, RootFs, Size, VmSpec};
 
 use crate::names::RackName;
 
@@ -64,13 +64,13 @@ pub(crate) struct Target {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rack")]
 pub(crate) struct RackArgs {
-    /// Nodes in the rack (one, in this version).
+    /// Nodes in the rack, 1 to 8.
     #[arg(long, value_name = "N", default_value_t = 1)]
     nodes: u32,
     /// Cores of each node.
     #[arg(long, value_name = "C", default_value_t = 2)]
     cores: u32,
-    /// Memory that each node gives [default: what the VM asks for].
+    /// The most memory that each node gives [default: what the VM asks for].
     #[arg(long, value_name = "SIZE")]
     node_memory: Option<Size>,
     /// Read the rack from a file with a [[node]] table for each node.
@@ -82,11 +82,13 @@ impl RackArgs {
     pub(crate) fn spec(&self) -> Result<RackSpec, rack::RackError> {
         match &self.rack {
             Some(path) => RackFile::read(path),
-            None => Ok(RackSpec {
-                nodes: self.nodes,
-                cores: self.cores,
-                node_memory: self.node_memory,
-            }),
+            None => RackSpec::equal(
+                self.nodes,
+                NodeSpec {
+                    cores: self.cores,
+                    memory: self.node_memory,
+                },
+            ),
         }
     }
 }
@@ -128,7 +130,7 @@ pub(crate) struct VmArgs {
 impl VmArgs {
     pub(crate) fn spec(&self, rack: &RackSpec) -> VmSpec {
         VmSpec {
-            vcpus: self.vcpus.unwrap_or(rack.nodes.saturating_mul(rack.cores)),
+            vcpus: self.vcpus.unwrap_or(rack.cores()),
             memory: self.memory,
         }
     }

@@ -9,7 +9,7 @@ use guest_linux_config::agent_client::{AgentClient, ClientError};
 use guest_linux_config::command_line::command_line;
 use guest_linux_config::{Images, KernelSource, Root, Stage};
 use rack::{
-    Accelerator, BootFiles, Guest, LogSink, Programs, Rack, RackError, RackSpec, RootFs,
+    Accelerator, BootFiles, Faults, Guest, LogSink, Programs, Rack, RackError, RackSpec, RootFs,
     StartOptions, VmSpec, beside_executable,
 };
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{RackArgs, VmArgs};
 use crate::progress;
 
-/// How long a node gets to join the rack: firmware and hypervisor, no guest.
-const JOIN_LIMIT: Duration = Duration::from_secs(60);
+/// How long all nodes get to come into service and enter the VM: firmware and
+/// hypervisor, no guest.
+const SERVICE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Everything that is needed to start, settled and checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -150,6 +151,7 @@ impl Machine {
             programs: Programs::find(),
             accelerator: Accelerator::pick()?,
             log,
+            faults: Faults::from_env()?,
         };
         let rack = Rack::start(&plan.rack, &plan.vm, &plan.boot, options)?;
         let (reader, writer) = rack.agent();
@@ -162,7 +164,7 @@ impl Machine {
     /// Waits until the VM has been entered.
     pub(crate) fn wait_entered(&self, plan: &Plan) -> Result<()> {
         progress::say("starting the hypervisor");
-        self.rack.wait_ready(JOIN_LIMIT.min(plan.boot_timeout))?;
+        self.rack.wait_ready(SERVICE_LIMIT.min(plan.boot_timeout))?;
         Ok(())
     }
 

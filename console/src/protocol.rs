@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 
 /// Changes with everything in this module.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Longest line of either side.
 const MAX_LINE: usize = 1 << 20;
 
@@ -82,7 +82,10 @@ pub(crate) struct NodeReport {
     /// "absent", "joined", "ready", "stopped" or "unknown".
     pub state: String,
     pub cores: u32,
+    pub vcpus: u32,
+    /// What it gives, and where that begins in the VM's memory.
     pub memory_bytes: u64,
+    pub memory_offset_bytes: u64,
     pub pid: i32,
 }
 
@@ -90,6 +93,7 @@ pub(crate) struct NodeReport {
 pub(crate) struct VcpuReport {
     pub id: u16,
     pub node: u16,
+    pub core: u32,
     /// In the order in which operators want to see them.
     pub counters: Vec<(String, u64)>,
 }

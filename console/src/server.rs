@@ -164,7 +164,9 @@ impl Server {
                     id: node.id.0,
                     state: node_state(node.state).to_owned(),
                     cores: node.cores,
+                    vcpus: node.vcpus,
                     memory_bytes: node.memory,
+                    memory_offset_bytes: node.memory_offset,
                     pid: node.pid,
                 })
                 .collect(),
@@ -172,7 +174,8 @@ impl Server {
                 .into_iter()
                 .map(|vcpu| VcpuReport {
                     id: vcpu.id.0,
-                    node: 0,
+                    node: vcpu.node.0,
+                    core: vcpu.core,
                     counters: vcpu
                         .values
                         .into_iter()

@@ -4,7 +4,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use rack::Size;
 
-use crate::protocol::Report;
+use crate::protocol::{Report, VcpuReport};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -48,12 +48,13 @@ pub(crate) fn status(report: &Report) -> String {
 }
 
 pub(crate) fn nodes(report: &Report) -> String {
-    let mut table = table(&["NODE", "STATE", "CORES", "MEMORY", "PID"]);
+    let mut table = table(&["NODE", "STATE", "CORES", "VCPUS", "MEMORY", "PID"]);
     for node in &report.nodes {
         table.add_row([
             node.id.to_string(),
             node.state.clone(),
             node.cores.to_string(),
+            node.vcpus.to_string(),
             Size(node.memory_bytes).to_string(),
             node.pid.to_string(),
         ]);
@@ -62,11 +63,12 @@ pub(crate) fn nodes(report: &Report) -> String {
 }
 
 pub(crate) fn memory(report: &Report) -> String {
-    let mut table = table(&["NODE", "GIVES", "SHARE"]);
+    let mut table = table(&["NODE", "FROM", "GIVES", "SHARE"]);
     let total = report.vm.memory_bytes.max(1);
     for node in &report.nodes {
         table.add_row([
             node.id.to_string(),
+            Size(node.memory_offset_bytes).to_string(),
             Size(node.memory_bytes).to_string(),
             format!("{}%", node.memory_bytes.saturating_mul(100) / total),
         ]);
@@ -80,17 +82,18 @@ pub(crate) fn vcpus(report: &Report) -> String {
     header.extend(report.vcpus.iter().map(|vcpu| vcpu.id.to_string()));
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(header);
-    let mut node = vec!["node".to_owned()];
-    node.extend(report.vcpus.iter().map(|vcpu| vcpu.node.to_string()));
-    table.add_row(node);
+    let mut row = |name: &str, value: &dyn Fn(&VcpuReport) -> String| {
+        let values = report.vcpus.iter().map(value);
+        table.add_row(std::iter::once(name.to_owned()).chain(values));
+    };
+    row("node", &|vcpu| vcpu.node.to_string());
+    row("core", &|vcpu| vcpu.core.to_string());
     let names = report.vcpus.first().map(|vcpu| vcpu.counters.as_slice());
     for (index, (name, _)) in names.unwrap_or_default().iter().enumerate() {
-        let mut row = vec![name.clone()];
-        row.extend(report.vcpus.iter().map(|vcpu| {
+        row(name, &|vcpu| {
             let counter = vcpu.counters.get(index);
             counter.map_or_else(String::new, |(_, value)| value.to_string())
-        }));
-        table.add_row(row);
+        });
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -101,7 +104,7 @@ pub(crate) fn vcpus(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{NodeReport, VcpuReport, VmReport};
+    use crate::protocol::{NodeReport, VmReport};
 
     fn report() -> Report {
         Report {
@@ -119,7 +122,9 @@ mod tests {
                 id: 0,
                 state: "ready".into(),
                 cores: 2,
+                vcpus: 2,
                 memory_bytes: 1 << 30,
+                memory_offset_bytes: 0,
                 pid: 4711,
             }],
             vcpus: [10, 20_000]
@@ -128,6 +133,7 @@ mod tests {
                 .map(|(exits, id)| VcpuReport {
                     id,
                     node: 0,
+                    core: 0,
                     counters: vec![("exits".into(), exits), ("exit_io".into(), 1)],
                 })
                 .collect(),
@@ -138,8 +144,8 @@ mod tests {
     fn the_status_says_what_is_running() {
         let expected = "rack  default: 1 node(s), tcg, up 1m01s\n\
                         vm    running: 2 vCPU(s), 1G of memory\n\n\
-                        NODE  STATE  CORES  MEMORY  PID\n\
-                        0     ready  2      1G      4711\n";
+                        NODE  STATE  CORES  VCPUS  MEMORY  PID\n\
+                        0     ready  2      2      1G      4711\n";
         assert_eq!(status(&report()), expected);
     }
 

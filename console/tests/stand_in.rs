@@ -168,7 +168,7 @@ fn garbage_and_dead_clients_harm_nobody() {
         let answer = bench.talk(name, garbage);
         assert!(text(&answer).contains("refused"), "{}", text(&answer));
     }
-    let exec = b"{\"version\":1,\"request\":\"exec\"}\n";
+    let exec = b"{\"version\":2,\"request\":\"exec\"}\n";
     let mut frames = exec.to_vec();
     frames.extend([0xff; 100]);
     bench.talk(name, &frames);

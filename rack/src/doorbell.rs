@@ -1,8 +1,9 @@
 //! Doorbells: how nodes and the launcher wake each other.
 //!
 //! This is the server side of QEMU's ivshmem protocol (QEMU documentation,
-//! "Device Specification for Inter-VM shared memory device"). Every peer has
-//! one eventfd; whoever holds a copy wakes that peer by writing to it. The
+//! "Device Specification for Inter-VM shared memory device"). A node has an
+//! eventfd for each core, its vectors, and the launcher has one; whoever holds
+//! a copy wakes the core or the launcher by writing to it. The
 //! server only hands out the copies: rings never pass through it, so all of
 //! its messages to a node are queued in the socket before the node starts and
 //! no thread has to serve.
@@ -39,34 +40,42 @@ pub(crate) struct Doorbells {
 
 #[derive(Debug)]
 struct NodePort {
-    bell: OwnedFd,
+    /// One for each core.
+    bells: Vec<OwnedFd>,
     socket: UnixStream,
 }
 
+/// What a node is connected with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plug<'a> {
+    pub cores: u32,
+    /// The control region, as this node is to see it.
+    pub control: BorrowedFd<'a>,
+}
+
 impl Doorbells {
-    /// Doorbells for the launcher and `nodes` nodes, and each node's end of
-    /// its connection; `memory` is the control region.
-    pub(crate) fn new(
-        nodes: u16,
-        memory: BorrowedFd<'_>,
-    ) -> Result<(Self, Vec<UnixStream>), RackError> {
+    /// Doorbells for the launcher and these nodes, and each node's end of its
+    /// connection.
+    pub(crate) fn new(nodes: &[Plug<'_>]) -> Result<(Self, Vec<UnixStream>), RackError> {
         let failed = || RackError::host_errno("make doorbells");
         let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let launcher = bell().map_err(failed())?;
         let mut ports = Vec::new();
         let mut clients = Vec::new();
-        for _ in 0..nodes {
+        for node in nodes {
             let (socket, client) = UnixStream::pair().map_err(RackError::host("make doorbells"))?;
-            let bell = bell().map_err(failed())?;
-            ports.push(NodePort { bell, socket });
+            let bells = (0..node.cores).map(|_| bell()).collect::<Result<_, _>>();
+            let bells = bells.map_err(failed())?;
+            ports.push(NodePort { bells, socket });
             clients.push(client);
         }
         let doorbells = Self {
             launcher,
             nodes: ports,
         };
-        for node in 0..nodes {
-            doorbells.introduce(node, memory).map_err(failed())?;
+        make_room();
+        for (id, node) in (0..).zip(nodes) {
+            doorbells.introduce(id, node.control).map_err(failed())?;
         }
         Ok((doorbells, clients))
     }
@@ -79,20 +88,50 @@ impl Doorbells {
         send(&own.socket, SHARED_MEMORY, Some(memory))?;
         let launcher = Some(self.launcher.as_fd());
         send(&own.socket, i64::from(LAUNCHER_PEER), launcher)?;
-        for (id, peer) in (0_u16..).zip(&self.nodes) {
-            if id != node {
-                send(&own.socket, i64::from(id), Some(peer.bell.as_fd()))?;
+        let peers = (0_u16..).zip(&self.nodes).filter(|(id, _)| *id != node);
+        for (id, port) in peers.chain([(node, own)]) {
+            // The n-th descriptor for a peer is that of its vector n.
+            for bell in &port.bells {
+                send(&own.socket, i64::from(id), Some(bell.as_fd()))?;
             }
         }
-        send(&own.socket, i64::from(node), Some(own.bell.as_fd()))
+        Ok(())
     }
 
-    /// Wakes a node.
+    /// Whether a node's connection has no other end any more.
+    pub(crate) fn is_broken(&self, node: NodeId) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(port) = self.nodes.get(usize::from(node.0)) else {
+            return true;
+        };
+        let mut socket = [PollFd::new(&port.socket, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut socket, Some(&now)).is_ok() && socket[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// Wakes a node's first core.
     pub(crate) fn kick(&self, node: NodeId) {
-        if let Some(port) = self.nodes.get(usize::from(node.0)) {
-            ring(port.bell.as_fd());
+        let port = self.nodes.get(usize::from(node.0));
+        if let Some(bell) = port.and_then(|port| port.bells.first()) {
+            ring(bell.as_fd());
         }
     }
+}
+
+/// Raises the limit on open files as far as may be: it also bounds the
+/// descriptors that are on their way in sockets, and a wide rack has many.
+/// Where it can't be raised, introducing a node may fail, and says so.
+fn make_room() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, most);
 }
 
 /// A full counter means that the doorbell is ringing already.
@@ -207,7 +246,7 @@ fn listen(eventfd: &OwnedFd, bell: &Bell) {
 mod tests {
     use super::*;
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    use std::io::IoSliceMut;
+    use std::io::{IoSliceMut, Read};
     use std::time::Instant;
 
     /// Receives one message as QEMU does: 8 bytes, then its descriptor.
@@ -233,10 +272,14 @@ mod tests {
     #[test]
     fn a_node_is_told_everything_in_the_protocols_order() {
         let memory = tempfile::tempfile().expect("a file");
-        let (doorbells, clients) = Doorbells::new(3, memory.as_fd()).expect("made");
+        let plug = |cores| Plug {
+            cores,
+            control: memory.as_fd(),
+        };
+        let (doorbells, clients) = Doorbells::new(&[plug(1), plug(2), plug(3)]).expect("made");
         let mut seen = Vec::new();
         let mut bells = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..10 {
             let (number, descriptor) = receive(&clients[1]);
             seen.push((number, descriptor.is_some()));
             bells.push(descriptor);
@@ -248,20 +291,43 @@ mod tests {
             (64, true),
             (0, true),
             (2, true),
+            (2, true),
+            (2, true),
+            (1, true),
             (1, true),
         ];
         assert_eq!(seen, expected);
         doorbells.kick(NodeId(1));
-        let own = bells.pop().flatten().expect("its own bell");
+        let own = bells[8].take().expect("its first core's bell");
         let mut count = [0; 8];
         rustix::io::read(&own, &mut count).expect("rung");
         assert_eq!(u64::from_ne_bytes(count), 1);
     }
 
     #[test]
+    fn the_widest_rack_is_introduced_before_anyone_listens() {
+        let memory = tempfile::tempfile().expect("a file");
+        let plug = |cores| Plug {
+            cores,
+            control: memory.as_fd(),
+        };
+        let cores = [64, 64, 64, 58, 1, 1, 1, 1].map(plug);
+        let (_, clients) = Doorbells::new(&cores).expect("made");
+        for _ in 0..4 + 254 {
+            receive(&clients[7]);
+        }
+        clients[7].set_nonblocking(true).expect("possible");
+        assert!((&clients[7]).read(&mut [0]).is_ok_and(|count| count == 0));
+    }
+
+    #[test]
     fn the_launchers_doorbell_wakes_a_waiting_thread() {
         let memory = tempfile::tempfile().expect("a file");
-        let (doorbells, _clients) = Doorbells::new(1, memory.as_fd()).expect("made");
+        let plug = Plug {
+            cores: 1,
+            control: memory.as_fd(),
+        };
+        let (doorbells, _clients) = Doorbells::new(&[plug]).expect("made");
         let thread = BellThread::start(&doorbells).expect("started");
         let bell = thread.bell();
         let seen = bell.rings();

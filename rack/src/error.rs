@@ -12,28 +12,63 @@ use crate::size::Size;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RackError {
-    /// More nodes than this version can join.
+    /// More nodes than an emulated rack can have.
     #[error(
-        "a rack of {0} nodes is not supported yet: this version runs a VM on one node; use --nodes 1"
+        "a rack of {asked} nodes is more than one host can emulate; use --nodes {most} or fewer"
     )]
-    ManyNodes(u32),
-    /// A rack without nodes or cores.
-    #[error("a rack needs at least one node and one core per node; check --nodes and --cores")]
+    TooManyNodes {
+        /// Nodes asked for.
+        asked: u32,
+        /// The most there can be.
+        most: u32,
+    },
+    /// A rack without nodes.
+    #[error("a rack needs at least one node; use --nodes 1 or more")]
     EmptyRack,
+    /// A node without cores.
+    #[error("node {} has no cores; give it at least one (--cores, or cores in the rack file)", node.0)]
+    NoCores {
+        /// The node.
+        node: NodeId,
+    },
     /// More cores than the platform of a node can have.
-    #[error("{asked} cores per node is more than a node can have; use --cores {most} or fewer")]
+    #[error("node {}: {asked} cores are more than a node can have; use {most} or fewer", node.0)]
     TooManyCores {
+        /// The node.
+        node: NodeId,
         /// Cores asked for.
         asked: u32,
         /// The most there can be.
         most: u32,
+    },
+    /// More cores than a VM could use.
+    #[error("{cores} cores in all are more than a rack can have; use {most} or fewer")]
+    TooManyCoresInAll {
+        /// Cores asked for.
+        cores: u32,
+        /// The most there can be.
+        most: usize,
+    },
+    /// A node's memory that can't be given in large pages.
+    #[error(
+        "node {}: {memory} of memory is not a multiple of 2M, at least 2M; use {below}{}", node.0, or(*above, *below)
+    )]
+    NodeMemory {
+        /// The node.
+        node: NodeId,
+        /// The memory asked for.
+        memory: Size,
+        /// The nearest legal size below.
+        below: Size,
+        /// The nearest legal size above.
+        above: Size,
     },
     /// A VM without vCPUs.
     #[error("a VM needs at least one vCPU; use --vcpus 1 or more")]
     NoVcpus,
     /// More vCPUs than there are cores.
     #[error(
-        "{vcpus} vCPUs do not fit the rack's {cores} core(s); use --vcpus {cores} or fewer, or a rack with more --cores"
+        "{vcpus} vCPUs do not fit the rack's {cores} core(s), and time-shared cores are not there yet; use --vcpus {cores} or fewer, or a rack with more --cores"
     )]
     TooManyVcpus {
         /// vCPUs asked for.
@@ -161,18 +196,41 @@ pub enum RackError {
         /// What it said last.
         cause: String,
     },
-    /// A node runs but has not joined the rack.
-    #[error(
-        "node {} has not joined the rack within {seconds} s: {cause}; see its log with -v", node.0
-    )]
+    /// A node runs but does not come into service.
+    #[error("node {} {what} within {seconds} s: {cause}; see its log with -v", node.0)]
     NodeSilent {
         /// The node.
         node: NodeId,
+        /// What it has not done.
+        what: &'static str,
         /// How long it was given.
         seconds: u64,
         /// What it said last.
         cause: String,
     },
+    /// A node is cut off from its peers' doorbells.
+    #[error("node {} cannot join: its doorbell server is gone; start the rack again", node.0)]
+    NoDoorbell {
+        /// The node.
+        node: NodeId,
+    },
+    /// Somebody has written into a region's header.
+    #[error("the {region} is damaged ({damage}): node {} {what}: {cause}", node.0)]
+    RegionDamaged {
+        /// Which region.
+        region: String,
+        /// What is wrong with it.
+        damage: String,
+        /// The node that could not go on.
+        node: NodeId,
+        /// What it did.
+        what: &'static str,
+        /// What it said last.
+        cause: String,
+    },
+    /// `VIADUCT_FAULT` is not of its form.
+    #[error("VIADUCT_FAULT={0:?} is not known; see docs/console.md, or unset it")]
+    UnknownFault(String),
     /// The host refused a resource.
     #[error("cannot {doing}: {error}; check the host's limits on memory, processes and open files")]
     Host {
@@ -194,4 +252,12 @@ impl RackError {
             error: errno.into(),
         }
     }
+}
+
+/// The second of two alternatives, if it is one.
+fn or(other: Size, first: Size) -> String {
+    if other == first {
+        return String::new();
+    }
+    format!(" or {other}")
 }

@@ -58,7 +58,7 @@ impl Image {
         if header.version != VERSION || header.kind != RegionKind::Image as u32 {
             return Err(broken("it was made by another version of Viaduct"));
         }
-        match window_len(header.content_len) {
+        match window_len(RegionKind::Image, header.content_len) {
             Some(window) if header.content_len > 0 && window == len => Ok(Self {
                 region: Region::from_file(file, len),
                 sharing: Sharing::Private,

@@ -7,12 +7,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use vmm_shared::addr::NodeId;
 
 use crate::doorbell::Bell;
 use crate::error::RackError;
+use crate::fleet::Fleet;
 use crate::spawn::spawn;
 
 /// Lines of a node's log that are kept.
@@ -101,6 +103,17 @@ impl NodeShared {
 /// What is called with every line of every node's log.
 pub(crate) type Sink = Arc<dyn Fn(NodeId, &str) + Send + Sync>;
 
+/// Who hears of what happens to a node.
+#[derive(Clone, Default)]
+pub(crate) struct Audience {
+    /// All nodes of the rack.
+    pub fleet: Arc<Fleet>,
+    /// Rung when the node has ended.
+    pub bell: Arc<Bell>,
+    /// Where its log goes as it is written, if anywhere.
+    pub sink: Option<Sink>,
+}
+
 /// A started node.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -119,8 +132,7 @@ impl Node {
         id: NodeId,
         command: Command,
         inherit: Vec<OwnedFd>,
-        bell: Arc<Bell>,
-        sink: Option<Sink>,
+        audience: Audience,
     ) -> Result<Self, RackError> {
         let failed = || RackError::host("start QEMU");
         let shared = Arc::new(NodeShared::default());
@@ -128,7 +140,7 @@ impl Node {
         let (started, outcome) = mpsc::channel();
         let keeper = std::thread::Builder::new()
             .name(format!("node{}", id.0))
-            .spawn(move || keep(id, command, inherit, &known, &bell, sink.as_ref(), &started))
+            .spawn(move || keep(id, command, inherit, &known, &audience, &started))
             .map_err(failed())?;
         let (pid, pidfd) = outcome
             .recv()
@@ -156,17 +168,24 @@ impl Node {
         &self.shared
     }
 
-    /// Ends the node at once. A rack's state is all in its regions, so there
-    /// is nothing that QEMU would have to save.
-    pub(crate) fn kill(&self) {
-        // Fails only if the process is gone, which is what is wanted.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    /// How long it has waited for a processor of this host, which is no fault
+    /// of its own. Zero where the kernel doesn't tell.
+    pub(crate) fn starved(&self) -> Duration {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let waited = |task: std::io::Result<std::fs::DirEntry>| {
+            // "Time on the CPU, time waiting for one, time slices", in ns.
+            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().nth(1)?.parse().ok()
+        };
+        let tasks = std::fs::read_dir(tasks).into_iter().flatten();
+        Duration::from_nanos(tasks.filter_map(waited).max().unwrap_or(0))
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.kill();
+        // Fails only if the process is gone, which is what is wanted.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         if let Some(keeper) = self.keeper.take() {
             drop(keeper.join());
         }
@@ -180,8 +199,7 @@ fn keep(
     mut command: Command,
     inherit: Vec<OwnedFd>,
     shared: &Arc<NodeShared>,
-    bell: &Bell,
-    sink: Option<&Sink>,
+    audience: &Audience,
     started: &mpsc::Sender<std::io::Result<(Pid, OwnedFd)>>,
 ) {
     command
@@ -195,6 +213,14 @@ fn keep(
     let pid = Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into);
     let usable = pidfd.is_ok();
+    if let Some(pidfd) = pidfd
+        .as_ref()
+        .ok()
+        .and_then(|fd: &OwnedFd| fd.try_clone().ok())
+    {
+        audience.fleet.started(id, pidfd);
+    }
+    let sink = audience.sink.as_ref();
     drop(started.send(pidfd.map(|pidfd| (pid, pidfd))));
     if !usable {
         drop(child.kill());
@@ -212,8 +238,11 @@ fn keep(
         Ok(status) => NodeEnd::from_status(status),
         Err(_) => NodeEnd::Killed(0),
     };
+    // The fleet first: who sees that a node has ended finds out who was first.
+    audience.fleet.ended(id, end);
     shared.set_ended(end);
-    bell.ring();
+    audience.bell.ring();
+    audience.fleet.follow(id, end);
 }
 
 /// Copies lines to the log until the writer is gone.
@@ -245,14 +274,13 @@ fn pump(id: NodeId, from: impl Read, prefix: &str, shared: &NodeShared, sink: Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn run(script: &str) -> (NodeEnd, Arc<NodeShared>) {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let bell = Arc::new(Bell::default());
-        let node =
-            Node::start(NodeId(2), command, Vec::new(), Arc::clone(&bell), None).expect("starts");
+        let audience = Audience::default();
+        let bell = Arc::clone(&audience.bell);
+        let node = Node::start(NodeId(2), command, Vec::new(), audience).expect("starts");
         let end = loop {
             let rings = bell.rings();
             if let Some(end) = node.shared().ended() {
@@ -292,17 +320,57 @@ mod tests {
     fn a_dropped_node_is_gone() {
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let bell = Arc::new(Bell::default());
-        let node = Node::start(NodeId(0), command, Vec::new(), bell, None).expect("starts");
+        let node =
+            Node::start(NodeId(0), command, Vec::new(), Audience::default()).expect("starts");
         let shared = Arc::clone(node.shared());
         drop(node);
         assert_eq!(shared.ended(), Some(NodeEnd::Killed(9)));
     }
 
     #[test]
+    fn when_a_node_ends_the_others_end_and_the_first_is_to_blame() {
+        let audience = Audience::default();
+        let start = |id, script| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            Node::start(NodeId(id), command, Vec::new(), audience.clone()).expect("starts")
+        };
+        let other = start(0, "exec sleep 1000");
+        let first = start(1, "sleep 0.1; exit 35");
+        while other.shared().ended().is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(other.shared().ended(), Some(NodeEnd::Killed(9)));
+        let blamed = Some((NodeId(1), NodeEnd::BootFailure));
+        assert_eq!(audience.fleet.first_end(), blamed);
+        // Too late: a node that is started now ends at once.
+        let late = start(2, "exec sleep 1000");
+        while late.shared().ended().is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(audience.fleet.first_end(), blamed);
+        drop(first);
+    }
+
+    #[test]
+    fn nodes_of_a_vm_that_has_ended_may_end_by_themselves() {
+        let audience = Audience::default();
+        let start = |id, script| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            Node::start(NodeId(id), command, Vec::new(), audience.clone()).expect("starts")
+        };
+        let other = start(0, "sleep 0.4; exit 33");
+        let _first = start(1, "sleep 0.1; exit 33");
+        while other.shared().ended().is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(other.shared().ended(), Some(NodeEnd::Orderly));
+    }
+
+    #[test]
     fn a_program_that_is_not_there_is_an_error() {
         let command = Command::new("/nonexistent/qemu");
-        let bell = Arc::new(Bell::default());
-        assert!(Node::start(NodeId(0), command, Vec::new(), bell, None).is_err());
+        assert!(Node::start(NodeId(0), command, Vec::new(), Audience::default()).is_err());
     }
 }

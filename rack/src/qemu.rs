@@ -40,6 +40,8 @@ pub(crate) struct NodeConfig<'a> {
     pub node: NodeId,
     pub rack: &'a str,
     pub cores: u32,
+    /// Doorbell vectors: the most cores that any node of the rack has.
+    pub vectors: u32,
     pub accelerator: Accelerator,
     pub hypervisor: &'a Path,
     /// The node's end of the doorbell connection, to be inherited.
@@ -113,8 +115,13 @@ pub(crate) fn arguments(config: &NodeConfig<'_>) -> Vec<OsString> {
     // Control region and doorbell: both come over the inherited socket.
     let socket = config.doorbell.as_raw_fd();
     qemu.pair("-chardev", format!("socket,id=doorbell,fd={socket}"));
-    // One vector: a doorbell says "look", shared memory says at what.
-    qemu.pair("-device", "ivshmem-doorbell,chardev=doorbell,vectors=1");
+    // A vector for each core of a node: a doorbell says who is to look, and
+    // shared memory at what. The number bounds those of peers, too.
+    let vectors = config.vectors;
+    qemu.pair(
+        "-device",
+        format!("ivshmem-doorbell,chardev=doorbell,vectors={vectors}"),
+    );
 
     // All other regions are plain windows of memory, found by their headers.
     for (index, region) in config.regions.iter().enumerate() {
@@ -152,6 +159,7 @@ mod tests {
             node: NodeId(3),
             rack: "test",
             cores,
+            vectors: 4,
             accelerator,
             hypervisor: Path::new("/h"),
             doorbell: &file(),

@@ -1,30 +1,37 @@
 //! A running rack.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use vmm_shared::addr::{NodeId, VcpuId};
-use vmm_shared::control::{
-    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, Counter, MAX_COMMAND_LINE, NodeState, RingId,
-    VmState,
-};
+use vmm_shared::control::{BUNDLE_OFFSET, Counter, NodeShare, NodeState, RingId, VmState};
 use vmm_shared::region::RegionKind;
 
-use crate::boot::{BootFiles, Bundle};
+use crate::boot::BootFiles;
 use crate::console::ConsoleLog;
-use crate::doorbell::{BellThread, Doorbells};
+use crate::doorbell::{BellThread, Doorbells, Plug};
 use crate::error::RackError;
+use crate::fault::{FaultKind, Faults};
+use crate::fleet::Fleet;
 use crate::image::Image;
-use crate::node::{Node, NodeEnd, Sink};
+use crate::memory::Memory;
+use crate::node::{Audience, Node, NodeEnd, Sink};
+use crate::placement::placement;
 use crate::preflight::{Accelerator, Programs};
-use crate::qemu::{NodeConfig, RegionWindow, Sharing, arguments};
+use crate::qemu::{NodeConfig, arguments};
 use crate::region::Region;
 use crate::spec::{RackSpec, VmSpec};
+use crate::status::{NodeStatus, RackStatus, VcpuCounters};
 use crate::stream::{Link, RingReader, RingWriter};
+
+/// How long a node gets to join the rack, without the time that it waits for
+/// a processor of this host. An idle host needs less than a second; the
+/// operator hears of a node that fails within ten.
+pub const JOIN_LIMIT: Duration = Duration::from_secs(8);
 
 /// The node that owns all devices of a VM on one node.
 const FIRST: NodeId = NodeId(0);
@@ -42,6 +49,8 @@ pub struct StartOptions {
     pub accelerator: Accelerator,
     /// Where the nodes' logs go as they are written, if anywhere.
     pub log: Option<LogSink>,
+    /// What is to go wrong, to try it.
+    pub faults: Faults,
 }
 
 /// A rack whose nodes have been started. Dropping it ends them.
@@ -49,27 +58,17 @@ pub struct StartOptions {
 pub struct Rack {
     // Fields drop in this order: first the nodes end, then their memory goes.
     nodes: Vec<Node>,
+    fleet: Arc<Fleet>,
     _bell_thread: BellThread,
     doorbells: Arc<Doorbells>,
     bell: Arc<crate::doorbell::Bell>,
     console: Arc<ConsoleLog>,
     memory: Memory,
-    spec: RackSpec,
+    /// What each node gives.
+    shares: Vec<NodeShare>,
     vm: VmSpec,
     accelerator: Accelerator,
     started: Instant,
-}
-
-#[derive(Debug)]
-struct Memory {
-    control: ControlRegion,
-    control_region: Region,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        self.control_region.release();
-    }
 }
 
 /// How and where a rack ended.
@@ -81,45 +80,6 @@ pub struct RackEnd {
     pub how: NodeEnd,
     /// What had become of the VM.
     pub vm: VmState,
-}
-
-/// A rack as it is now.
-#[derive(Clone, Debug)]
-pub struct RackStatus {
-    /// How nodes execute code.
-    pub accelerator: Accelerator,
-    /// Its nodes.
-    pub nodes: Vec<NodeStatus>,
-    /// What the VM is doing.
-    pub vm: VmState,
-    /// Its size.
-    pub vm_spec: VmSpec,
-    /// Since the rack was started.
-    pub uptime: Duration,
-}
-
-/// A node as it is now.
-#[derive(Clone, Debug)]
-pub struct NodeStatus {
-    /// Which.
-    pub id: NodeId,
-    /// How far it has come; `None` if it wrote nonsense.
-    pub state: Option<NodeState>,
-    /// Its cores.
-    pub cores: u32,
-    /// Memory that it gives, in bytes.
-    pub memory: u64,
-    /// The process that is the node.
-    pub pid: i32,
-}
-
-/// What one vCPU has counted, in [`Counter::ALL`]'s order.
-#[derive(Clone, Debug)]
-pub struct VcpuCounters {
-    /// Which.
-    pub id: VcpuId,
-    /// Names and values.
-    pub values: Vec<(&'static str, u64)>,
 }
 
 impl Rack {
@@ -144,43 +104,69 @@ impl Rack {
         };
         options.programs.check()?;
 
-        let memory = Memory::create(uuid, &bundle)?;
-        let nodes = u16::try_from(spec.nodes).expect("checked to be few");
-        let control_fd = memory.control_region.file().as_fd();
-        let (doorbells, clients) = Doorbells::new(nodes, control_fd)?;
+        let shares = placement(spec, vm);
+        let memory = Memory::create(uuid, &bundle, &shares)?;
+        let strange = Region::create(RegionKind::Control, uuid, 0, BUNDLE_OFFSET)?;
+        strange.change_header(|header| header.version = header.version.wrapping_add(1))?;
+        let faulty = |kind, node| options.faults.has(kind, node);
+        let plug = |(node, share): (NodeId, &NodeShare)| Plug {
+            cores: share.cores,
+            control: if faulty(FaultKind::Version, node) {
+                strange.file().as_fd()
+            } else {
+                memory.control_file()
+            },
+        };
+        let plugs: Vec<_> = (0..).map(NodeId).zip(&shares).map(plug).collect();
+        let (doorbells, clients) = Doorbells::new(&plugs)?;
         let doorbells = Arc::new(doorbells);
         let bell_thread = BellThread::start(&doorbells)?;
-        let bell = bell_thread.bell();
+        let audience = Audience {
+            fleet: Arc::default(),
+            bell: bell_thread.bell(),
+            sink: options.log.clone(),
+        };
 
-        memory.configure(spec, vm, boot, &bundle, image.as_ref());
+        memory.configure(vm, &shares, boot, &bundle, image.as_ref());
+        for (node, region) in (0..).map(NodeId).zip(&memory.given) {
+            if faulty(FaultKind::Header, node) {
+                region.change_header(|header| header.magic = 0)?;
+            }
+            if faulty(FaultKind::Size, node) {
+                region.change_header(|header| header.content_len = region.len())?;
+            }
+        }
         let started = Instant::now();
         let mut running = Vec::new();
-        for (node, client) in (0..nodes).map(NodeId).zip(clients) {
-            let own = Region::create(RegionKind::Memory, uuid, node.0, vm.memory.0)?;
-            let windows = windows(&own, image.as_ref())?;
-            let doorbell = OwnedFd::from(client);
+        let vectors = shares.iter().map(|share| share.cores).max().unwrap_or(1);
+        for ((node, share), client) in (0..).map(NodeId).zip(&shares).zip(clients) {
+            let windows = memory.windows(image.as_ref())?;
+            let doorbell = match faulty(FaultKind::Doorbell, node) {
+                true => orphan()?,
+                false => client,
+            };
+            let doorbell = OwnedFd::from(doorbell);
             let config = NodeConfig {
                 node,
                 rack: &options.name,
-                cores: spec.cores,
+                cores: share.cores,
+                vectors,
                 accelerator: options.accelerator,
                 hypervisor: &options.programs.hypervisor,
                 doorbell: &doorbell,
                 regions: &windows,
             };
-            let command = command(&options.programs.qemu, &config);
+            let mut command = Command::new(&options.programs.qemu);
+            command.args(arguments(&config));
+            if faulty(FaultKind::Paused, node) {
+                command.arg("-S");
+            }
             let mut inherit: Vec<_> = windows.into_iter().map(|window| window.file).collect();
             inherit.push(doorbell);
-            let sink = options.log.clone();
-            running.push(Node::start(
-                node,
-                command,
-                inherit,
-                Arc::clone(&bell),
-                sink,
-            )?);
+            running.push(Node::start(node, command, inherit, audience.clone())?);
         }
 
+        let Audience { fleet, bell, .. } = audience;
         let link = Link {
             bell: Arc::clone(&bell),
             doorbells: Arc::clone(&doorbells),
@@ -191,12 +177,13 @@ impl Rack {
         let console = ConsoleLog::start(RingReader::new(ring, link))?;
         Ok(Self {
             nodes: running,
+            fleet,
             _bell_thread: bell_thread,
             doorbells,
             bell,
             console,
             memory,
-            spec: spec.clone(),
+            shares,
             vm: vm.clone(),
             accelerator: options.accelerator,
             started,
@@ -206,47 +193,82 @@ impl Rack {
     /// Waits until every node is in service and the VM has been entered.
     ///
     /// # Errors
-    /// A node ended, or has not joined within `limit`.
+    /// A node ended, has not joined within [`JOIN_LIMIT`], or is not in
+    /// service within `limit`.
     pub fn wait_ready(&self, limit: Duration) -> Result<(), RackError> {
-        let deadline = Instant::now() + limit;
         loop {
             let rings = self.bell.rings();
             if let Some(end) = self.ended() {
-                return match end.how {
-                    NodeEnd::Orderly => Ok(()),
+                return match (end.how, end.vm) {
+                    (NodeEnd::Orderly, VmState::PoweredOff | VmState::Reset | VmState::Crashed) => {
+                        Ok(())
+                    }
                     _ => Err(self.failure(&end)),
                 };
             }
             let status = self.status();
-            let joined = |node: &NodeStatus| {
-                matches!(node.state, Some(NodeState::Ready | NodeState::Stopped))
-            };
-            if status.nodes.iter().all(joined) && status.vm != VmState::NotStarted {
+            let mut all_ready = true;
+            for node in &status.nodes {
+                all_ready &= self.in_service(node, limit)?;
+            }
+            if all_ready && status.vm != VmState::NotStarted {
                 return Ok(());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let silent = status.nodes.iter().find(|node| !joined(node));
-                let node = silent.map_or(FIRST, |node| node.id);
-                return Err(RackError::NodeSilent {
-                    node,
-                    seconds: limit.as_secs(),
-                    cause: self.nodes[usize::from(node.0)].shared().last_words(),
-                });
+            if self.started.elapsed() >= limit {
+                return Err(self.silent(FIRST, "has not started the VM", limit));
             }
-            self.bell.wait(rings, left.min(Duration::from_millis(50)));
+            self.bell.wait(rings, Duration::from_millis(50));
+        }
+    }
+
+    /// Whether a node is in service; an error if it should be by now.
+    fn in_service(&self, status: &NodeStatus, limit: Duration) -> Result<bool, RackError> {
+        let passed = self.started.elapsed();
+        let node = status.id;
+        match status.state {
+            Some(NodeState::Ready | NodeState::Stopped) => Ok(true),
+            Some(NodeState::Joined) if passed >= limit => {
+                Err(self.silent(node, "has joined, but is not in service", limit))
+            }
+            Some(NodeState::Joined) => Ok(false),
+            Some(NodeState::Absent) | None => {
+                // A node that is ending closes its connection, too.
+                let soon = Duration::from_millis(300);
+                if self.doorbells.is_broken(node) && self.wait_end(soon).is_none() {
+                    return Err(RackError::NoDoorbell { node });
+                }
+                let joining = limit.min(JOIN_LIMIT);
+                // A busy host is no fault of the node's, within reason.
+                let starved = || self.nodes[usize::from(node.0)].starved();
+                if passed >= limit
+                    || passed >= joining && passed.saturating_sub(starved()) >= joining
+                {
+                    return Err(self.silent(node, "has not joined the rack", joining));
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    fn silent(&self, node: NodeId, what: &'static str, limit: Duration) -> RackError {
+        let seconds = limit.as_secs();
+        let cause = self.nodes[usize::from(node.0)].shared().last_words();
+        RackError::NodeSilent {
+            node,
+            what,
+            seconds,
+            cause,
         }
     }
 
     /// How the rack ended, if it has.
     #[must_use]
     pub fn ended(&self) -> Option<RackEnd> {
-        self.nodes.iter().find_map(|node| {
-            node.shared().ended().map(|how| RackEnd {
-                node: node.id(),
-                how,
-                vm: self.vm_state(),
-            })
+        let (node, how) = self.fleet.first_end()?;
+        Some(RackEnd {
+            node,
+            how,
+            vm: self.vm_state(),
         })
     }
 
@@ -282,12 +304,25 @@ impl Rack {
                 "stopped the VM: the guest switched itself off",
                 self.guest_words(),
             ),
+            (how, VmState::Running) if self.nodes.len() > 1 => {
+                let said = shared.last_words();
+                let cause = format!(
+                    "the VM has ended with it, as it needs all its nodes; it last said: {said}"
+                );
+                (how.what(), cause)
+            }
             (how, _) => (how.what(), shared.last_words()),
         };
-        RackError::NodeFailed {
-            node: end.node,
-            what,
-            cause,
+        let node = end.node;
+        match self.memory.damage() {
+            Some((region, damage)) if end.how != NodeEnd::Orderly => RackError::RegionDamaged {
+                region,
+                damage,
+                node,
+                what,
+                cause,
+            },
+            _ => RackError::NodeFailed { node, what, cause },
         }
     }
 
@@ -308,24 +343,37 @@ impl Rack {
     /// The rack as it is now.
     #[must_use]
     pub fn status(&self) -> RackStatus {
-        let node_status = |node: &Node| NodeStatus {
-            id: node.id(),
-            state: match node.shared().ended() {
-                Some(_) => Some(NodeState::Stopped),
-                None => self
-                    .memory
-                    .control
-                    .node_state(node.id())
-                    // Acquire: as in `vm_state`.
-                    .and_then(|state| NodeState::from_raw(state.load(Ordering::Acquire))),
-            },
-            cores: self.spec.cores,
-            memory: self.vm.memory.0,
-            pid: node.pid(),
+        let state = |node: &Node| match node.shared().ended() {
+            Some(_) => Some(NodeState::Stopped),
+            None => self
+                .memory
+                .control
+                .node_state(node.id())
+                // Acquire: as in `vm_state`.
+                .and_then(|state| NodeState::from_raw(state.load(Ordering::Acquire))),
+        };
+        let mut offset = 0;
+        let node_status = |(node, share): (&Node, &NodeShare)| {
+            let memory_offset = offset;
+            offset += share.memory;
+            NodeStatus {
+                id: node.id(),
+                state: state(node),
+                cores: share.cores,
+                vcpus: share.vcpus,
+                memory: share.memory,
+                memory_offset,
+                pid: node.pid(),
+            }
         };
         RackStatus {
             accelerator: self.accelerator,
-            nodes: self.nodes.iter().map(node_status).collect(),
+            nodes: self
+                .nodes
+                .iter()
+                .zip(&self.shares)
+                .map(node_status)
+                .collect(),
             vm: self.vm_state(),
             vm_spec: self.vm.clone(),
             uptime: self.started.elapsed(),
@@ -335,15 +383,20 @@ impl Rack {
     /// What each vCPU has counted so far.
     #[must_use]
     pub fn counters(&self) -> Vec<VcpuCounters> {
-        let vcpus = u16::try_from(self.vm.vcpus).expect("checked to be few");
         let value = |id, counter| {
             let cell = self.memory.control.counter(id, counter);
             cell.map_or(0, |cell| cell.load(Ordering::Relaxed))
         };
-        (0..vcpus)
+        let place =
+            |(node, share): (NodeId, &NodeShare)| (0..share.vcpus).map(move |core| (node, core));
+        let places = (0..).map(NodeId).zip(&self.shares).flat_map(place);
+        (0..)
             .map(VcpuId)
-            .map(|id| VcpuCounters {
+            .zip(places)
+            .map(|(id, (node, core))| VcpuCounters {
                 id,
+                node,
+                core,
                 values: Counter::ALL
                     .iter()
                     .map(|(counter, name)| (*name, value(id, *counter)))
@@ -392,103 +445,22 @@ impl Rack {
 
     /// Ends all nodes at once.
     pub fn kill(&self) {
-        for node in &self.nodes {
-            node.kill();
-        }
+        self.fleet.kill();
     }
 }
 
-impl Memory {
-    /// Makes the control region and puts the boot bundle into it.
-    fn create(uuid: [u8; 16], bundle: &Bundle) -> Result<Self, RackError> {
-        let end = bundle.initramfs_blob().offset + bundle.initramfs.len() as u64;
-        let region = Region::create(RegionKind::Control, uuid, 0, end)?;
-        let control = ControlRegion::new(region.map()?).expect("made large enough");
-        for (blob, bytes) in [
-            (bundle.kernel_blob(), &bundle.kernel),
-            (bundle.initramfs_blob(), &bundle.initramfs),
-        ] {
-            control
-                .blob(blob)
-                .and_then(|to| to.write_bytes(0, bytes))
-                .expect("made large enough");
-        }
-        Ok(Self {
-            control,
-            control_region: region,
-        })
-    }
-
-    /// Writes the boot configuration, the last thing before nodes start.
-    fn configure(
-        &self,
-        spec: &RackSpec,
-        vm: &VmSpec,
-        boot: &BootFiles,
-        bundle: &Bundle,
-        image: Option<&Image>,
-    ) {
-        let words = boot.command_line.as_bytes();
-        let mut command_line = [0; MAX_COMMAND_LINE];
-        command_line[..words.len()].copy_from_slice(words);
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        let wall_clock_ns = u64::try_from(since_1970.unwrap_or_default().as_nanos());
-        self.control.set_boot_config(&BootConfig {
-            nodes: spec.nodes,
-            vcpus: vm.vcpus,
-            memory: vm.memory.0,
-            wall_clock_ns: wall_clock_ns.unwrap_or(u64::MAX),
-            kernel: bundle.kernel_blob(),
-            initramfs: bundle.initramfs_blob(),
-            image_len: image.map_or(0, |image| image.content_len),
-            command_line_len: u32::try_from(words.len()).expect("checked to be short"),
-            reserved: 0,
-            command_line,
-        });
+impl Drop for Rack {
+    fn drop(&mut self) {
+        // All of them before any is waited for.
+        self.kill();
     }
 }
 
-impl Bundle {
-    fn kernel_blob(&self) -> Blob {
-        Blob {
-            offset: BUNDLE_OFFSET,
-            len: self.kernel.len() as u64,
-        }
-    }
-
-    /// Behind the kernel, on a page of its own.
-    fn initramfs_blob(&self) -> Blob {
-        let kernel = self.kernel_blob();
-        Blob {
-            offset: (kernel.offset + kernel.len).next_multiple_of(vmm_shared::addr::PAGE_SIZE),
-            len: self.initramfs.len() as u64,
-        }
-    }
-}
-
-/// The windows of a node: the memory that it gives, and the root image.
-fn windows(own: &Region, image: Option<&Image>) -> Result<Vec<RegionWindow>, RackError> {
-    let window = |region: &Region, sharing| {
-        let file = region.file().try_clone();
-        Ok(RegionWindow {
-            file: file
-                .map_err(RackError::host("share a memory region"))?
-                .into(),
-            len: region.len(),
-            sharing,
-        })
-    };
-    let mut windows = vec![window(own, Sharing::Shared)?];
-    if let Some(image) = image {
-        windows.push(window(&image.region, image.sharing)?);
-    }
-    Ok(windows)
-}
-
-fn command(qemu: &Path, config: &NodeConfig<'_>) -> Command {
-    let mut command = Command::new(qemu);
-    command.args(arguments(config));
-    command
+/// A connection whose other end is gone.
+fn orphan() -> Result<UnixStream, RackError> {
+    UnixStream::pair()
+        .map(|(orphan, _)| orphan)
+        .map_err(RackError::host("make doorbells"))
 }
 
 fn fresh_uuid() -> Result<[u8; 16], RackError> {

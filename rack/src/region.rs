@@ -9,9 +9,9 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
-use vmm_shared::region::{CONTENT_OFFSET, RegionHeader, RegionKind};
+use vmm_shared::region::{RegionError, RegionHeader, RegionKind, filled_len};
 use vmm_shared::shm::SharedMem;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::RackError;
 
@@ -24,10 +24,8 @@ pub(crate) struct Region {
 
 /// Bytes of a window for `content_len` bytes of content: PCI windows are
 /// powers of two. `None` if there is no such number.
-pub(crate) fn window_len(content_len: u64) -> Option<u64> {
-    CONTENT_OFFSET
-        .checked_add(content_len)?
-        .checked_next_power_of_two()
+pub(crate) fn window_len(kind: RegionKind, content_len: u64) -> Option<u64> {
+    filled_len(kind, content_len)?.checked_next_power_of_two()
 }
 
 impl Region {
@@ -44,7 +42,7 @@ impl Region {
             doing: "make a shared memory region",
             error: std::io::ErrorKind::FileTooLarge.into(),
         };
-        let len = window_len(content_len).ok_or_else(too_large)?;
+        let len = window_len(kind, content_len).ok_or_else(too_large)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("viaduct-region", flags)
             .and_then(|fd| {
@@ -56,10 +54,50 @@ impl Region {
                 Ok(File::from(fd))
             })
             .map_err(what)?;
-        let header = RegionHeader::new(kind, uuid, u32::from(owner), content_len);
-        file.write_all_at(header.as_bytes(), 0)
-            .map_err(RackError::host("write a shared memory region"))?;
-        Ok(Self { file, len })
+        let region = Self { file, len };
+        region.set_header(&RegionHeader::new(
+            kind,
+            uuid,
+            u32::from(owner),
+            content_len,
+        ))?;
+        Ok(region)
+    }
+
+    fn set_header(&self, header: &RegionHeader) -> Result<(), RackError> {
+        self.file
+            .write_all_at(header.as_bytes(), 0)
+            .map_err(RackError::host("write a shared memory region"))
+    }
+
+    /// The header as it is now; peers may have written there.
+    pub(crate) fn header(&self) -> Result<RegionHeader, RackError> {
+        let mut bytes = [0; size_of::<RegionHeader>()];
+        self.file
+            .read_exact_at(&mut bytes, 0)
+            .map_err(RackError::host("read a shared memory region"))?;
+        Ok(RegionHeader::read_from_bytes(&bytes).expect("exactly its size"))
+    }
+
+    /// Changes the header, to try what nodes do about it.
+    pub(crate) fn change_header(
+        &self,
+        change: impl FnOnce(&mut RegionHeader),
+    ) -> Result<(), RackError> {
+        let mut header = self.header()?;
+        change(&mut header);
+        self.set_header(&header)
+    }
+
+    /// Whether the region is still what it was made as.
+    pub(crate) fn check(&self, kind: RegionKind) -> Result<(), RegionError> {
+        let header = self.header().map_err(|_| RegionError::NotARegion)?;
+        match header.kind_in(self.len)? {
+            found if found == kind => Ok(()),
+            found => Err(RegionError::UnknownKind {
+                found: found as u32,
+            }),
+        }
     }
 
     /// A region that is already in `file`, `len` bytes long.
@@ -112,6 +150,19 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_header_is_noticed() {
+        let region = Region::create(RegionKind::Memory, [3; 16], 5, 10 << 20).expect("made");
+        assert_eq!(region.check(RegionKind::Memory), Ok(()));
+        assert!(region.check(RegionKind::Image).is_err());
+        let longer = |header: &mut RegionHeader| header.content_len = 1 << 40;
+        region.change_header(longer).expect("writable");
+        assert!(matches!(
+            region.check(RegionKind::Memory),
+            Err(RegionError::Truncated { .. })
+        ));
+    }
+
+    #[test]
     fn a_region_can_not_be_shrunk() {
         let region = Region::create(RegionKind::Memory, [0; 16], 0, 1).expect("made");
         assert!(region.file().set_len(4096).is_err());
@@ -128,9 +179,14 @@ mod tests {
 
     #[test]
     fn windows_are_powers_of_two() {
-        assert_eq!(window_len(0), Some(2 << 20));
-        assert_eq!(window_len(1 << 30), Some(2 << 30));
-        assert_eq!(window_len((1 << 30) - (2 << 20)), Some(1 << 30));
-        assert_eq!(window_len(u64::MAX), None);
+        let image = |content_len| window_len(RegionKind::Image, content_len);
+        assert_eq!(image(0), Some(2 << 20));
+        assert_eq!(image(1 << 30), Some(2 << 30));
+        assert_eq!(image((1 << 30) - (2 << 20)), Some(1 << 30));
+        assert_eq!(image(u64::MAX), None);
+        let memory = |content_len| window_len(RegionKind::Memory, content_len);
+        assert_eq!(memory((1 << 30) - (2 << 20)), Some(2 << 30));
+        assert_eq!(memory((1 << 30) - (10 << 20)), Some(1 << 30));
+        assert_eq!(memory(u64::MAX), None);
     }
 }

@@ -1,10 +1,10 @@
 //! What rack and what VM the operator asks for, and whether they fit.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_VCPUS};
+use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_NODES, MAX_VCPUS, NodeId};
 
 use crate::error::RackError;
 use crate::size::Size;
@@ -13,25 +13,34 @@ use crate::size::Size;
 const LEAST_MEMORY: Size = Size::mib(128);
 /// The most cores of one node: xAPIC ids must address them all.
 const MOST_CORES: u32 = 64;
+/// The most nodes of an emulated rack. Shared layouts have room for
+/// [`MAX_NODES`]; a node needs a PCI slot for each, and there are 32 on a bus.
+const MOST_NODES: u32 = 8;
+const _: () = assert!(MOST_NODES as usize <= MAX_NODES);
 
-/// The hosts of a rack.
+/// The hosts of a rack, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RackSpec {
-    /// Nodes in the rack.
-    pub nodes: u32,
-    /// Cores of each node.
+    /// Its nodes.
+    pub nodes: Vec<NodeSpec>,
+}
+
+/// One host of a rack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Its cores.
     pub cores: u32,
-    /// Memory that each node gives; `None` gives what the VM asks for.
-    pub node_memory: Option<Size>,
+    /// The most memory that it gives; `None` is as much as it is asked for.
+    pub memory: Option<Size>,
 }
 
 impl Default for RackSpec {
     fn default() -> Self {
-        Self {
-            nodes: 1,
+        let node = NodeSpec {
             cores: 2,
-            node_memory: None,
-        }
+            memory: None,
+        };
+        Self { nodes: vec![node] }
     }
 }
 
@@ -91,13 +100,33 @@ impl FromStr for RootFs {
 }
 
 impl RackSpec {
-    /// Memory that all nodes give together for a VM of `vm`'s size.
+    /// A rack of equal nodes.
+    ///
+    /// # Errors
+    /// There are more than a rack can have.
+    pub fn equal(nodes: u32, node: NodeSpec) -> Result<Self, RackError> {
+        // Before the list is made: the number is the operator's.
+        check_count(nodes)?;
+        Ok(Self {
+            nodes: (0..nodes).map(|_| node).collect(),
+        })
+    }
+
+    /// Cores of all nodes together.
+    #[must_use]
+    pub fn cores(&self) -> u32 {
+        let cores = self.nodes.iter().map(|node| node.cores);
+        cores.fold(0, u32::saturating_add)
+    }
+
+    /// The most memory that all nodes give together, for a VM of `vm`'s size.
     #[must_use]
     pub fn memory(&self, vm: &VmSpec) -> Size {
-        match self.node_memory {
-            Some(Size(each)) => Size(each.saturating_mul(u64::from(self.nodes))),
-            None => vm.memory,
-        }
+        let each = self
+            .nodes
+            .iter()
+            .map(|node| node.memory.unwrap_or(vm.memory));
+        Size(each.fold(0, |sum, memory| sum.saturating_add(memory.0)))
     }
 
     /// Checks that the rack can exist and that `vm` fits into it.
@@ -105,30 +134,25 @@ impl RackSpec {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self, vm: &VmSpec) -> Result<(), RackError> {
-        if self.nodes == 0 || self.cores == 0 {
-            return Err(RackError::EmptyRack);
+        check_count(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX))?;
+        for (id, node) in (0..).map(NodeId).zip(&self.nodes) {
+            node.check(id)?;
         }
-        if self.nodes > 1 {
-            return Err(RackError::ManyNodes(self.nodes));
-        }
-        if self.cores > MOST_CORES {
-            return Err(RackError::TooManyCores {
-                asked: self.cores,
-                most: MOST_CORES,
+        let cores = self.cores();
+        if cores as usize > MAX_VCPUS {
+            return Err(RackError::TooManyCoresInAll {
+                cores,
+                most: MAX_VCPUS,
             });
         }
-        let cores = self.nodes * self.cores;
         if vm.vcpus == 0 {
             return Err(RackError::NoVcpus);
         }
-        if vm.vcpus > cores || vm.vcpus as usize > MAX_VCPUS {
+        if vm.vcpus > cores {
             return Err(RackError::TooManyVcpus {
                 vcpus: vm.vcpus,
                 cores,
             });
-        }
-        if let Some(memory) = self.node_memory {
-            check_alignment(memory)?;
         }
         if vm.memory < LEAST_MEMORY {
             return Err(RackError::MemoryTooSmall {
@@ -136,7 +160,13 @@ impl RackSpec {
                 least: LEAST_MEMORY,
             });
         }
-        check_alignment(vm.memory)?;
+        if let Some((below, above)) = large_pages_around(vm.memory) {
+            return Err(RackError::MemoryNotAligned {
+                memory: vm.memory,
+                below: below.max(LEAST_MEMORY),
+                above,
+            });
+        }
         let total = self.memory(vm);
         if vm.memory > total {
             return Err(RackError::MemoryTooLarge {
@@ -148,79 +178,54 @@ impl RackSpec {
     }
 }
 
-fn check_alignment(memory: Size) -> Result<(), RackError> {
-    if memory.0.is_multiple_of(LARGE_PAGE_SIZE) {
-        return Ok(());
-    }
-    let below = Size(memory.0 / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE);
-    Err(RackError::MemoryNotAligned {
-        memory,
-        below: below.max(LEAST_MEMORY),
-        above: Size(below.0.saturating_add(LARGE_PAGE_SIZE)),
-    })
-}
-
-/// A rack written down in a file, one table per node:
-///
-/// ```toml
-/// [[node]]
-/// cores = 4
-/// memory = "2G"
-/// ```
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct RackFile {
-    /// The nodes.
-    pub node: Vec<RackFileNode>,
-}
-
-/// One node of a [`RackFile`].
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct RackFileNode {
-    /// Its cores.
-    pub cores: u32,
-    /// Memory that it gives.
-    pub memory: Option<Size>,
-}
-
-impl RackFile {
-    /// Reads the rack described in `path`.
-    ///
-    /// # Errors
-    /// The file is not there, is no TOML, or describes no rack that this
-    /// version can build.
-    pub fn read(path: &Path) -> Result<RackSpec, RackError> {
-        let text = std::fs::read_to_string(path).map_err(|error| RackError::File {
-            what: "rack description",
-            path: path.to_owned(),
-            error,
-            hint: "give a readable TOML file to --rack",
-        })?;
-        let file: Self = toml::from_str(&text).map_err(|error| RackError::RackFile {
-            path: path.to_owned(),
-            reason: one_line(error.message(), error.span(), &text),
-        })?;
-        match file.node.as_slice() {
-            [] => Err(RackError::EmptyRack),
-            [node] => Ok(RackSpec {
-                nodes: 1,
-                cores: node.cores,
-                node_memory: node.memory,
-            }),
-            nodes => Err(RackError::ManyNodes(
-                u32::try_from(nodes.len()).unwrap_or(u32::MAX),
-            )),
+impl NodeSpec {
+    fn check(&self, node: NodeId) -> Result<(), RackError> {
+        if self.cores == 0 {
+            return Err(RackError::NoCores { node });
         }
+        if self.cores > MOST_CORES {
+            return Err(RackError::TooManyCores {
+                node,
+                asked: self.cores,
+                most: MOST_CORES,
+            });
+        }
+        let Some(memory) = self.memory else {
+            return Ok(());
+        };
+        let least = Size(LARGE_PAGE_SIZE);
+        let (below, above) = match large_pages_around(memory) {
+            _ if memory < least => (least, least),
+            Some(around) => around,
+            None => return Ok(()),
+        };
+        Err(RackError::NodeMemory {
+            node,
+            memory,
+            below,
+            above,
+        })
     }
 }
 
-fn one_line(message: &str, span: Option<std::ops::Range<usize>>, text: &str) -> String {
-    let line = span
-        .and_then(|span| text.get(..span.start))
-        .map_or(1, |before| before.matches('\n').count() + 1);
-    let message = message.replace('\n', " ");
-    format!("line {line}: {message}; write one [[node]] table with cores and memory per node")
+fn check_count(nodes: u32) -> Result<(), RackError> {
+    match nodes {
+        0 => Err(RackError::EmptyRack),
+        1..=MOST_NODES => Ok(()),
+        asked => Err(RackError::TooManyNodes {
+            asked,
+            most: MOST_NODES,
+        }),
+    }
+}
+
+/// The nearest multiples of a large page, unless `memory` is one itself.
+fn large_pages_around(memory: Size) -> Option<(Size, Size)> {
+    if memory.0.is_multiple_of(LARGE_PAGE_SIZE) {
+        return None;
+    }
+    let below = memory.0 / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
+    Some((Size(below), Size(below.saturating_add(LARGE_PAGE_SIZE))))
 }
 
 #[cfg(test)]
@@ -229,6 +234,11 @@ mod tests {
 
     fn vm(vcpus: u32, memory: Size) -> VmSpec {
         VmSpec { vcpus, memory }
+    }
+
+    fn uniform(nodes: u32, cores: u32, mib: Option<u64>) -> RackSpec {
+        let memory = mib.map(Size::mib);
+        RackSpec::equal(nodes, NodeSpec { cores, memory }).expect("few enough")
     }
 
     fn refusal(rack: &RackSpec, vm: &VmSpec) -> String {
@@ -250,13 +260,37 @@ mod tests {
         assert!(refusal(&rack, &vm(0, usual)).contains("--vcpus 1"));
         assert!(refusal(&rack, &vm(1, Size::mib(64))).contains("--memory 128M"));
         assert!(refusal(&rack, &vm(1, Size::mib(1023))).contains("--memory 1022M or 1G"));
-        let small = RackSpec {
-            node_memory: Some(Size::mib(512)),
-            ..RackSpec::default()
-        };
+        let small = uniform(1, 2, Some(512));
         assert!(refusal(&small, &vm(1, usual)).contains("--memory 512M or less"));
-        let wide = RackSpec { nodes: 3, ..rack };
-        assert!(refusal(&wide, &vm(1, usual)).contains("--nodes 1"));
+        let small = uniform(3, 2, Some(256));
+        assert!(refusal(&small, &vm(1, usual)).contains("--memory 768M or less"));
+        let odd = RackSpec {
+            nodes: vec![NodeSpec {
+                cores: 1,
+                memory: Some(Size(3 << 20)),
+            }],
+        };
+        assert!(refusal(&odd, &vm(1, usual)).contains("2M or 4M"));
+    }
+
+    #[test]
+    fn racks_that_cannot_be_are_refused() {
+        let usual = vm(1, Size::mib(1024));
+        let node = NodeSpec {
+            cores: 1,
+            memory: None,
+        };
+        for (nodes, hint) in [(0, "--nodes"), (9, "--nodes 8"), (u32::MAX, "--nodes 8")] {
+            let error = RackSpec::equal(nodes, node).expect_err("refused");
+            assert!(error.to_string().contains(hint), "{error}");
+        }
+        assert!(uniform(8, 1, None).check(&usual).is_ok());
+        assert!(refusal(&uniform(2, 0, None), &usual).contains("node 0 has no cores"));
+        assert!(refusal(&uniform(1, 65, None), &usual).contains("64 or fewer"));
+        assert!(refusal(&uniform(8, 64, None), &usual).contains("254"));
+        assert!(refusal(&uniform(2, 1, Some(0)), &usual).contains("node 0"));
+        let many = vm(3, usual.memory);
+        assert!(refusal(&uniform(2, 1, None), &many).contains("--vcpus 2 or fewer"));
     }
 
     #[test]
@@ -269,30 +303,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    fn read(text: &str) -> Result<RackSpec, RackError> {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::fs::write(file.path(), text).expect("writable");
-        RackFile::read(file.path())
-    }
-
-    #[test]
-    fn a_rack_file_of_one_node_is_read() {
-        let rack = read("[[node]]\ncores = 4\nmemory = \"2G\"\n").expect("legal");
-        assert_eq!(rack.cores, 4);
-        assert_eq!(rack.node_memory, Some(Size(2 << 30)));
-    }
-
-    #[test]
-    fn a_wrong_rack_file_is_refused_with_its_line() {
-        let error = read("[[node]]\ncores = 4\ncorse = 5\n").expect_err("unknown key");
-        assert!(error.to_string().contains("line 3"), "{error}");
-        assert_eq!(error.to_string().lines().count(), 1);
-        assert!(read("[[node]]\ncores = 1\n[[node]]\ncores = 2\n").is_err());
-        assert!(read("node = []").is_err());
-        assert!(read("[[node]]\ncores = 1\nmemory = \"12Q\"\n").is_err());
-        let missing = RackFile::read(Path::new("/nonexistent/rack.toml"));
-        assert!(missing.expect_err("missing").to_string().contains("--rack"));
     }
 }

@@ -115,6 +115,7 @@ impl Write for RingWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doorbell::Plug;
     use crate::region::Region;
     use std::os::fd::AsFd;
     use std::time::Instant;
@@ -124,7 +125,11 @@ mod tests {
     fn link_and_ring() -> (Link, ByteRing) {
         let region = Region::create(RegionKind::Control, [0; 16], 0, BUNDLE_OFFSET).expect("made");
         let control = ControlRegion::new(region.map().expect("mapped")).expect("large enough");
-        let (doorbells, _) = Doorbells::new(1, region.file().as_fd()).expect("made");
+        let plug = Plug {
+            cores: 1,
+            control: region.file().as_fd(),
+        };
+        let (doorbells, _) = Doorbells::new(&[plug]).expect("made");
         let link = Link {
             bell: Arc::default(),
             doorbells: Arc::new(doorbells),

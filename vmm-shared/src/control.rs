@@ -5,30 +5,35 @@
 //!
 //! ```text
 //!   0x000000  boot configuration     launcher writes, once, before any node starts
-//!   0x001000  node status, 64 B each one writer: the node
-//!   0x002000  VM status              one writer: the node that runs vCPU 0
+//!   0x001000  node records, 128 B each: see `NodeRecord`
+//!   0x003000  VM record              see `VmRecord`
 //!   0x004000  vCPU counters, 512 B each, one writer: the node that runs the vCPU
 //!   0x040000  rings: console out, console in, agent out, agent in
-//!   0x400000  boot bundle            kernel, initramfs: launcher writes, once
+//!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
+//!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, VcpuId};
+use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
+use crate::coherence::{Geometry, MAX_SLOTS};
 use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
 
 const BOOT_CONFIG: usize = 0;
-const NODE_STATUS: usize = 0x1000;
-const NODE_STATUS_SIZE: usize = 64;
-const VM_STATUS: usize = 0x2000;
+const NODE_RECORDS: usize = 0x1000;
+const NODE_RECORD_SIZE: usize = 128;
+const VM_RECORD: usize = 0x3000;
+const VM_RECORD_SIZE: usize = 256;
 const COUNTERS: usize = 0x4000;
 const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
+const VCPU_HOMES: usize = 0x32_0000;
+const VCPU_HOME_SIZE: usize = 1 << 10;
 /// Where the launcher puts kernel and initramfs, in bytes of content.
-pub const BUNDLE_OFFSET: u64 = 4 << 20;
+pub const BUNDLE_OFFSET: u64 = 8 << 20;
 
 /// The doorbell id of the launcher; nodes use their [`NodeId`].
 pub const LAUNCHER_PEER: u16 = 64;
@@ -47,6 +52,19 @@ pub struct Blob {
     pub len: u64,
 }
 
+/// What one node gives to the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NodeShare {
+    /// Bytes of memory, a multiple of 2 MiB: the content of the node's memory
+    /// region. Guest memory is the nodes' shares in order.
+    pub memory: u64,
+    /// Cores that the node has.
+    pub cores: u32,
+    /// vCPUs that it runs. They are numbered through, node after node.
+    pub vcpus: u32,
+}
+
 /// What the VM is and what it boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -63,6 +81,8 @@ pub struct BootConfig {
     pub kernel: Blob,
     /// The initial RAM file system.
     pub initramfs: Blob,
+    /// The table of instruction coherence (see [`crate::coherence`]), zeroed.
+    pub coherence: Blob,
     /// Bytes of the root image that the guest gets as persistent memory; 0 if
     /// there is none.
     pub image_len: u64,
@@ -72,12 +92,31 @@ pub struct BootConfig {
     pub reserved: u32,
     /// The kernel command line.
     pub command_line: [u8; MAX_COMMAND_LINE],
+    /// What each node gives; zero from `nodes` on.
+    pub shares: [NodeShare; MAX_NODES],
 }
 
-const _: () = assert!(size_of::<BootConfig>() == 72 + MAX_COMMAND_LINE);
-const _: () = assert!(size_of::<BootConfig>() <= NODE_STATUS - BOOT_CONFIG);
-const _: () = assert!(NODE_STATUS + MAX_NODES * NODE_STATUS_SIZE <= VM_STATUS);
+const _: () = assert!(size_of::<BootConfig>() == 88 + MAX_COMMAND_LINE + 16 * MAX_NODES);
+const _: () = assert!(size_of::<BootConfig>() <= NODE_RECORDS - BOOT_CONFIG);
+const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
+const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
+
+/// What the table of instruction coherence is about, if the nodes give these
+/// shares. All who use the table work it out alike.
+#[must_use]
+pub fn coherence_geometry(shares: &[NodeShare]) -> Geometry {
+    let memory: u64 = shares
+        .iter()
+        .map(|share| share.memory)
+        .fold(0, u64::saturating_add);
+    let cores = shares.iter().map(|share| share.cores).max().unwrap_or(0);
+    Geometry {
+        frames: usize::try_from(memory / PAGE_SIZE).unwrap_or(0),
+        nodes: shares.len(),
+        slots: usize::try_from(cores).unwrap_or(0).clamp(1, MAX_SLOTS),
+    }
+}
 
 /// How far a node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +267,77 @@ impl RingId {
 const _: () = assert!(0x4_0000 + ring_size(1 << 18) <= 0x9_0000);
 const _: () = assert!(0x9_0000 + ring_size(1 << 12) <= 0x10_0000);
 const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
-const _: () = assert!(0x21_0000 + ring_size(1 << 20) as u64 <= BUNDLE_OFFSET);
+const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
+const _: () = assert!((VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE) as u64 <= BUNDLE_OFFSET);
+
+/// What is known of a node.
+///
+/// ```text
+///   0    state, a `NodeState`              the node writes
+///   8    clock question: a number          the node writes
+///   64   clock answer: that number         node 0 writes
+///   72   clock answer: node 0's TSC then   node 0 writes
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct NodeRecord(SharedMem);
+
+impl NodeRecord {
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        self.0.atomic_u64(offset).expect("inside the record")
+    }
+
+    /// The number of the node's last question for node 0's clock; 0 if none.
+    #[must_use]
+    pub fn clock_question(&self) -> &AtomicU64 {
+        self.word(8)
+    }
+
+    /// The number of the last question that node 0 has answered.
+    #[must_use]
+    pub fn clock_answered(&self) -> &AtomicU64 {
+        self.word(64)
+    }
+
+    /// Node 0's TSC when it answered.
+    #[must_use]
+    pub fn clock_answer(&self) -> &AtomicU64 {
+        self.word(72)
+    }
+}
+
+/// What all nodes must agree on about the VM.
+///
+/// ```text
+///   0    state, a `VmState`                          who stops it writes
+///   8    rate of the TSC in kHz                      node 0 writes
+///   16   guest TSC minus node 0's TSC, modulo 2^64   node 0 writes
+///   64   vCPUs that wait for a device access, one bit each
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct VmRecord(SharedMem);
+
+impl VmRecord {
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        self.0.atomic_u64(offset).expect("inside the record")
+    }
+
+    /// Rate of the guest's TSC in kHz.
+    #[must_use]
+    pub fn tsc_khz(&self) -> &AtomicU64 {
+        self.word(8)
+    }
+
+    /// Guest TSC minus node 0's TSC, modulo 2^64.
+    #[must_use]
+    pub fn tsc_offset(&self) -> &AtomicU64 {
+        self.word(16)
+    }
+
+    /// The words of the set of vCPUs that wait for a device access.
+    pub fn waiting_for_devices(&self) -> impl Iterator<Item = &AtomicU64> {
+        (0..MAX_VCPUS.div_ceil(64)).map(|index| self.word(64 + index * 8))
+    }
+}
 
 /// Typed access to a mapped control region.
 #[derive(Clone, Copy, Debug)]
@@ -271,6 +380,19 @@ impl ControlRegion {
         )
     }
 
+    /// A node's record; the id must be below [`MAX_NODES`].
+    #[must_use]
+    pub fn node(&self, node: NodeId) -> Option<NodeRecord> {
+        let node = usize::from(node.0);
+        if node >= MAX_NODES {
+            return None;
+        }
+        let offset = NODE_RECORDS + node * NODE_RECORD_SIZE;
+        self.content
+            .window(offset, NODE_RECORD_SIZE)
+            .map(NodeRecord)
+    }
+
     /// A node's [`NodeState`]; the id must be below [`MAX_NODES`].
     #[must_use]
     pub fn node_state(&self, node: NodeId) -> Option<&AtomicU32> {
@@ -279,14 +401,24 @@ impl ControlRegion {
             return None;
         }
         self.content
-            .atomic_u32(NODE_STATUS + node * NODE_STATUS_SIZE)
+            .atomic_u32(NODE_RECORDS + node * NODE_RECORD_SIZE)
+    }
+
+    /// The VM's record.
+    #[must_use]
+    pub fn vm(&self) -> VmRecord {
+        VmRecord(
+            self.content
+                .window(VM_RECORD, VM_RECORD_SIZE)
+                .expect("`new` has checked the size"),
+        )
     }
 
     /// The VM's [`VmState`].
     #[must_use]
     pub fn vm_state(&self) -> &AtomicU32 {
         self.content
-            .atomic_u32(VM_STATUS)
+            .atomic_u32(VM_RECORD)
             .expect("`new` has checked the size")
     }
 
@@ -299,6 +431,17 @@ impl ControlRegion {
         }
         self.content
             .atomic_u64(COUNTERS + vcpu * COUNTERS_SIZE + counter as usize * 8)
+    }
+
+    /// The shared state of one vCPU; the id must be below [`MAX_VCPUS`].
+    #[must_use]
+    pub fn vcpu_home(&self, vcpu: VcpuId) -> Option<SharedMem> {
+        let vcpu = usize::from(vcpu.0);
+        if vcpu >= MAX_VCPUS {
+            return None;
+        }
+        self.content
+            .window(VCPU_HOMES + vcpu * VCPU_HOME_SIZE, VCPU_HOME_SIZE)
     }
 
     /// One of the byte rings.

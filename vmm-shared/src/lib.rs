@@ -11,6 +11,7 @@
 
 pub mod addr;
 pub mod agent;
+pub mod coherence;
 pub mod control;
 pub mod region;
 pub mod ring;

@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::LARGE_PAGE_SIZE;
+use crate::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use crate::shm::SharedMem;
 
 /// "VIADUCT\0", read as a little-endian word.
@@ -15,6 +15,40 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"VIADUCT\0");
 pub const VERSION: u32 = 1;
 /// Where a region's contents start, in bytes.
 pub const CONTENT_OFFSET: u64 = LARGE_PAGE_SIZE;
+
+/// Bytes of a coherence record: one for each small page of a memory region.
+const PAGE_RECORD_SIZE: u64 = 32;
+
+/// Where the coherence protocol's metadata starts in a memory region with so
+/// much content, in bytes from the region's start: right behind the content.
+/// It is never part of the guest's memory.
+#[must_use]
+pub const fn metadata_offset(content_len: u64) -> u64 {
+    CONTENT_OFFSET.saturating_add(content_len)
+}
+
+/// Bytes of that metadata: a record for each small page, rounded up to large
+/// pages, so that it is mapped like the content. Less than 1 % of it.
+#[must_use]
+pub const fn metadata_len(content_len: u64) -> u64 {
+    let records = content_len.div_ceil(PAGE_SIZE) * PAGE_RECORD_SIZE;
+    records.next_multiple_of(LARGE_PAGE_SIZE)
+}
+
+/// Bytes that a region with so much content fills: its header, the content,
+/// and the metadata if it is a memory region. `None` if there is no such
+/// number.
+#[must_use]
+pub const fn filled_len(kind: RegionKind, content_len: u64) -> Option<u64> {
+    let metadata = match kind {
+        RegionKind::Memory => metadata_len(content_len),
+        RegionKind::Control | RegionKind::Image => 0,
+    };
+    match CONTENT_OFFSET.checked_add(content_len) {
+        Some(end) => end.checked_add(metadata),
+        None => None,
+    }
+}
 
 /// What a region is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +102,9 @@ pub enum RegionError {
     },
     /// The header promises more bytes than the window has.
     Truncated {
-        /// Content bytes promised.
+        /// Bytes that it should have, header and metadata included.
         promised: u64,
-        /// Content bytes present.
+        /// Bytes that it has.
         present: u64,
     },
 }
@@ -96,28 +130,35 @@ impl RegionHeader {
     /// Says why the window is no region that this build can use.
     pub fn check(memory: &SharedMem) -> Result<(RegionKind, Self), RegionError> {
         let header: Self = memory.read(0).ok_or(RegionError::NotARegion)?;
-        if header.magic != MAGIC {
+        let kind = header.kind_in(memory.len() as u64)?;
+        Ok((kind, header))
+    }
+
+    /// What kind of region this is the header of, if it belongs to a window
+    /// of `present` bytes.
+    ///
+    /// # Errors
+    /// Says why the window is no region that this build can use.
+    pub fn kind_in(&self, present: u64) -> Result<RegionKind, RegionError> {
+        if self.magic != MAGIC {
             return Err(RegionError::NotARegion);
         }
-        if header.version != VERSION {
+        if self.version != VERSION {
             return Err(RegionError::Version {
-                found: header.version,
+                found: self.version,
             });
         }
-        let kind = match header.kind {
+        let kind = match self.kind {
             1 => RegionKind::Control,
             2 => RegionKind::Memory,
             3 => RegionKind::Image,
             found => return Err(RegionError::UnknownKind { found }),
         };
-        let present = (memory.len() as u64).saturating_sub(CONTENT_OFFSET);
-        if header.content_len > present {
-            return Err(RegionError::Truncated {
-                promised: header.content_len,
-                present,
-            });
+        let promised = filled_len(kind, self.content_len).unwrap_or(u64::MAX);
+        if promised > present {
+            return Err(RegionError::Truncated { promised, present });
         }
-        Ok((kind, header))
+        Ok(kind)
     }
 }
 
@@ -128,7 +169,8 @@ mod tests {
 
     #[test]
     fn a_header_is_recognised_and_a_damaged_one_refused() {
-        let memory = leaked((CONTENT_OFFSET as usize + 4096) / 64);
+        let len = CONTENT_OFFSET + 4096 + LARGE_PAGE_SIZE;
+        let memory = leaked(len as usize / 64);
         assert_eq!(RegionHeader::check(&memory), Err(RegionError::NotARegion));
         let good = RegionHeader::new(RegionKind::Memory, [7; 16], 3, 4096);
         memory.write(0, &good).expect("fits");
@@ -160,9 +202,22 @@ mod tests {
         assert_eq!(
             RegionHeader::check(&memory),
             Err(RegionError::Truncated {
-                promised: 4097,
-                present: 4096
+                promised: len + 1,
+                present: len
             })
         );
+    }
+
+    #[test]
+    fn metadata_is_less_than_a_hundredth_of_what_it_describes() {
+        for content in [1 << 30, 37 << 30, 1 << 40] {
+            assert!(metadata_len(content) * 100 <= content);
+            assert_eq!(metadata_len(content), content / 128);
+            assert_eq!(metadata_offset(content), CONTENT_OFFSET + content);
+        }
+        assert_eq!(metadata_len(LARGE_PAGE_SIZE), LARGE_PAGE_SIZE);
+        assert_eq!(metadata_len(0), 0);
+        assert_eq!(filled_len(RegionKind::Memory, u64::MAX), None);
+        assert_eq!(filled_len(RegionKind::Control, 9), Some(CONTENT_OFFSET + 9));
     }
 }

@@ -71,7 +71,10 @@ impl Bench {
         if matches!(words[0], "run" | "up") {
             line.arg("--guest").arg(self.path("kernel"));
             line.arg("--initramfs").arg(self.path("initramfs"));
-            line.args(["--rootfs", "busybox", "--memory", "128M"]);
+            line.args(["--rootfs", "busybox"]);
+            if !words.contains(&"--memory") {
+                line.args(["--memory", "128M"]);
+            }
         }
         if !command.is_empty() {
             line.arg("--").args(command);
@@ -171,6 +174,28 @@ impl Bench {
             std::fs::read_link(path).is_ok_and(|path| path.ends_with("stand_in_node"))
         };
         self.processes().into_iter().filter(is_node).collect()
+    }
+
+    /// Kills the node with this id.
+    pub(crate) fn kill_node(&self, id: u16) {
+        let word = format!("node={id}");
+        let is_it = |pid: &&Pid| {
+            let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
+            line.is_ok_and(|line| {
+                line.split(|byte| *byte == 0)
+                    .any(|at| at == word.as_bytes())
+            })
+        };
+        let nodes = self.nodes();
+        let pid = nodes.iter().find(is_it).expect("it runs");
+        kill_process(*pid, Signal::KILL).expect("ours");
+    }
+
+    /// Writes a file; returns its path.
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("writable");
+        path.to_str().expect("text").to_owned()
     }
 
     fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {

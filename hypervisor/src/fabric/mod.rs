@@ -1,16 +1,23 @@
 //! What this node shares with the launcher and the other nodes.
 
+pub mod clock;
+pub mod forward;
+
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{ControlRegion, Counter, LAUNCHER_PEER, NodeState, RingId, VmState};
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
 use vmm_shared::shm::SharedMem;
 
-use crate::arch::descriptors::DOORBELL_VECTOR;
+use crate::arch::apic;
+use crate::arch::descriptors::{DOORBELL_VECTOR, KICK_VECTOR};
 use crate::arch::pci::{self, Window, WindowKind};
+use crate::mem::coherent::Bells;
+use crate::vcpu::posted::{Location, PostedInterrupts};
 
 /// Why a node can't take part in its rack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +32,15 @@ pub enum FabricError {
     ControlTooSmall,
     /// The launcher has placed this node's id beyond the table.
     BadNodeId(NodeId),
+    /// The doorbell knows this node by another id.
+    PeerId {
+        /// The id it has given.
+        given: u32,
+    },
+    /// No memory region of this node.
+    NoMemoryOf(NodeId),
+    /// Two memory regions of one node.
+    TwoMemoriesOf(NodeId),
 }
 
 /// The regions of the rack as mapped here.
@@ -32,8 +48,8 @@ pub enum FabricError {
 pub struct Regions {
     /// The control region.
     pub control: ControlRegion,
-    /// Memory for the VM, without the header.
-    pub memory: SharedMem,
+    /// Memory for the VM, without the header, of each node in order.
+    pub memories: Vec<SharedMem>,
     /// The root image without its header, if there is one.
     pub image: Option<SharedMem>,
 }
@@ -42,6 +58,8 @@ pub struct Regions {
 #[derive(Debug)]
 pub struct Fabric {
     node: NodeId,
+    /// APIC ids of this node's cores.
+    cores: Vec<u8>,
     control: ControlRegion,
     doorbell: Option<Window>,
 }
@@ -81,50 +99,130 @@ pub fn find_regions(windows: &[Window]) -> Result<Regions, FabricError> {
     let need = |kind| find(kind).ok_or(FabricError::Missing(kind));
 
     let (_, control_header, control) = need(RegionKind::Control)?;
-    let (_, memory_header, memory) = need(RegionKind::Memory)?;
-    if memory_header.uuid != control_header.uuid {
-        return Err(FabricError::ForeignRegion(RegionKind::Memory));
-    }
     let truncated = FabricError::Region(RegionError::NotARegion);
+    let control = ControlRegion::new(*control).ok_or(FabricError::ControlTooSmall)?;
+    let nodes = u16::try_from(control.boot_config().nodes).unwrap_or(u16::MAX);
+    let memories = (0..nodes)
+        .map(|node| {
+            let is_its = |(kind, header, _): &&(RegionKind, RegionHeader, SharedMem)| {
+                *kind == RegionKind::Memory && header.owner == u32::from(node)
+            };
+            let mut its = found.iter().filter(is_its);
+            let (_, header, memory) = its.next().ok_or(FabricError::NoMemoryOf(NodeId(node)))?;
+            if its.next().is_some() {
+                return Err(FabricError::TwoMemoriesOf(NodeId(node)));
+            }
+            if header.uuid != control_header.uuid {
+                return Err(FabricError::ForeignRegion(RegionKind::Memory));
+            }
+            content(*memory, header).ok_or(truncated)
+        })
+        .collect::<Result<_, _>>()?;
     let image = match find(RegionKind::Image) {
         Some((_, header, image)) => Some(content(*image, header).ok_or(truncated)?),
         None => None,
     };
     Ok(Regions {
-        control: ControlRegion::new(*control).ok_or(FabricError::ControlTooSmall)?,
-        memory: content(*memory, memory_header).ok_or(truncated)?,
+        control,
+        memories,
         image,
     })
 }
 
+impl Bells for Fabric {
+    fn kick_core(&self, core: usize) {
+        if let Some(apic_id) = self.cores.get(core) {
+            apic::kick(*apic_id);
+        }
+    }
+
+    fn ring_nodes(&self, nodes: NodeSet) {
+        for node in nodes {
+            self.kick(Location { node, core: 0 });
+        }
+    }
+}
+
 impl Fabric {
-    /// Joins the rack: from now on peers can ring this node's doorbell, on
-    /// the core `apic_id`.
+    /// Joins the rack: from now on peers can ring this node's doorbells, one
+    /// for each of its cores (APIC ids).
     ///
     /// # Errors
-    /// If the node's id has no place in the control region.
+    /// If the node's id has no place in the control region, or is not the one
+    /// by which peers would ring it.
     pub fn join(
         node: NodeId,
         control: ControlRegion,
         windows: &[Window],
-        apic_id: u8,
+        cores: Vec<u8>,
     ) -> Result<Self, FabricError> {
         let find =
             |wanted: fn(&WindowKind) -> bool| windows.iter().find(|window| wanted(&window.kind));
         let doorbell = find(|kind| matches!(kind, WindowKind::Doorbell)).cloned();
-        if let Some(table) = find(|kind| matches!(kind, WindowKind::InterruptTable { .. })) {
-            pci::enable_interrupt(table, DOORBELL_VECTOR, apic_id);
+        if let Some(doorbell) = &doorbell
+            && pci::peer_id(doorbell) != u32::from(node.0)
+        {
+            return Err(FabricError::PeerId {
+                given: pci::peer_id(doorbell),
+            });
         }
-        let fabric = Self {
-            node,
-            control,
-            doorbell,
-        };
+        if let Some(table) = find(|kind| matches!(kind, WindowKind::InterruptTable { .. })) {
+            pci::enable_interrupts(table, DOORBELL_VECTOR, KICK_VECTOR, &cores);
+        }
         if control.node_state(node).is_none() {
             return Err(FabricError::BadNodeId(node));
         }
+        let fabric = Self {
+            node,
+            cores,
+            control,
+            doorbell,
+        };
         fabric.set_state(NodeState::Joined);
         Ok(fabric)
+    }
+
+    /// Which node this is.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Makes a core leave the guest or its sleep, wherever it is.
+    pub fn kick(&self, core: Location) {
+        if core.node != self.node {
+            if let Some(doorbell) = &self.doorbell {
+                pci::ring(doorbell, core.node.0, core.core);
+            }
+        } else if let Some(apic_id) = self.cores.get(usize::from(core.core)) {
+            apic::kick(*apic_id);
+        }
+    }
+
+    /// What is requested of a vCPU; the id must be one of the VM's.
+    ///
+    /// # Panics
+    /// If the id is beyond the control region's table.
+    #[must_use]
+    pub fn posted(&self, vcpu: VcpuId) -> PostedInterrupts {
+        let home = self
+            .control
+            .vcpu_home(vcpu)
+            .expect("the VM's vCPUs have homes");
+        PostedInterrupts::new(home).expect("homes are large enough")
+    }
+
+    /// Another vCPU's slot for device accesses.
+    ///
+    /// # Panics
+    /// If the id is beyond the control region's table.
+    #[must_use]
+    pub fn slot(&self, vcpu: VcpuId) -> forward::Slot {
+        let home = self
+            .control
+            .vcpu_home(vcpu)
+            .expect("the VM's vCPUs have homes");
+        forward::Slot::new(home).expect("homes are large enough")
     }
 
     /// The control region.
@@ -155,7 +253,7 @@ impl Fabric {
     /// Wakes the launcher.
     pub fn ring_launcher(&self) {
         if let Some(doorbell) = &self.doorbell {
-            pci::ring(doorbell, LAUNCHER_PEER);
+            pci::ring(doorbell, LAUNCHER_PEER, 0);
         }
     }
 

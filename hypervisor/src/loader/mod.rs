@@ -30,7 +30,7 @@ pub use source::ByteSource;
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
 
 use crate::mem::{GuestMemory, GuestMemoryError};
-use crate::platform::layout::{self, MemorySizeError};
+use crate::platform::layout;
 use crate::platform::{PlatformConfig, acpi};
 use zero_page::{Initramfs, ZeroPage};
 
@@ -70,8 +70,6 @@ pub struct LinuxEntry {
 /// Why a kernel could not be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadError {
-    /// The VM's memory size is not possible.
-    MemorySize(MemorySizeError),
     /// The kernel file ends before its header does.
     TooShort {
         /// Bytes in the file.
@@ -153,8 +151,7 @@ pub fn load_linux(
     boot: &LinuxBoot<'_>,
 ) -> Result<LinuxEntry, LoadError> {
     let platform = boot.platform;
-    layout::check_memory_size(platform.memory).map_err(LoadError::MemorySize)?;
-    let low_end = platform.memory.min(layout::LOW_RAM_LIMIT.0);
+    let low_end = platform.topology.memory().min(layout::LOW_RAM_LIMIT.0);
 
     let header = SetupHeader::read(boot.kernel)?;
     check_command_line(boot.command_line, &header)?;

@@ -3,7 +3,7 @@
 use super::bzimage::field;
 use super::*;
 use crate::platform::layout::{MIN_MEMORY, PMEM_BASE, RamRange};
-use crate::platform::{PmemInterface, PmemRange, golden};
+use crate::platform::{PlatformNode, PmemInterface, PmemRange, Topology, golden};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -14,11 +14,13 @@ const PAYLOAD_LEN: usize = 0x1800;
 const LOAD: u64 = 16 << 20;
 const INIT_SIZE: u32 = 8 << 20;
 
-const PLATFORM: PlatformConfig = PlatformConfig {
-    vcpus: 2,
-    memory: MEMORY,
-    image: None,
-};
+/// A machine on one node, without a root image.
+fn platform(memory: u64) -> PlatformConfig {
+    PlatformConfig {
+        topology: Topology::one_node(2, memory).expect("possible"),
+        image: None,
+    }
+}
 
 fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
     file[at..at + bytes.len()].copy_from_slice(bytes);
@@ -121,7 +123,7 @@ fn load_into(
     command_line: &[u8],
 ) -> Result<LinuxEntry, LoadError> {
     let boot = LinuxBoot {
-        platform: &PLATFORM,
+        platform: &platform(MEMORY),
         kernel,
         initramfs,
         command_line,
@@ -219,19 +221,22 @@ fn zero_page(platform: &PlatformConfig) -> ZeroPage {
     page
 }
 
-const LARGE_PLATFORM: PlatformConfig = PlatformConfig {
-    vcpus: 2,
-    memory: 4 << 30,
-    image: Some(PmemRange {
+fn large_platform(interface: PmemInterface) -> PlatformConfig {
+    let image = PmemRange {
         gpa: PMEM_BASE,
         len: 1 << 30,
-        interface: PmemInterface::E820,
-    }),
-};
+        interface,
+    };
+    PlatformConfig {
+        image: Some(image),
+        ..platform(4 << 30)
+    }
+}
 
 #[test]
 fn zero_page_of_a_large_machine() {
-    golden::check("zero-page-4-gib.bin", zero_page(&LARGE_PLATFORM).as_bytes());
+    let page = zero_page(&large_platform(PmemInterface::E820));
+    golden::check("zero-page-4-gib.bin", page.as_bytes());
 }
 
 #[test]
@@ -245,26 +250,32 @@ fn the_memory_map_is_complete() {
         (4 << 30, 5 << 30, 1),
         (256 << 30, 257 << 30, 12),
     ];
-    assert_eq!(e820(zero_page(&LARGE_PLATFORM).as_bytes()), expected);
-
-    let image = LARGE_PLATFORM.image.map(|image| PmemRange {
-        interface: PmemInterface::Nfit,
-        ..image
-    });
-    let nvdimm = PlatformConfig {
-        image,
-        ..LARGE_PLATFORM
-    };
+    let large = large_platform(PmemInterface::E820);
+    assert_eq!(e820(zero_page(&large).as_bytes()), expected);
+    let nvdimm = large_platform(PmemInterface::Nfit);
     assert_eq!(e820(zero_page(&nvdimm).as_bytes()), expected[..6]);
 
-    let small = PlatformConfig {
-        memory: 128 << 20,
-        image: None,
-        ..LARGE_PLATFORM
-    };
+    let small = platform(128 << 20);
     let ranges = e820(zero_page(&small).as_bytes());
     assert_eq!(ranges.last(), Some(&(0x10_0000, 128 << 20, 1)));
     assert_eq!(ranges.len(), 5);
+}
+
+#[test]
+fn nodes_make_no_difference_to_the_memory_map() {
+    let node = PlatformNode {
+        vcpus: 1,
+        memory: 1 << 30,
+    };
+    let nodes = PlatformConfig {
+        topology: Topology::new(vec![node; 4]).expect("possible"),
+        ..large_platform(PmemInterface::E820)
+    };
+    let one_node = large_platform(PmemInterface::E820);
+    assert_eq!(
+        e820(zero_page(&nodes).as_bytes()),
+        e820(zero_page(&one_node).as_bytes())
+    );
 }
 
 #[test]
@@ -465,28 +476,8 @@ fn command_lines_are_checked() {
 }
 
 #[test]
-fn impossible_machines_are_refused() {
-    let load = |platform: &PlatformConfig| {
-        let boot = LinuxBoot {
-            platform,
-            kernel: &&kernel()[..],
-            initramfs: &&[][..],
-            command_line: b"",
-        };
-        load_linux(&memory(), &boot)
-    };
-    let bytes = 1;
-    let tiny = PlatformConfig {
-        memory: bytes,
-        ..PLATFORM
-    };
-    let error = MemorySizeError::TooSmall { bytes };
-    assert_eq!(load(&tiny), Err(LoadError::MemorySize(error)));
-    // Less memory behind the platform than it says.
-    let liar = PlatformConfig {
-        memory: 1 << 30,
-        ..PLATFORM
-    };
+fn memory_that_is_not_there_is_noticed() {
+    let liar = platform(1 << 30);
     let boot = LinuxBoot {
         platform: &liar,
         kernel: &&kernel()[..],

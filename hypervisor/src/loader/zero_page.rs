@@ -78,7 +78,7 @@ impl ZeroPage {
         self.add_range(LOW_MEMORY_END, acpi.gpa, E820Kind::Reserved);
         self.add_range(acpi.gpa, acpi_end, E820Kind::Acpi);
         self.add_range(acpi_end, ACPI_END, E820Kind::Reserved);
-        for ram in layout::ram_ranges(platform.memory) {
+        for ram in layout::ram_ranges(platform.topology.memory()) {
             self.add_range(ram.gpa.max(EXTENDED_MEMORY), ram.end(), E820Kind::Ram);
         }
         if let Some(image) = platform.image

@@ -1,5 +1,7 @@
 //! Memory as the guest sees it.
 
+pub mod barrier;
+pub mod coherent;
 mod guest;
 pub mod slices;
 pub mod walk;

@@ -35,6 +35,33 @@ impl Slices {
         self.slices.iter()
     }
 
+    /// Where an address lies in guest memory without its holes, in bytes.
+    #[must_use]
+    pub fn linear(&self, gpa: Gpa) -> Option<u64> {
+        let mut before = 0;
+        for slice in &self.slices {
+            let len = slice.memory.len() as u64;
+            match gpa.0.checked_sub(slice.gpa.0) {
+                Some(offset) if offset < len => return Some(before + offset),
+                _ => before += len,
+            }
+        }
+        None
+    }
+
+    /// The other way round: the slice, and the offset in it.
+    #[must_use]
+    pub fn at_linear(&self, mut linear: u64) -> Option<(&Slice, u64)> {
+        for slice in &self.slices {
+            let len = slice.memory.len() as u64;
+            if linear < len {
+                return Some((slice, linear));
+            }
+            linear -= len;
+        }
+        None
+    }
+
     /// Splits an access where slices meet, and calls `copy` with the memory,
     /// the offset in it and the range of the buffer, for each part.
     fn parts(
@@ -116,6 +143,16 @@ mod tests {
             .read_bytes(Gpa(0xff8), &mut back)
             .expect("contiguous");
         assert_eq!(back, data);
+    }
+
+    #[test]
+    fn frames_are_counted_without_the_holes() {
+        let slices = Slices::new(vec![slice(0, 2), slice(0x100, 4)]);
+        assert_eq!(slices.linear(Gpa(0x108)), Some(24));
+        assert_eq!(slices.linear(Gpa(0x10)), None);
+        let (slice, offset) = slices.at_linear(24).expect("inside");
+        assert_eq!((slice.gpa, offset), (Gpa(0x100), 8));
+        assert!(slices.at_linear(48).is_none());
     }
 
     #[test]

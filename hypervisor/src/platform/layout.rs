@@ -11,10 +11,13 @@
 //!   0x40_0000_0000  root image as persistent memory (256 GiB)
 //! ```
 //!
+//! Each node's RAM lies behind that of the node before it, around the hole.
 //! All of it lies under 40 physical address bits, the least that a host
 //! with nested paging offers.
 
 use vmm_shared::addr::{Gpa, LARGE_PAGE_SIZE, PAGE_SIZE};
+
+use super::Domain;
 
 /// First byte that is no longer usable conventional memory.
 pub const LOW_MEMORY_END: Gpa = Gpa(0x9_fc00);
@@ -134,15 +137,43 @@ pub const fn check_memory_size(bytes: u64) -> Result<(), MemorySizeError> {
 
 /// The pieces of RAM of a VM with `memory` bytes, lowest first; at most two.
 pub fn ram_ranges(memory: u64) -> impl Iterator<Item = RamRange> + Clone {
-    let low = memory.min(LOW_RAM_LIMIT.0);
+    part_of_ram(0, memory)
+}
+
+/// The pieces of RAM of a VM whose nodes give `memory` bytes each, lowest
+/// first, and whose each is. They fill the map one node after the other; the
+/// sum is at most [`MAX_MEMORY`].
+pub fn node_ranges<I>(memory: I) -> impl Iterator<Item = (Domain, RamRange)> + Clone
+where
+    I: Iterator<Item = u64> + Clone,
+{
+    let starts = memory.clone().scan(0, |next, len| {
+        let start = *next;
+        *next += len;
+        Some(start)
+    });
+    (0..)
+        .map(Domain)
+        .zip(starts.zip(memory))
+        .flat_map(|(domain, (start, len))| {
+            part_of_ram(start, len).map(move |range| (domain, range))
+        })
+}
+
+/// Where the `len` bytes of RAM are that have `start` bytes of it below them;
+/// at most two pieces.
+fn part_of_ram(start: u64, len: u64) -> impl Iterator<Item = RamRange> + Clone {
+    let end = start + len;
+    let split = LOW_RAM_LIMIT.0.clamp(start, end);
+    let hole = HIGH_RAM_BASE.0 - LOW_RAM_LIMIT.0;
     [
         RamRange {
-            gpa: Gpa(0),
-            len: low,
+            gpa: Gpa(start),
+            len: split - start,
         },
         RamRange {
-            gpa: HIGH_RAM_BASE,
-            len: memory - low,
+            gpa: Gpa(split + hole),
+            len: end - split,
         },
     ]
     .into_iter()
@@ -185,6 +216,61 @@ mod tests {
         assert_eq!(ranges.len(), 2);
         assert_eq!(ranges[1].gpa, HIGH_RAM_BASE);
         assert_eq!(ranges[1].len, 2 << 20);
+    }
+
+    #[test]
+    fn nodes_fill_the_map_in_order() {
+        let gib = |count: u64| count << 30;
+        let range = |domain, start, end| {
+            let (gpa, len) = (Gpa(gib(start)), gib(end - start));
+            (Domain(domain), RamRange { gpa, len })
+        };
+        let ranges = |nodes: &[u64]| {
+            let nodes = nodes.iter().map(|count| gib(*count));
+            node_ranges(nodes).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(&[1, 2]), [range(0, 0, 1), range(1, 1, 3)]);
+        assert_eq!(ranges(&[3, 1]), [range(0, 0, 3), range(1, 4, 5)]);
+        // The second node's memory lies on both sides of the hole.
+        assert_eq!(
+            ranges(&[2, 2, 0, 1]),
+            [
+                range(0, 0, 2),
+                range(1, 2, 3),
+                range(1, 4, 5),
+                range(3, 5, 6)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_nodes_ranges_tile_ram() {
+        // Sizes around the hole's, and a stride that has no factor with it.
+        let sizes = (0..)
+            .map(|step| step * 37 * LARGE_PAGE_SIZE)
+            .take_while(|size| *size < 5 << 30);
+        for first in sizes {
+            for second in [0, LARGE_PAGE_SIZE, 768 << 20, LOW_RAM_LIMIT.0, 4 << 30] {
+                let nodes = [first, second, 6 << 20];
+                let mut whole = ram_ranges(nodes.iter().sum());
+                let mut left = whole.next().expect("there is RAM");
+                let mut sums = [0; 3];
+                for (domain, range) in node_ranges(nodes.into_iter()) {
+                    assert!(range.gpa.is_aligned(LARGE_PAGE_SIZE));
+                    if left.len == 0 {
+                        left = whole.next().expect("not more than there is");
+                    }
+                    assert_eq!(range.gpa, left.gpa);
+                    left = RamRange {
+                        gpa: range.end(),
+                        len: left.len - range.len,
+                    };
+                    sums[usize::from(domain.0)] += range.len;
+                }
+                assert_eq!((left.len, whole.next()), (0, None));
+                assert_eq!(sums, nodes);
+            }
+        }
     }
 
     #[test]

@@ -11,8 +11,10 @@ pub(crate) mod golden;
 pub mod layout;
 pub mod msr;
 pub mod ports;
+pub mod topology;
 
 pub use layout::RamRange;
+pub use topology::{Domain, PlatformNode, Topology, TopologyError};
 
 use vmm_shared::addr::Gpa;
 
@@ -44,12 +46,10 @@ pub struct PmemRange {
 }
 
 /// The shape of the virtual machine, as its firmware tables declare it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformConfig {
-    /// vCPUs; their APIC ids are 0, 1, 2, …
-    pub vcpus: u16,
-    /// RAM in bytes.
-    pub memory: u64,
+    /// vCPUs and RAM, and which nodes they come from.
+    pub topology: Topology,
     /// The root image, if there is one.
     pub image: Option<PmemRange>,
 }

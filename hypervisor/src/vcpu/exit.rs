@@ -146,6 +146,11 @@ pub enum StopReason {
         /// What it accessed.
         gpa: Gpa,
     },
+    /// The nodes don't agree any more on who may do what with a page.
+    Incoherent {
+        /// The page.
+        gpa: Gpa,
+    },
     /// An exit that should not happen.
     UnknownExit {
         /// The processor's code for it.

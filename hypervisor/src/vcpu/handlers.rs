@@ -11,9 +11,10 @@ use super::registers::Gpr;
 use crate::arch::cpu;
 use crate::arch::svm::state::EFER_SVME;
 use crate::devices::Width;
+use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::cpuid::{CpuidVcpu, OsXsave};
 use crate::platform::msr::{self, MsrRule, PvMsr, WriteRule};
-use crate::vm::{Request, Vm};
+use crate::vm::Vm;
 
 /// Lengths of instructions without operands in memory; SVM on some hosts
 /// doesn't tell where the next one starts.
@@ -26,6 +27,8 @@ mod length {
     pub(super) const CACHE: u64 = 2;
 }
 
+/// Delivery mode of an NMI.
+const NMI: u8 = 4;
 const CR4_OSXSAVE: u64 = 1 << 18;
 /// APIC on, x2APIC mode, and the window's address, which nothing answers at.
 const APIC_BASE: u64 = 0xfee0_0c00;
@@ -106,21 +109,25 @@ impl Vcpu {
             vm.count(self.id, Counter::UnknownPort);
             return Outcome::Inject(Exception::GP);
         };
-        let request = match access.direction {
-            Direction::Out => {
-                let value = self.registers.get(Gpr::Rax) & width.mask();
-                vm.port_out(access.port, width, value)
-            }
-            Direction::In => {
-                let (value, request) = vm.port_in(access.port, width);
-                let rax = match width {
-                    Width::Dword => value,
-                    _ => self.registers.get(Gpr::Rax) & !width.mask() | value,
-                };
-                self.registers.set(Gpr::Rax, rax);
-                request
-            }
+        let value = match access.direction {
+            Direction::Out => self.registers.get(Gpr::Rax) & width.mask(),
+            Direction::In => 0,
         };
+        let wanted = Access {
+            space: Space::Ports,
+            direction: access.direction,
+            width,
+            address: access.port.into(),
+            value,
+        };
+        let (value, request) = vm.access(self.id, &wanted);
+        if access.direction == Direction::In {
+            let rax = match width {
+                Width::Dword => value,
+                _ => self.registers.get(Gpr::Rax) & !width.mask() | value & width.mask(),
+            };
+            self.registers.set(Gpr::Rax, rax);
+        }
         self.advance_to(access.next_rip);
         match request {
             Request::None => Outcome::Resume,
@@ -282,12 +289,14 @@ impl Vcpu {
             HYPERCALL_SEND_IPI => {
                 let set = u128::from(argument(Gpr::Rcx)) << 64 | u128::from(argument(Gpr::Rbx));
                 let [vector, mode, ..] = argument(Gpr::Rsi).to_le_bytes();
-                // Fixed delivery is all that Linux sends this way, NMIs apart.
-                if mode & 7 == 0 && vector >= 16 {
-                    vm.count(self.id, Counter::IpiSent);
-                    vm.send_to_set(set, argument(Gpr::Rdx), vector)
-                } else {
-                    UNKNOWN_HYPERCALL
+                match mode & 7 {
+                    0 if vector >= 16 => {
+                        vm.count(self.id, Counter::IpiSent);
+                        vm.send_to_set(set, argument(Gpr::Rdx), vector)
+                    }
+                    // NMIs are not delivered: they have reached nobody.
+                    NMI => 0,
+                    _ => UNKNOWN_HYPERCALL,
                 }
             }
             _ => UNKNOWN_HYPERCALL,

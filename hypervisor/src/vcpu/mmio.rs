@@ -1,21 +1,38 @@
 //! Accesses to guest physical addresses that are not RAM.
 
 use vmm_shared::addr::{Gpa, Gva};
+use vmm_shared::coherence::Access;
 use vmm_shared::control::Counter;
 
 use super::Vcpu;
 use super::decode::{self, MmioAccess};
-use super::exit::{Exception, Outcome, StopReason};
+use super::exit::{Direction, Exception, Outcome, StopReason};
+use crate::fabric::forward::{Access as DeviceAccess, Request, Space};
+use crate::mem::coherent::Resolution;
 use crate::mem::walk::{self, Privilege, WalkError};
 use crate::vm::Vm;
 
+const FAULT_WRITE: u64 = 1 << 1;
 const FAULT_FETCH: u64 = 1 << 4;
 const FAULT_TABLE_WALK: u64 = 1 << 33;
 
 impl Vcpu {
-    /// A device register, or nothing at all: reads of nothing give ones,
+    /// Memory that this node has to ask for, a device register, or nothing at all: reads of nothing give ones,
     /// writes to it are dropped, both are counted.
     pub(super) fn nested_fault(&mut self, gpa: Gpa, error: u64, vm: &Vm) -> Outcome {
+        let kind = match error {
+            _ if error & FAULT_WRITE != 0 => Access::Write,
+            _ if error & FAULT_FETCH != 0 => Access::Execute,
+            _ => Access::Read,
+        };
+        match vm.memory.fault(gpa, kind) {
+            Ok(Resolution::Mapped) => return Outcome::Resume,
+            Ok(Resolution::NotMemory) => {}
+            Err(why) => {
+                log::error!("instruction coherence: {why:?}");
+                return Outcome::Stop(StopReason::Incoherent { gpa });
+            }
+        }
         if error & (FAULT_FETCH | FAULT_TABLE_WALK) != 0 || self.vmcb.has_event() {
             // Code, page tables, a descriptor table or a stack where there is
             // no memory. A real bus would give ones; nothing sensible can
@@ -28,17 +45,28 @@ impl Vcpu {
             Err(outcome) => return outcome(gpa),
         };
         vm.count(self.id, Counter::Decoded);
-        let mut loaded = 0;
-        if access.reads() {
-            loaded = vm.mmio_read(gpa, access.width).unwrap_or_else(|| {
+        let device = |direction, value| {
+            let access = DeviceAccess {
+                space: Space::Memory,
+                direction,
+                width: access.width,
+                address: gpa.0,
+                value,
+            };
+            let (value, request) = vm.access(self.id, &access);
+            if request == Request::Unknown {
                 vm.count(self.id, Counter::UnknownAddress);
-                access.width.mask()
-            });
-        }
-        if let Some(value) = access.complete(&mut self.registers, loaded)
-            && vm.mmio_write(gpa, access.width, value).is_none()
-        {
-            vm.count(self.id, Counter::UnknownAddress);
+            }
+            value
+        };
+        let loaded = if access.reads() {
+            device(Direction::In, 0)
+        } else {
+            0
+        };
+        let stored = access.complete(&mut self.registers, loaded);
+        if let Some(value) = stored {
+            device(Direction::Out, value);
         }
         self.advance(access.len);
         Outcome::Resume

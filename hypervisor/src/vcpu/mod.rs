@@ -12,14 +12,13 @@ mod run;
 
 use alloc::boxed::Box;
 
-use vmm_shared::addr::VcpuId;
+use vmm_shared::addr::{Hpa, VcpuId};
 
 use self::lapic::Lapic;
 use self::posted::Signal;
 use self::pv::PvState;
 use self::registers::{Gpr, Registers};
 use crate::arch::svm::bitmaps::PermissionMaps;
-use crate::arch::svm::npt::NestedTables;
 use crate::arch::svm::vmcb::Vmcb;
 use crate::loader::LinuxEntry;
 use crate::platform::msr::StoredMsrs;
@@ -43,6 +42,10 @@ enum RunState {
 #[derive(Debug)]
 pub struct Vcpu {
     id: VcpuId,
+    /// The core that runs it, counted within this node.
+    core: usize,
+    /// The generation of the nested tables at the last entry.
+    tables: u64,
     vmcb: Box<Vmcb>,
     registers: Registers,
     lapic: Lapic,
@@ -58,14 +61,17 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// A vCPU that waits for its start-up.
+    /// A vCPU that waits for its start-up, on a core of this node, with the
+    /// VM's nested tables at `root`.
     #[must_use]
-    pub fn new(id: VcpuId, vm: &Vm, maps: PermissionMaps, nested: &NestedTables) -> Self {
+    pub fn new(id: VcpuId, core: usize, vm: &Vm, maps: PermissionMaps, root: Hpa) -> Self {
         let mut vcpu = Self {
             id,
-            vmcb: Vmcb::new(maps, nested.root(), vm.tsc_offset),
+            core,
+            tables: 0,
+            vmcb: Vmcb::new(maps, root, vm.tsc_offset),
             registers: Registers::default(),
-            lapic: Lapic::new(Vm::apic_id(id), vm.tsc_khz),
+            lapic: Lapic::new(vm.apic_id(id), vm.tsc_khz),
             pv: PvState::default(),
             msrs: StoredMsrs::new(),
             state: RunState::WaitForStartUp,

@@ -15,7 +15,10 @@
 //! Both sides write one word and read the other, sequentially consistent, so
 //! at least one sees the other's write: no request is left behind.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use vmm_shared::addr::NodeId;
+use vmm_shared::shm::SharedMem;
 
 /// A request that is no plain interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,11 @@ pub enum Signal {
     /// Wake from HLT though no interrupt came.
     Unhalt,
 }
+
+const SIGNALS: usize = 32;
+const ARMED: usize = 36;
+const PLACE: usize = 40;
+const LEN: usize = 64;
 
 const INIT: u32 = 1 << 8;
 const STARTUP: u32 = 1 << 9;
@@ -43,31 +51,82 @@ pub enum Kick {
     NotNeeded,
 }
 
-/// What is requested of one vCPU.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
+/// What is requested of one vCPU: the first line of its home in the control
+/// region.
+///
+/// ```text
+///   0    256 request bits
+///   32   signals
+///   36   armed
+///   40   where it runs: node in the high half, core in the low half
+/// ```
+#[derive(Clone, Copy, Debug)]
 pub struct PostedInterrupts {
-    requests: [AtomicU64; 4],
-    signals: AtomicU32,
-    armed: AtomicBool,
+    home: SharedMem,
+}
+
+/// Where a vCPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The node.
+    pub node: NodeId,
+    /// The core, counted within its node.
+    pub core: u16,
 }
 
 impl PostedInterrupts {
-    /// Nothing requested.
+    /// The requests in a vCPU's home; `None` if it is too small.
     #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            requests: [const { AtomicU64::new(0) }; 4],
-            signals: AtomicU32::new(0),
-            armed: AtomicBool::new(false),
+    pub fn new(home: SharedMem) -> Option<Self> {
+        (home.len() >= LEN).then_some(Self { home })
+    }
+
+    fn requests(&self, word: usize) -> &AtomicU64 {
+        self.home
+            .atomic_u64(word * 8)
+            .expect("`new` has checked the size")
+    }
+
+    fn signals(&self) -> &AtomicU32 {
+        self.home
+            .atomic_u32(SIGNALS)
+            .expect("`new` has checked the size")
+    }
+
+    fn armed(&self) -> &AtomicU32 {
+        self.home
+            .atomic_u32(ARMED)
+            .expect("`new` has checked the size")
+    }
+
+    /// Where the vCPU runs.
+    #[must_use]
+    pub fn location(&self) -> Location {
+        let [c0, c1, n0, n1] = self.place().load(Ordering::Relaxed).to_le_bytes();
+        Location {
+            node: NodeId(u16::from_le_bytes([n0, n1])),
+            core: u16::from_le_bytes([c0, c1]),
         }
+    }
+
+    /// Publishes where the vCPU runs.
+    pub fn set_location(&self, location: Location) {
+        let place = u32::from(location.node.0) << 16 | u32::from(location.core);
+        self.place().store(place, Ordering::Relaxed);
+    }
+
+    fn place(&self) -> &AtomicU32 {
+        self.home
+            .atomic_u32(PLACE)
+            .expect("`new` has checked the size")
     }
 
     /// Requests the interrupt `vector`.
     pub fn post(&self, vector: u8) -> Kick {
         let bit = 1_u64 << (vector & 63);
         // SeqCst: ordered before the look at `armed` (module head).
-        self.requests[usize::from(vector >> 6)].fetch_or(bit, Ordering::SeqCst);
+        self.requests(usize::from(vector >> 6))
+            .fetch_or(bit, Ordering::SeqCst);
         self.take_arm()
     }
 
@@ -75,11 +134,11 @@ impl PostedInterrupts {
     pub fn signal(&self, signal: Signal) -> Kick {
         // SeqCst: as in `post`.
         match signal {
-            Signal::Init => self.signals.fetch_or(INIT, Ordering::SeqCst),
-            Signal::Unhalt => self.signals.fetch_or(UNHALT, Ordering::SeqCst),
+            Signal::Init => self.signals().fetch_or(INIT, Ordering::SeqCst),
+            Signal::Unhalt => self.signals().fetch_or(UNHALT, Ordering::SeqCst),
             Signal::StartUp(page) => {
                 let with_page = |old| Some(old & !STARTUP_PAGE | STARTUP | u32::from(page));
-                self.signals
+                self.signals()
                     .fetch_update(Ordering::SeqCst, Ordering::SeqCst, with_page)
                     .unwrap_or_default()
             }
@@ -95,7 +154,7 @@ impl PostedInterrupts {
     fn take_arm(&self) -> Kick {
         // The plain load keeps the line shared while the core is awake.
         // SeqCst on both: see the module's head.
-        if self.armed.load(Ordering::SeqCst) && self.armed.swap(false, Ordering::SeqCst) {
+        if self.armed().load(Ordering::SeqCst) != 0 && self.armed().swap(0, Ordering::SeqCst) != 0 {
             Kick::Needed
         } else {
             Kick::NotNeeded
@@ -106,7 +165,7 @@ impl PostedInterrupts {
     /// returns false there is something to do first.
     #[must_use]
     pub fn arm(&self) -> bool {
-        self.armed.store(true, Ordering::SeqCst);
+        self.armed().store(1, Ordering::SeqCst);
         if self.is_idle() {
             return true;
         }
@@ -117,34 +176,29 @@ impl PostedInterrupts {
     /// Announces that the core looks for itself again.
     pub fn disarm(&self) {
         // Relaxed: a sender that still sees the arm only kicks in vain.
-        self.armed.store(false, Ordering::Relaxed);
+        self.armed().store(0, Ordering::Relaxed);
     }
 
     /// Whether nothing is requested.
     fn is_idle(&self) -> bool {
-        self.signals.load(Ordering::SeqCst) == 0
-            && self
-                .requests
-                .iter()
-                .all(|word| word.load(Ordering::SeqCst) == 0)
+        self.signals().load(Ordering::SeqCst) == 0
+            && (0..4).all(|word| self.requests(word).load(Ordering::SeqCst) == 0)
     }
 
     /// Takes all requested vectors, as a bitmap.
     pub fn take_vectors(&self) -> [u64; 4] {
         // Acquire: what the sender wrote before is visible to the guest.
-        self.requests
-            .each_ref()
-            .map(|word| match word.load(Ordering::Relaxed) {
-                0 => 0,
-                _ => word.swap(0, Ordering::Acquire),
-            })
+        core::array::from_fn(|index| match self.requests(index).load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.requests(index).swap(0, Ordering::Acquire),
+        })
     }
 
     /// Takes the other requests, in the order in which they take effect.
     pub fn take_signals(&self) -> impl Iterator<Item = Signal> {
-        let signals = match self.signals.load(Ordering::Relaxed) {
+        let signals = match self.signals().load(Ordering::Relaxed) {
             0 => 0,
-            _ => self.signals.swap(0, Ordering::Acquire),
+            _ => self.signals().swap(0, Ordering::Acquire),
         };
         let [page, ..] = signals.to_le_bytes();
         [
@@ -158,12 +212,21 @@ impl PostedInterrupts {
 }
 
 #[cfg(test)]
+#[expect(unsafe_code, reason = "a leaked buffer as a vCPU's home")]
 mod tests {
     use super::*;
+    use core::ptr::NonNull;
+
+    fn posted() -> PostedInterrupts {
+        let home = Box::leak(Box::new([0_u64; 8]));
+        // SAFETY: leaked, aligned, and reached through the window only.
+        let home = unsafe { SharedMem::new(NonNull::from(home).cast(), 64) };
+        PostedInterrupts::new(home).expect("large enough")
+    }
 
     #[test]
     fn one_sleep_is_ended_by_one_kick() {
-        let posted = PostedInterrupts::new();
+        let posted = posted();
         assert_eq!(posted.post(3), Kick::NotNeeded);
         assert!(!posted.arm(), "a request is waiting");
         assert_eq!(posted.take_vectors(), [8, 0, 0, 0]);
@@ -175,7 +238,7 @@ mod tests {
 
     #[test]
     fn init_comes_before_start_up_and_the_last_page_wins() {
-        let posted = PostedInterrupts::new();
+        let posted = posted();
         let _ = posted.signal(Signal::StartUp(8));
         let _ = posted.signal(Signal::StartUp(9));
         let _ = posted.signal(Signal::Init);

@@ -13,27 +13,45 @@
 
 use vmm_shared::control::Counter;
 
-use super::exit::{Exit, Outcome, StopReason};
+use super::exit::{Outcome, StopReason};
 use super::{RunState, Vcpu};
 use crate::arch::svm::state::Injection;
 use crate::arch::svm::{exit, switch};
 use crate::arch::time::Clocks;
-use crate::arch::{cpu, descriptors};
+use crate::arch::{apic, cpu, descriptors};
 use crate::vm::{DOORBELL_VCPU, Vm};
 
-/// What the core's timer is set to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TimerSetting {
-    /// It may have fired, or never was set.
-    Unknown,
-    /// For this guest TSC.
-    At(u64),
+/// The core that hears the node's doorbell.
+const DOORBELL_CORE: usize = 0;
+
+/// The core's own timer.
+#[derive(Clone, Copy, Debug)]
+struct HostTimer {
+    apic_id: u8,
+    /// The guest TSC for which it is set, if it is.
+    due: Option<u64>,
+}
+
+impl HostTimer {
+    /// Sets the timer for this guest TSC, unless it is set for that and has
+    /// not run out.
+    fn set(&mut self, due: u64, vm: &Vm, clocks: &Clocks) {
+        let ran_out = descriptors::timer_ran_out(self.apic_id);
+        if ran_out || self.due != Some(due) {
+            descriptors::forget_timer(self.apic_id);
+            clocks.set_timer(due.saturating_sub(vm.guest_tsc()));
+            self.due = Some(due);
+        }
+    }
 }
 
 impl Vcpu {
     /// Runs this vCPU on the calling core until the VM stops.
     pub fn run(&mut self, vm: &Vm, clocks: &Clocks) -> StopReason {
-        let mut timer = TimerSetting::Unknown;
+        let mut timer = HostTimer {
+            apic_id: apic::id(),
+            due: None,
+        };
         loop {
             self.take_requests(vm);
             if self.state != RunState::Running {
@@ -42,15 +60,22 @@ impl Vcpu {
             }
             self.set_timer(vm, clocks, &mut timer);
             switch::hold_interrupts();
-            if !vm.posted(self.id).arm() {
+            // What came since it was looked for would not end the guest's run.
+            if self.is_called(&timer) || !vm.posted(self.id).arm() {
                 switch::release_interrupts();
                 continue;
             }
-            self.deliver(vm);
-            self.enter();
+            let entered = vm.memory.barrier.enter(self.core);
+            if let Some(tables) = entered {
+                self.deliver(vm);
+                self.enter(tables);
+                vm.memory.barrier.leave(self.core);
+            }
             vm.posted(self.id).disarm();
             switch::release_interrupts();
-            if let Some(reason) = self.after_exit(vm, &mut timer) {
+            if entered.is_some()
+                && let Some(reason) = self.after_exit(vm)
+            {
                 return reason;
             }
         }
@@ -58,8 +83,11 @@ impl Vcpu {
 
     /// Takes everything that others have left for this vCPU.
     fn take_requests(&mut self, vm: &Vm) {
-        if self.id == DOORBELL_VCPU && descriptors::take_doorbell() {
-            vm.poll_devices();
+        if self.core == DOORBELL_CORE && descriptors::take_doorbell() {
+            vm.serve_revocations();
+            if self.id == DOORBELL_VCPU {
+                vm.poll_devices();
+            }
         }
         let posted = vm.posted(self.id);
         for signal in posted.take_signals() {
@@ -74,28 +102,29 @@ impl Vcpu {
         }
     }
 
+    /// Whether an interrupt of this core has left something to do.
+    fn is_called(&self, timer: &HostTimer) -> bool {
+        let doorbell = self.core == DOORBELL_CORE && descriptors::doorbell_rung();
+        doorbell || timer.due.is_some() && descriptors::timer_ran_out(timer.apic_id)
+    }
+
     /// Waits for an interrupt of the core.
-    fn sleep(&mut self, vm: &Vm, clocks: &Clocks, timer: &mut TimerSetting) {
+    fn sleep(&mut self, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) {
         self.set_timer(vm, clocks, timer);
         cpu::interrupts_off();
         let posted = vm.posted(self.id);
-        let doorbell = self.id == DOORBELL_VCPU && descriptors::doorbell_rung();
-        if !doorbell && posted.arm() {
+        if !self.is_called(timer) && posted.arm() {
             cpu::sleep_until_interrupt();
             posted.disarm();
-            *timer = TimerSetting::Unknown;
         }
         cpu::interrupts_on();
     }
 
-    /// Sets the core's timer for the guest's, if that has changed.
-    fn set_timer(&self, vm: &Vm, clocks: &Clocks, timer: &mut TimerSetting) {
-        let Some(due) = self.lapic.next_timer() else {
-            return;
-        };
-        if *timer != TimerSetting::At(due) {
-            clocks.set_timer(due.saturating_sub(vm.guest_tsc()));
-            *timer = TimerSetting::At(due);
+    /// Sets the core's timer for the guest's; without one it is left alone.
+    fn set_timer(&self, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) {
+        match self.lapic.next_timer() {
+            Some(due) => timer.set(due, vm, clocks),
+            None => timer.due = None,
         }
     }
 
@@ -124,9 +153,15 @@ impl Vcpu {
         vm.count(self.id, Counter::Injected);
     }
 
-    fn enter(&mut self) {
+    /// Enters under a generation of the nested tables.
+    fn enter(&mut self, tables: u64) {
         if core::mem::take(&mut self.must_load) {
             switch::load(&self.vmcb);
+        }
+        if core::mem::replace(&mut self.tables, tables) == tables {
+            self.vmcb.keep_translations();
+        } else {
+            self.vmcb.drop_translations();
         }
         // SAFETY: 1. an illegal state only makes the exit INVALID; 2. the
         // nested tables map nothing but the VM's own memory, and the
@@ -135,21 +170,18 @@ impl Vcpu {
     }
 
     /// Handles the exit; a reason if the VM is to stop.
-    fn after_exit(&mut self, vm: &Vm, timer: &mut TimerSetting) -> Option<StopReason> {
+    fn after_exit(&mut self, vm: &Vm) -> Option<StopReason> {
         let exit = exit::decode(&self.vmcb.control);
         vm.count_exit(self.id, &exit);
         self.vmcb.requeue_interrupted_event();
         self.lapic.set_cr8(self.vmcb.cr8());
         if let Some(vector) = self.offered.take()
-            && !self.vmcb.is_offer_open()
+            && (!self.vmcb.is_offer_open() || self.vmcb.queued_interrupt() == Some(vector))
         {
             self.accept(vector, vm);
         }
         if self.pv.take_eoi(&vm.memory) {
             self.lapic.end_of_interrupt();
-        }
-        if exit == Exit::HostInterrupt {
-            *timer = TimerSetting::Unknown;
         }
         match self.handle(exit, vm) {
             Outcome::Resume => None,

@@ -1,30 +1,23 @@
 //! The devices of the VM behind their ports and windows.
 
-use vmm_shared::addr::Gpa;
+use core::sync::atomic::Ordering;
+
+use vmm_shared::addr::{Gpa, VcpuId};
 use vmm_shared::control::RingId;
 use vmm_shared::ring::ByteRing;
 
-use super::Vm;
+use super::{DEVICE_NODE, DOORBELL_VCPU, Vm};
 use crate::arch::descriptors;
 use crate::devices::pipe::Pipes;
 use crate::devices::uart::{Uart, UartEffect};
 use crate::devices::virtio::console::{Console, Effects};
 use crate::devices::virtio::mmio::TransportEffect;
 use crate::devices::{IrqLevel, Width};
+use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::layout;
 use crate::platform::ports::{self, PortRule};
-use crate::vcpu::exit::StopReason;
-
-/// What an access to a device leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Nothing more.
-    None,
-    /// Nothing answers there.
-    Unknown,
-    /// The guest wants this.
-    Stop(StopReason),
-}
+use crate::vcpu::exit::{Direction, StopReason};
+use crate::vcpu::posted::Location;
 
 /// All bits set: what a bus reads when nothing answers.
 fn all_ones(width: Width) -> u64 {
@@ -32,8 +25,102 @@ fn all_ones(width: Width) -> u64 {
 }
 
 impl Vm {
+    /// Accesses a device for a vCPU: here, or on the node that owns it.
+    /// Nothing that answers reads as ones.
+    pub fn access(&self, vcpu: VcpuId, access: &Access) -> (u64, Request) {
+        if self.fabric().node() == DEVICE_NODE {
+            self.access_here(access)
+        } else {
+            self.forward(vcpu, access)
+        }
+    }
+
+    fn access_here(&self, access: &Access) -> (u64, Request) {
+        let port = u16::try_from(access.address);
+        let (gpa, width) = (Gpa(access.address), access.width);
+        match (access.space, access.direction) {
+            (Space::Ports, direction) => match (port, direction) {
+                (Err(_), _) => (all_ones(width), Request::Unknown),
+                (Ok(port), Direction::In) => self.port_in(port, width),
+                (Ok(port), Direction::Out) => (0, self.port_out(port, width, access.value)),
+            },
+            (Space::Memory, Direction::In) => match self.mmio_read(gpa, width) {
+                Some(value) => (value, Request::None),
+                None => (all_ones(width), Request::Unknown),
+            },
+            (Space::Memory, Direction::Out) => match self.mmio_write(gpa, width, access.value) {
+                Some(()) => (0, Request::None),
+                None => (0, Request::Unknown),
+            },
+        }
+    }
+
+    /// Has the devices' node do it, and waits.
+    fn forward(&self, vcpu: VcpuId, access: &Access) -> (u64, Request) {
+        let slot = self.fabric().slot(vcpu);
+        slot.ask(access);
+        let index = usize::from(vcpu.0);
+        if let Some(word) = self
+            .fabric()
+            .control()
+            .vm()
+            .waiting_for_devices()
+            .nth(index / 64)
+        {
+            // Release: the question is visible to who takes the bit.
+            word.fetch_or(1 << (index % 64), Ordering::Release);
+        }
+        self.fabric().kick(Location {
+            node: DEVICE_NODE,
+            core: 0,
+        });
+        loop {
+            if let Some(answer) = slot.take_answer() {
+                return answer;
+            }
+            // The owner may need something of this node first.
+            self.serve_revocations();
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Gives up what other nodes have asked for. Damage to the shared state
+    /// shows again at this node's own next fault, which stops the VM.
+    pub fn serve_revocations(&self) {
+        if let Err(why) = self.memory.serve() {
+            log::error!("instruction coherence: {why:?}");
+        }
+    }
+
+    /// Does what vCPUs on other nodes have asked for.
+    fn serve_forwards(&self) {
+        for (base, word) in (0_u16..)
+            .step_by(64)
+            .zip(self.fabric().control().vm().waiting_for_devices())
+        {
+            let mut waiting = match word.load(Ordering::Relaxed) {
+                0 => 0,
+                // Acquire: pairs with the Release in `forward`.
+                _ => word.swap(0, Ordering::Acquire),
+            };
+            while let Some(bit) = waiting.checked_ilog2() {
+                waiting &= !(1 << bit);
+                let vcpu = VcpuId(base + u16::try_from(bit).expect("below 64"));
+                if usize::from(vcpu.0) >= self.apic_ids.len() {
+                    continue;
+                }
+                let slot = self.fabric().slot(vcpu);
+                let (value, request) = match slot.question() {
+                    Some(access) => self.access_here(&access),
+                    None => (u64::MAX, Request::Unknown),
+                };
+                slot.answer(value, request);
+            }
+        }
+    }
+
     /// Reads from a port.
-    pub fn port_in(&self, port: u16, width: Width) -> (u64, Request) {
+    fn port_in(&self, port: u16, width: Width) -> (u64, Request) {
         match ports::rule(port) {
             PortRule::Serial(offset) if width == Width::Byte => {
                 let mut serial = self.serial.lock();
@@ -55,7 +142,7 @@ impl Vm {
     }
 
     /// Writes to a port.
-    pub fn port_out(&self, port: u16, width: Width, value: u64) -> Request {
+    fn port_out(&self, port: u16, width: Width, value: u64) -> Request {
         let [byte, ..] = value.to_le_bytes();
         match ports::rule(port) {
             PortRule::Serial(offset) if width == Width::Byte => {
@@ -84,18 +171,18 @@ impl Vm {
         if let UartEffect::Transmit(byte) = serial.write(offset, byte) {
             // A console that nobody reads loses output; it never stops the
             // guest.
-            self.fabric.write(RingId::ConsoleOut, &[byte]);
+            self.fabric().write(RingId::ConsoleOut, &[byte]);
         }
         let level = serial.irq_level();
         self.set_line(layout::GSI_SERIAL, level);
     }
 
     fn feed_serial(&self, serial: &mut Uart) {
-        let ring = self.fabric.control().ring(RingId::ConsoleIn);
+        let ring = self.fabric().control().ring(RingId::ConsoleIn);
         let mut bytes = [0; 16];
         loop {
             let space = serial.receive_space().min(bytes.len());
-            let count = self.fabric.read(RingId::ConsoleIn, &mut bytes[..space]);
+            let count = self.fabric().read(RingId::ConsoleIn, &mut bytes[..space]);
             serial.receive(&bytes[..count]);
             // Full, or empty and the launcher knows that we wait.
             if count == space || ring.arm_consumer() {
@@ -105,9 +192,10 @@ impl Vm {
         self.set_line(layout::GSI_SERIAL, serial.irq_level());
     }
 
-    /// Moves what the launcher has sent into the devices, and what it has
-    /// made room for out of them.
+    /// Serves other nodes, moves what the launcher has sent into the devices,
+    /// and what it has made room for out of them.
     pub fn poll_devices(&self) {
+        self.serve_forwards();
         self.feed_serial(&mut self.serial.lock());
         let mut agent = self.agent.lock();
         let effects = agent.poll(&self.memory, &mut self.agent_pipes());
@@ -115,7 +203,7 @@ impl Vm {
     }
 
     fn agent_pipes(&self) -> Pipes<ByteRing, ByteRing> {
-        let control = self.fabric.control();
+        let control = self.fabric().control();
         Pipes {
             to_host: control.ring(RingId::AgentOut),
             from_host: control.ring(RingId::AgentIn),
@@ -130,11 +218,11 @@ impl Vm {
             );
         }
         if effects.contains(Effects::DOORBELL) {
-            self.fabric.ring_launcher();
+            self.fabric().ring_launcher();
         }
         if effects.contains(Effects::AGAIN) {
             descriptors::set_doorbell();
-            self.nudge_doorbell_vcpu();
+            self.nudge(DOORBELL_VCPU);
         }
         self.set_line(layout::GSI_VIRTIO, agent.irq_level());
     }
@@ -159,7 +247,7 @@ impl Vm {
     }
 
     /// Reads a device register; `None` if nothing answers there.
-    pub fn mmio_read(&self, gpa: Gpa, width: Width) -> Option<u64> {
+    fn mmio_read(&self, gpa: Gpa, width: Width) -> Option<u64> {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
             return Some(u64::from(self.ioapic.lock().read(offset)) & width.mask());
         }
@@ -168,7 +256,7 @@ impl Vm {
     }
 
     /// Writes a device register; `None` if nothing answers there.
-    pub fn mmio_write(&self, gpa: Gpa, width: Width, value: u64) -> Option<()> {
+    fn mmio_write(&self, gpa: Gpa, width: Width, value: u64) -> Option<()> {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
             let [a, b, c, d, ..] = value.to_le_bytes();
             let message = self

@@ -1,53 +1,42 @@
 //! Getting an interrupt to the vCPUs it is for.
 
-use core::sync::atomic::Ordering;
-
 use vmm_shared::addr::{ApicId, VcpuId};
 
-use super::{DOORBELL_VCPU, Vm};
-use crate::arch::apic;
+use super::Vm;
 use crate::devices::ioapic::{DeliveryMode, DestinationMode, Message};
 use crate::vcpu::lapic::{Delivery, Destination, Ipi};
-use crate::vcpu::posted::{Kick, Signal};
+use crate::vcpu::posted::{Kick, PostedInterrupts, Signal};
 
 impl Vm {
-    /// Tells which core runs a vCPU, for those who must kick it.
-    pub fn set_core(&self, vcpu: VcpuId, core: u8) {
-        self.cores[usize::from(vcpu.0)].store(core, Ordering::Relaxed);
-    }
-
-    fn kick(&self, vcpu: u16, kick: Kick) {
+    fn kick(&self, posted: &PostedInterrupts, kick: Kick) {
         if kick == Kick::Needed {
-            apic::kick(self.cores[usize::from(vcpu)].load(Ordering::Relaxed));
+            self.fabric().kick(posted.location());
         }
     }
 
-    /// Makes the vCPU that serves the doorbell look at it.
-    pub(super) fn nudge_doorbell_vcpu(&self) {
-        let vcpu = DOORBELL_VCPU.0;
-        self.kick(vcpu, self.posted[usize::from(vcpu)].nudge());
+    /// Makes a vCPU's core look at what has changed for it.
+    pub fn nudge(&self, vcpu: VcpuId) {
+        let posted = self.posted(vcpu);
+        self.kick(&posted, posted.nudge());
     }
 
-    fn vcpus(&self) -> impl Iterator<Item = u16> + use<> {
-        0..u16::try_from(self.posted.len()).expect("a VM has at most 254 vCPUs")
+    fn vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
+        (0_u16..).map(VcpuId).take(self.apic_ids.len())
     }
 
-    fn post(&self, vcpu: u16, vector: u8) {
-        let kick = self.posted[usize::from(vcpu)].post(vector);
-        self.kick(vcpu, kick);
+    fn post(&self, vcpu: VcpuId, vector: u8) {
+        let posted = self.posted(vcpu);
+        self.kick(&posted, posted.post(vector));
     }
 
-    fn signal(&self, vcpu: u16, signal: Signal) {
-        let kick = self.posted[usize::from(vcpu)].signal(signal);
-        self.kick(vcpu, kick);
+    fn signal(&self, vcpu: VcpuId, signal: Signal) {
+        let posted = self.posted(vcpu);
+        self.kick(&posted, posted.signal(signal));
     }
 
     /// Sends an inter-processor interrupt.
     pub fn send(&self, sender: ApicId, ipi: Ipi) {
-        let meant = |vcpu: &u16| {
-            ipi.destination
-                .includes(Self::apic_id(VcpuId(*vcpu)), sender)
-        };
+        let meant = |vcpu: &VcpuId| ipi.destination.includes(self.apic_id(*vcpu), sender);
         let mut targets = self.vcpus().filter(meant);
         match ipi.delivery {
             Delivery::Fixed(vector) => targets.for_each(|vcpu| self.post(vcpu, vector)),
@@ -68,7 +57,8 @@ impl Vm {
     pub fn send_to_set(&self, set: u128, base: u64, vector: u8) -> u64 {
         let mut sent = 0;
         for vcpu in self.vcpus() {
-            let bit = u64::from(vcpu).checked_sub(base).filter(|bit| *bit < 128);
+            let id = u64::from(self.apic_id(vcpu).0);
+            let bit = id.checked_sub(base).filter(|bit| *bit < 128);
             if bit.is_some_and(|bit| set & 1 << bit != 0) {
                 self.post(vcpu, vector);
                 sent += 1;
@@ -79,7 +69,10 @@ impl Vm {
 
     /// Ends the HLT of the vCPU with this APIC id.
     pub fn unhalt(&self, target: u64) {
-        if let Some(vcpu) = self.vcpus().find(|vcpu| u64::from(*vcpu) == target) {
+        if let Some(vcpu) = self
+            .vcpus()
+            .find(|vcpu| u64::from(self.apic_id(*vcpu).0) == target)
+        {
             self.signal(vcpu, Signal::Unhalt);
         }
     }

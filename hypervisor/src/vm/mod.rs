@@ -4,10 +4,9 @@ mod devices;
 mod interrupts;
 
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU8;
 
 use spin::Mutex;
-use vmm_shared::addr::{ApicId, VcpuId};
+use vmm_shared::addr::{ApicId, NodeId, VcpuId};
 use vmm_shared::control::Counter;
 
 use crate::devices::ioapic::Ioapic;
@@ -15,24 +14,24 @@ use crate::devices::pci_host::PciHost;
 use crate::devices::uart::Uart;
 use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
-use crate::mem::slices::Slices;
+use crate::mem::coherent::MappedMemory;
 use crate::platform::cpuid::CpuidTable;
 use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
 use crate::vcpu::pv::ClockScale;
 
-pub use devices::Request;
-
 /// The vCPU whose core serves the node's doorbell.
 pub const DOORBELL_VCPU: VcpuId = VcpuId(0);
+/// The node that owns the devices.
+pub const DEVICE_NODE: NodeId = NodeId(0);
 
 /// Locks, in the order in which they may be taken together:
 /// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
 /// while it enters the guest or sleeps, and interrupt handlers take none.
 #[derive(Debug)]
 pub struct Vm {
-    /// Guest memory.
-    pub memory: Slices,
+    /// Guest memory, and by its bells the way to launcher and other nodes.
+    pub memory: MappedMemory<Fabric>,
     /// The guest's CPUID.
     pub cpuid: CpuidTable,
     /// Rate of the TSC in kHz.
@@ -43,10 +42,8 @@ pub struct Vm {
     pub tsc_offset: u64,
     /// Wall-clock time at guest TSC 0, in ns.
     pub boot_wall_ns: u64,
-    /// The way to the launcher and the other nodes.
-    pub fabric: Fabric,
-    posted: Vec<PostedInterrupts>,
-    cores: Vec<AtomicU8>,
+    /// APIC ids of the vCPUs, by their numbers.
+    apic_ids: Vec<ApicId>,
     ioapic: Mutex<Ioapic>,
     pci: Mutex<PciHost>,
     serial: Mutex<Uart>,
@@ -57,13 +54,12 @@ pub struct Vm {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "as in `Vm`")]
 pub struct VmParts {
-    pub vcpus: u16,
-    pub memory: Slices,
+    pub apic_ids: Vec<ApicId>,
+    pub memory: MappedMemory<Fabric>,
     pub cpuid: CpuidTable,
     pub tsc_khz: u32,
     pub tsc_offset: u64,
     pub boot_wall_ns: u64,
-    pub fabric: Fabric,
 }
 
 impl Vm {
@@ -77,9 +73,7 @@ impl Vm {
             clock: ClockScale::new(parts.tsc_khz),
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
-            fabric: parts.fabric,
-            posted: (0..parts.vcpus).map(|_| PostedInterrupts::new()).collect(),
-            cores: (0..parts.vcpus).map(|_| AtomicU8::new(0)).collect(),
+            apic_ids: parts.apic_ids,
             ioapic: Mutex::new(Ioapic::new(0)),
             pci: Mutex::new(PciHost::new()),
             serial: Mutex::new(Uart::new()),
@@ -87,10 +81,19 @@ impl Vm {
         }
     }
 
-    /// The APIC id of a vCPU: its number.
+    /// The APIC id of a vCPU.
+    ///
+    /// # Panics
+    /// If there is no such vCPU.
     #[must_use]
-    pub fn apic_id(vcpu: VcpuId) -> ApicId {
-        ApicId(vcpu.0.into())
+    pub fn apic_id(&self, vcpu: VcpuId) -> ApicId {
+        self.apic_ids[usize::from(vcpu.0)]
+    }
+
+    /// The way to the launcher and the other nodes.
+    #[must_use]
+    pub fn fabric(&self) -> &Fabric {
+        self.memory.bells()
     }
 
     /// The guest's TSC now.
@@ -104,18 +107,18 @@ impl Vm {
     /// # Panics
     /// If there is no such vCPU.
     #[must_use]
-    pub fn posted(&self, vcpu: VcpuId) -> &PostedInterrupts {
-        &self.posted[usize::from(vcpu.0)]
+    pub fn posted(&self, vcpu: VcpuId) -> PostedInterrupts {
+        self.fabric().posted(vcpu)
     }
 
     /// Counts an exit of a vCPU, in all and by its reason.
     pub fn count_exit(&self, vcpu: VcpuId, exit: &Exit) {
-        self.fabric.count(vcpu, Counter::Exits);
-        self.fabric.count(vcpu, exit.counter());
+        self.fabric().count(vcpu, Counter::Exits);
+        self.fabric().count(vcpu, exit.counter());
     }
 
     /// Counts an event of a vCPU.
     pub fn count(&self, vcpu: VcpuId, counter: Counter) {
-        self.fabric.count(vcpu, counter);
+        self.fabric().count(vcpu, counter);
     }
 }

@@ -107,6 +107,21 @@ pub fn sleep_until_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// Whether instruction fetches see what other hosts have written, as real
+/// processors and KVM guarantee. QEMU's TCG runs what it has translated
+/// before, and says by its hypervisor signature who it is.
+#[must_use]
+pub fn fetches_coherently() -> bool {
+    const HYPERVISOR_PRESENT: u32 = 1 << 31;
+    const SIGNATURE: u32 = 0x4000_0000;
+    if __cpuid_count(1, 0).ecx & HYPERVISOR_PRESENT == 0 {
+        return true;
+    }
+    let found = __cpuid_count(SIGNATURE, 0);
+    let tcg = [*b"TCGT", *b"CGTC", *b"GTCG"].map(u32::from_le_bytes);
+    [found.ebx, found.ecx, found.edx] != tcg
+}
+
 /// The CPUID instruction of this core.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpuid;

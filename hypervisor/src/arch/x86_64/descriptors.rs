@@ -32,6 +32,21 @@ pub const SPURIOUS_VECTOR: u8 = 0xff;
 
 static DOORBELL: AtomicBool = AtomicBool::new(false);
 
+/// By APIC id: the core's timer has run out and nobody has taken note yet.
+static TIMER_RAN_OUT: [AtomicBool; 256] = [const { AtomicBool::new(false) }; 256];
+
+/// Whether the timer of the core with this APIC id has run out since the last
+/// [`forget_timer`]. Only that core may ask.
+pub fn timer_ran_out(apic_id: u8) -> bool {
+    // Relaxed: set by an interrupt of the core that reads it.
+    TIMER_RAN_OUT[usize::from(apic_id)].load(Ordering::Relaxed)
+}
+
+/// Takes note of that: the timer is about to be set anew.
+pub fn forget_timer(apic_id: u8) {
+    TIMER_RAN_OUT[usize::from(apic_id)].store(false, Ordering::Relaxed);
+}
+
 /// Whether the doorbell has been rung since the last call.
 pub fn take_doorbell() -> bool {
     // The plain load keeps the line shared while nobody rings. Acquire: what
@@ -207,7 +222,7 @@ macro_rules! interrupt_stub {
 }
 
 interrupt_stub!(debug_exception, on_debug);
-interrupt_stub!(timer_interrupt, on_wake);
+interrupt_stub!(timer_interrupt, on_timer);
 interrupt_stub!(kick_interrupt, on_wake);
 interrupt_stub!(doorbell_interrupt, on_doorbell);
 interrupt_stub!(spurious_interrupt, on_spurious);
@@ -220,8 +235,13 @@ extern "C" fn on_debug() {
     unsafe { core::arch::asm!("mov dr7, {}", in(reg) DISARMED, options(nomem, nostack)) };
 }
 
-/// Timer and kick only end a sleep or a stay in the guest: the run loop looks
-/// at everything that could have happened before it goes back.
+extern "C" fn on_timer() {
+    TIMER_RAN_OUT[usize::from(apic::id())].store(true, Ordering::Relaxed);
+    apic::end_of_interrupt();
+}
+
+/// A kick only ends a sleep or a stay in the guest: the run loop looks at
+/// everything that could have happened before it goes back.
 extern "C" fn on_wake() {
     apic::end_of_interrupt();
 }

@@ -150,25 +150,30 @@ fn add_windows(header: PciHeader, windows: &mut Vec<Window>) {
     }
 }
 
-/// Directs the doorbell's vector 0 to `vector` on the core `apic_id`.
-pub fn enable_interrupt(window: &Window, vector: u8, apic_id: u8) {
+/// Directs the doorbell's vectors to cores: the first to the first of `cores`
+/// (APIC ids) as interrupt `first`, the others as `rest`.
+pub fn enable_interrupts(window: &Window, first: u8, rest: u8, cores: &[u8]) {
     let WindowKind::InterruptTable { offset, device } = window.kind else {
         return;
     };
-    let entry = window.range.start.0 + offset;
-    let message_address =
-        u32::try_from(apic::WINDOW).expect("below 4 GiB") | u32::from(apic_id) << 12;
-    write_register(entry, message_address);
-    write_register(entry + 4, 0);
-    write_register(entry + 8, u32::from(vector));
-    write_register(entry + 12, 0); // unmasked
     let Some(endpoint) = EndpointHeader::from_header(PciHeader::new(device), Ports) else {
         return;
     };
     for capability in endpoint.capabilities(Ports) {
-        if let PciCapability::MsiX(mut msix) = capability {
-            msix.set_enabled(true, Ports);
+        let PciCapability::MsiX(mut msix) = capability else {
+            continue;
+        };
+        let vectors = usize::from(msix.table_size());
+        for (index, apic_id) in (0_u64..).zip(cores.iter().take(vectors)) {
+            let entry = window.range.start.0 + offset + index * 16;
+            let base = u32::try_from(apic::WINDOW).expect("below 4 GiB");
+            let vector = if index == 0 { first } else { rest };
+            write_register(entry, base | u32::from(*apic_id) << 12);
+            write_register(entry + 4, 0);
+            write_register(entry + 8, u32::from(vector));
+            write_register(entry + 12, 0); // unmasked
         }
+        msix.set_enabled(true, Ports);
     }
 }
 
@@ -180,12 +185,10 @@ pub fn peer_id(doorbell: &Window) -> u32 {
     unsafe { core::ptr::with_exposed_provenance::<u32>(at).read_volatile() }
 }
 
-/// Rings the doorbell of `peer`.
-pub fn ring(doorbell: &Window, peer: u16) {
-    write_register(
-        doorbell.range.start.0 + REGISTER_DOORBELL,
-        u32::from(peer) << 16,
-    );
+/// Rings a doorbell of `peer`.
+pub fn ring(doorbell: &Window, peer: u16, vector: u16) {
+    let value = u32::from(peer) << 16 | u32::from(vector);
+    write_register(doorbell.range.start.0 + REGISTER_DOORBELL, value);
 }
 
 fn write_register(at: u64, value: u32) {

@@ -51,7 +51,7 @@ impl Clocks {
         })
     }
 
-    /// Makes the core's timer fire `tsc_ticks` from now, or a little later.
+    /// Makes the core's timer fire about `tsc_ticks` from now.
     pub fn set_timer(&self, tsc_ticks: u64) {
         let ticks = (u128::from(tsc_ticks) * u128::from(self.apic_per_tsc)) >> 32;
         // A wait too long for the counter ends early; who waits looks again.

@@ -11,11 +11,13 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use vmm_shared::addr::VcpuId;
+
 use super::{nfit, table};
 use crate::platform::layout::{
     COM_PORTS, COM1_PORT, GSI_GED, GSI_SERIAL, GSI_VIRTIO, VIRTIO_COUNT, VIRTIO_SIZE, virtio_window,
 };
-use crate::platform::{PlatformConfig, PmemInterface};
+use crate::platform::{Domain, PlatformConfig, PmemInterface, Topology};
 
 /// Integers in AML are 64 bits wide from this revision on.
 const REVISION: u8 = 2;
@@ -23,9 +25,9 @@ const REVISION: u8 = 2;
 const SLEEP_TYPE_S5: u8 = 5;
 
 pub(super) fn build(config: &PlatformConfig) -> Sdt {
-    let mut devices: Vec<Box<dyn Aml>> = vec![
+    let mut devices: Vec<Box<dyn Aml + '_>> = vec![
         Box::new(Processors {
-            count: config.vcpus,
+            topology: &config.topology,
         }),
         Box::new(Serial),
         Box::new(EventDevice),
@@ -58,15 +60,20 @@ fn edge_interrupt(gsi: u32) -> Interrupt {
 }
 
 /// The container of all vCPUs.
-struct Processors {
-    count: u16,
+struct Processors<'a> {
+    topology: &'a Topology,
 }
 
-impl Aml for Processors {
+impl Aml for Processors<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid = Name::new("_HID".into(), &"ACPI0010");
         let cid = Name::new("_CID".into(), &EISAName::new("PNP0A05"));
-        let processors: Vec<Processor> = (0..self.count).map(|uid| Processor { uid }).collect();
+        let one_node = self.topology.nodes().len() == 1;
+        let processor = |vcpu: VcpuId| Processor {
+            uid: vcpu.0,
+            domain: (!one_node).then(|| self.topology.domain(vcpu)),
+        };
+        let processors: Vec<Processor> = self.topology.vcpu_ids().map(processor).collect();
         let mut children: Vec<&dyn Aml> = vec![&hid, &cid];
         children.extend(processors.iter().map(|processor| -> &dyn Aml { processor }));
         Device::new("CPUS".into(), children).to_aml_bytes(sink);
@@ -76,14 +83,20 @@ impl Aml for Processors {
 /// One vCPU; its number is that of its MADT entry.
 struct Processor {
     uid: u16,
+    /// Its proximity domain, if there is more than one.
+    domain: Option<Domain>,
 }
 
 impl Aml for Processor {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid = Name::new("_HID".into(), &"ACPI0007");
         let uid = Name::new("_UID".into(), &u32::from(self.uid));
+        let domain = self.domain.map(|domain| u32::from(domain.0));
+        let pxm = domain.map(|domain| Name::new("_PXM".into(), &domain));
+        let mut children: Vec<&dyn Aml> = vec![&hid, &uid];
+        children.extend(pxm.iter().map(|pxm| -> &dyn Aml { pxm }));
         let name = format!("C{:03X}", self.uid);
-        Device::new(Path::new(&name), vec![&hid, &uid]).to_aml_bytes(sink);
+        Device::new(Path::new(&name), children).to_aml_bytes(sink);
     }
 }
 

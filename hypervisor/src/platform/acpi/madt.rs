@@ -47,14 +47,14 @@ pub(super) fn build(config: &PlatformConfig) -> Sdt {
     body.extend_from_slice(&low_u32(LAPIC_BASE.0).to_le_bytes());
     // Flags: no dual 8259.
     body.extend_from_slice(&0_u32.to_le_bytes());
-    for vcpu in 0..u32::from(config.vcpus) {
+    for vcpu in config.topology.vcpu_ids() {
         let cpu = LocalX2Apic {
             kind: 9,
             len: 16,
             reserved: [0; 2],
-            apic_id: vcpu,
+            apic_id: config.topology.apic_id(vcpu).0,
             flags: ENABLED,
-            uid: vcpu,
+            uid: vcpu.0.into(),
         };
         body.extend_from_slice(cpu.as_bytes());
     }

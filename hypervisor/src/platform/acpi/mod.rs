@@ -1,16 +1,17 @@
-//! The firmware tables: RSDP, XSDT, FADT, MADT, DSDT and, if the root image is
-//! an NVDIMM, NFIT.
+//! The firmware tables: RSDP, XSDT, FADT, MADT, DSDT; if there is more than one
+//! node, SRAT, SLIT and HMAT; and if the root image is an NVDIMM, NFIT.
 //!
 //! Hardware-reduced ACPI: no PIC, PIT, PM timer or SCI; events come through
 //! the generic event device. The tables stand behind each other in a fixed
-//! order, so that equal configurations give equal bytes. A table to come
-//! (SRAT, SLIT, HMAT) is one more call of [`Builder::add`].
+//! order, so that equal configurations give equal bytes.
 //!
 //! Source: ACPI specification 6.5, chapters 5 and 9.
 
+mod distance;
 mod dsdt;
 mod madt;
 mod nfit;
+mod srat;
 #[cfg(test)]
 mod tests;
 
@@ -65,14 +66,19 @@ impl AcpiTables {
 /// The tables that describe this machine.
 ///
 /// # Panics
-/// If they outgrow the room below 1 MiB, which no [`PlatformConfig`] with up to
-/// [`MAX_VCPUS`](vmm_shared::addr::MAX_VCPUS) does.
+/// If they outgrow the room below 1 MiB, which those of no [`PlatformConfig`]
+/// do.
 #[must_use]
 pub fn build(config: &PlatformConfig) -> AcpiTables {
     let mut tables = Builder::new();
     let dsdt = tables.place(&dsdt::build(config));
     tables.add(&fadt(dsdt));
     tables.add(&madt::build(config));
+    if let [_, _, ..] = config.topology.nodes() {
+        tables.add(&srat::build(&config.topology));
+        tables.add(&distance::slit(&config.topology));
+        tables.add(&distance::hmat(&config.topology));
+    }
     if let Some(image) = config.image
         && image.interface == PmemInterface::Nfit
     {

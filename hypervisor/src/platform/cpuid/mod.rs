@@ -3,8 +3,9 @@
 //! The guest sees one AMD CPU of family 0x19 on all nodes. Instruction-set
 //! features are those of the host that are on the list in `features`; what the
 //! hypervisor emulates itself (x2APIC, TSC deadline, MTRRs, KVM's
-//! paravirtual interface) is there whatever the host has. Topology is one
-//! package of single-threaded cores with APIC ids 0, 1, 2, …
+//! paravirtual interface) is there whatever the host has. Topology is a package
+//! of single-threaded cores for each node of the rack, numbered as
+//! [`Topology`] says, with one last-level cache each.
 //!
 //! The family number is not the host's, so the bits by which a kernel would
 //! know that it is *not* subject to a flaw of that family are set when the
@@ -23,6 +24,8 @@ use features::{
 };
 use vmm_shared::addr::ApicId;
 use xsave::XsaveLeaves;
+
+use super::{Domain, Topology};
 
 /// What one CPUID leaf holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,9 +55,9 @@ pub trait HostCpuid {
 
 /// What the table depends on besides the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CpuidConfig {
-    /// vCPUs of the VM.
-    pub vcpus: u16,
+pub struct CpuidConfig<'a> {
+    /// Which node gives which vCPUs.
+    pub topology: &'a Topology,
     /// Rate of the time-stamp counter.
     pub tsc_khz: u32,
     /// State components that the hypervisor can switch; [`ALL_STATE`] unless
@@ -127,29 +130,26 @@ pub struct CpuidTable {
     caches: [CpuidResult; CACHE_LEAVES],
     hypervisor: [CpuidResult; 2],
     timing: CpuidResult,
-    vcpus: u32,
-    core_id_bits: u32,
+    topology: Topology,
 }
 
 impl CpuidTable {
     /// The table for a VM on this host.
     #[must_use]
-    pub fn new(host: &dyn HostCpuid, config: &CpuidConfig) -> Self {
+    pub fn new(host: &dyn HostCpuid, config: &CpuidConfig<'_>) -> Self {
         let host = Host(host);
-        let vcpus = u32::from(config.vcpus.max(1));
         let xsave = XsaveLeaves::new(&host, config.xcr0);
         let mut table = Self {
             basic: [CpuidResult::ZERO; BASIC_LEAVES],
             leaf7_sub1: CpuidResult::ZERO,
             extended: [CpuidResult::ZERO; EXTENDED_LEAVES],
-            caches: caches(&host, vcpus),
+            caches: caches(&host, config.topology),
             hypervisor: [
                 with_vendor(MAX_HYPERVISOR, b"KVMKVMKVM\0\0\0"),
                 CpuidResult::new(KvmFeatures::all().bits(), 0, 0, 0),
             ],
             timing: CpuidResult::new(config.tsc_khz, APIC_BUS_KHZ, 0, 0),
-            vcpus,
-            core_id_bits: vcpus.next_power_of_two().trailing_zeros(),
+            topology: config.topology.clone(),
             xsave,
         };
         table.fill_basic(&host);
@@ -167,14 +167,14 @@ impl CpuidTable {
                 1 => self.leaf7_sub1,
                 _ => CpuidResult::ZERO,
             },
-            0xb => self.topology(subleaf, vcpu.apic_id),
+            0xb => self.extended_topology(subleaf, vcpu.apic_id),
             0xd => self.xsave.get(subleaf, vcpu.xcr0),
             0..=MAX_BASIC => at(&self.basic, leaf),
             HYPERVISOR_BASE..=MAX_HYPERVISOR => at(&self.hypervisor, leaf - HYPERVISOR_BASE),
             HYPERVISOR_TIMING => self.timing,
             0x8000_001d => at(&self.caches, subleaf),
-            // One thread for each core, one node in the package.
-            0x8000_001e => CpuidResult::new(vcpu.apic_id.0, vcpu.apic_id.0 & 0xff, 0, 0),
+            0x8000_0008 => self.address_sizes_and_cores(vcpu.apic_id),
+            0x8000_001e => self.node_ids(vcpu.apic_id),
             0x8000_0000..=MAX_EXTENDED => at(&self.extended, leaf - 0x8000_0000),
             _ => CpuidResult::ZERO,
         }
@@ -188,21 +188,45 @@ impl CpuidTable {
 
     fn leaf1(&self, vcpu: &CpuidVcpu) -> CpuidResult {
         let mut leaf = self.basic[1];
-        leaf.ebx |= vcpu.apic_id.0 << 24;
+        leaf.ebx |= self.cores_beside(vcpu.apic_id) << 16 | vcpu.apic_id.0 << 24;
         if vcpu.osxsave == OsXsave::On {
             leaf.ecx |= LEAF1_ECX_OSXSAVE;
         }
         leaf
     }
 
-    /// Extended topology: threads, then cores.
-    const fn topology(&self, subleaf: u32, apic_id: ApicId) -> CpuidResult {
+    /// Cores in the package of the CPU with this id, itself among them.
+    fn cores_beside(&self, apic_id: ApicId) -> u32 {
+        let package = self.topology.package(apic_id);
+        let node = package.and_then(|Domain(node)| self.topology.nodes().get(usize::from(node)));
+        node.map_or(1, |node| u32::from(node.vcpus))
+    }
+
+    /// Extended topology: threads, then cores. The widths are the same for all
+    /// CPUs, the numbers of CPUs are those of the own package.
+    fn extended_topology(&self, subleaf: u32, apic_id: ApicId) -> CpuidResult {
         let id = apic_id.0;
+        let core_bits = self.topology.core_bits();
         match subleaf {
             0 => CpuidResult::new(0, 1, 1 << 8, id),
-            1 => CpuidResult::new(self.core_id_bits, self.vcpus, 2 << 8 | 1, id),
+            1 => CpuidResult::new(core_bits, self.cores_beside(apic_id), 2 << 8 | 1, id),
             _ => CpuidResult::new(0, 0, subleaf & 0xff, id),
         }
+    }
+
+    fn address_sizes_and_cores(&self, apic_id: ApicId) -> CpuidResult {
+        let others = self.cores_beside(apic_id).saturating_sub(1);
+        let mut leaf = self.extended[8];
+        leaf.ecx = self.topology.core_bits() << 12 | others;
+        leaf
+    }
+
+    /// AMD's own ids: of the core in its package, with one thread, and of the
+    /// node, with one in each package.
+    fn node_ids(&self, apic_id: ApicId) -> CpuidResult {
+        let core = self.topology.core(apic_id);
+        let node = apic_id.0 >> self.topology.core_bits();
+        CpuidResult::new(apic_id.0, core & 0xff, node & 0xff, 0)
     }
 
     fn fill_basic(&mut self, host: &Host<'_>) {
@@ -219,10 +243,14 @@ impl CpuidTable {
             ecx -= Leaf1Ecx::AVX | Leaf1Ecx::FMA | Leaf1Ecx::F16C;
         }
         let edx = Leaf1Edx::from_bits_truncate(leaf1.edx);
-        let htt = if self.vcpus > 1 { LEAF1_EDX_HTT } else { 0 };
+        // Features are the same on all CPUs, although one may be alone.
+        let htt = match self.topology.most_vcpus() {
+            0..=1 => 0,
+            _ => LEAF1_EDX_HTT,
+        };
         self.basic[1] = CpuidResult::new(
             SIGNATURE,
-            leaf1.ebx & 0xff00 | self.vcpus.min(255) << 16,
+            leaf1.ebx & 0xff00,
             ecx.bits() | LEAF1_ECX_X2APIC | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_HYPERVISOR,
             edx.bits() | LEAF1_EDX_APIC | LEAF1_EDX_MTRR | htt,
         );
@@ -261,10 +289,9 @@ impl CpuidTable {
         if !self.has_state(xcr0::AVX) {
             ecx -= ExtendedEcx::XOP | ExtendedEcx::FMA4;
         }
-        let multicore = if self.vcpus > 1 {
-            EXTENDED_ECX_CMP_LEGACY
-        } else {
-            0
+        let multicore = match self.topology.most_vcpus() {
+            0..=1 => 0,
+            _ => EXTENDED_ECX_CMP_LEGACY,
         };
         // AMD repeats most of leaf 1's EDX here.
         let repeated =
@@ -299,7 +326,7 @@ impl CpuidTable {
         self.extended[8] = CpuidResult::new(
             LINEAR_BITS << 8 | physical_bits,
             Leaf8000_0008Ebx::from_bits_truncate(leaf.ebx).bits(),
-            self.core_id_bits << 12 | (self.vcpus - 1).min(255),
+            0,
             0,
         );
 
@@ -366,7 +393,12 @@ fn has_cache_leaves(host: &Host<'_>) -> bool {
 }
 
 /// Caches in the form of leaf 0x8000_001D.
-fn caches(host: &Host<'_>, vcpus: u32) -> [CpuidResult; CACHE_LEAVES] {
+///
+/// Whose cache it is follows from an APIC id by a shift, by as many bits as it
+/// takes to count the sharers. So the sharers of the third level are those
+/// that the largest package has: with fewer the shift would be too small, and
+/// two packages could get the same cache.
+fn caches(host: &Host<'_>, topology: &Topology) -> [CpuidResult; CACHE_LEAVES] {
     let mut leaves = DEFAULT_CACHES;
     if has_cache_leaves(host) {
         for (subleaf, leaf) in (0..).zip(&mut leaves) {
@@ -375,9 +407,12 @@ fn caches(host: &Host<'_>, vcpus: u32) -> [CpuidResult; CACHE_LEAVES] {
     }
     for leaf in &mut leaves {
         if leaf.eax & 0x1f != 0 {
-            // Every core has its own first levels and all share the third.
-            let sharers = if leaf.eax >> 5 & 7 >= 3 { vcpus } else { 1 };
-            leaf.eax = leaf.eax & !(0xfff << 14) | (sharers - 1).min(0xfff) << 14;
+            // Every core has its own first levels.
+            let sharers = match leaf.eax >> 5 & 7 {
+                0..=2 => 1,
+                _ => u32::from(topology.most_vcpus()),
+            };
+            leaf.eax = leaf.eax & !(0xfff << 14) | (sharers - 1) << 14;
         }
     }
     leaves

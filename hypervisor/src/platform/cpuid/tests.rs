@@ -1,7 +1,7 @@
 //! The guest's CPUID on two hosts: one recorded, one put together by hand.
 
 use super::*;
-use crate::platform::golden;
+use crate::platform::{PlatformNode, golden};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -49,11 +49,23 @@ impl HostCpuid for Everything {
     }
 }
 
-const CONFIG: CpuidConfig = CpuidConfig {
-    vcpus: 4,
-    tsc_khz: 2_500_000,
-    xcr0: ALL_STATE,
-};
+/// One package for each number of cores.
+fn packages(cores: &[u16]) -> Topology {
+    let node = |vcpus: &u16| PlatformNode {
+        vcpus: *vcpus,
+        memory: 128 << 20,
+    };
+    Topology::new(cores.iter().map(node).collect()).expect("possible")
+}
+
+fn table_with(host: &dyn HostCpuid, topology: &Topology, xcr0: u64) -> CpuidTable {
+    let config = CpuidConfig {
+        topology,
+        tsc_khz: 2_500_000,
+        xcr0,
+    };
+    CpuidTable::new(host, &config)
+}
 
 fn vcpu(apic_id: u32) -> CpuidVcpu {
     CpuidVcpu {
@@ -64,7 +76,7 @@ fn vcpu(apic_id: u32) -> CpuidVcpu {
 }
 
 fn table(host: &str, vcpus: u16) -> CpuidTable {
-    CpuidTable::new(&FromFile::parse(host), &CpuidConfig { vcpus, ..CONFIG })
+    table_with(&FromFile::parse(host), &packages(&[vcpus]), ALL_STATE)
 }
 
 fn render(table: &CpuidTable, vcpu: &CpuidVcpu) -> String {
@@ -152,7 +164,7 @@ fn other_hypervisors_bases_are_empty() {
 
 #[test]
 fn what_needs_state_that_is_not_switched_is_hidden() {
-    let table = CpuidTable::new(&Everything, &CONFIG);
+    let table = table_with(&Everything, &packages(&[4]), ALL_STATE);
     let get = |leaf, subleaf| table.get(leaf, subleaf, &vcpu(0));
     // MONITOR, DTES64, DS-CPL, VMX, SMX, EIST, TM2, xTPR, PDCM, DCA.
     for bit in [2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 18] {
@@ -239,7 +251,7 @@ fn osxsave_follows_the_guest() {
 }
 
 #[test]
-fn topology_counts_single_threaded_cores_of_one_package() {
+fn one_package_has_all_cores() {
     for (vcpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (254, 8)] {
         let table = table(TCG, vcpus);
         let id = u32::from(vcpus) - 1;
@@ -255,6 +267,98 @@ fn topology_counts_single_threaded_cores_of_one_package() {
         assert_eq!(get(0x8000_001d, 3).eax >> 14, id);
         assert_eq!(get(0x8000_001d, 0).eax >> 14, 0);
         assert_eq!(get(0x8000_001d, 4), CpuidResult::default());
+    }
+}
+
+/// What a kernel makes of the leaves that tell where a CPU is: package, core,
+/// node and last-level cache, each found as family 0x19's code does it.
+fn place(table: &CpuidTable, id: u32) -> (u32, u32, u32, u32) {
+    let get = |leaf, subleaf| table.get(leaf, subleaf, &vcpu(id));
+    let cores = get(0xb, 1);
+    assert_eq!(get(1, 0).ebx >> 24, id);
+    for subleaf in 0..3 {
+        assert_eq!(get(0xb, subleaf).edx, id);
+    }
+    let amd = get(0x8000_001e, 0);
+    assert_eq!(amd.eax, id);
+    assert_eq!(amd.ebx >> 8 & 0xff, 0, "one thread in a core");
+    assert_eq!(amd.ecx >> 8 & 7, 0, "one node in a package");
+    let sharers = (get(0x8000_001d, 3).eax >> 14 & 0xfff) + 1;
+    let cache = id >> sharers.next_power_of_two().trailing_zeros();
+    // The older ways to the same numbers.
+    let older = get(0x8000_0008, 0).ecx;
+    assert_eq!(older >> 12 & 0xf, cores.eax);
+    assert_eq!((older & 0xff) + 1, cores.ebx);
+    assert_eq!(get(1, 0).ebx >> 16 & 0xff, cores.ebx);
+    let core = id & ((1 << cores.eax) - 1);
+    assert_eq!(amd.ebx & 0xff, core);
+    (id >> cores.eax, core, amd.ecx & 0xff, cache)
+}
+
+#[test]
+fn every_node_is_a_package_with_a_cache_of_its_own() {
+    for shape in [
+        &[2, 2][..],
+        &[1, 1, 1],
+        &[1, 3, 2],
+        &[3, 1, 4, 1, 5],
+        &[1, 1, 1, 1, 4],
+        &[0, 2, 0, 7],
+        &[127, 127],
+    ] {
+        let topology = packages(shape);
+        let table = table_with(&FromFile::parse(TCG), &topology, ALL_STATE);
+        let mut cores = vec![0; shape.len()];
+        for id in topology.vcpu_ids() {
+            let node = u32::from(topology.domain(id).0);
+            let next = &mut cores[usize::from(topology.domain(id).0)];
+            let ApicId(id) = topology.apic_id(id);
+            assert_eq!(place(&table, id), (node, *next, node, node), "{shape:?}");
+            *next += 1;
+        }
+        let all: Vec<u32> = shape.iter().map(|count| u32::from(*count)).collect();
+        assert_eq!(cores, all);
+        for id in topology.vcpu_ids() {
+            let package = usize::from(topology.domain(id).0);
+            let id = topology.apic_id(id).0;
+            assert_eq!(table.get(0xb, 1, &vcpu(id)).ebx, all[package], "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn features_do_not_differ_between_packages() {
+    let topology = packages(&[1, 3]);
+    let table = table_with(&FromFile::parse(ZEN4), &topology, ALL_STATE);
+    for (leaf, what) in [(1, "HTT"), (0x8000_0001, "CMP_LEGACY"), (7, "leaf 7")] {
+        let features = |id| {
+            let leaf = table.get(leaf, 0, &vcpu(id));
+            (leaf.ecx, leaf.edx)
+        };
+        assert_eq!(features(0), features(5), "{what}");
+    }
+    assert_eq!(table.get(1, 0, &vcpu(0)).edx >> 28 & 1, 1);
+    let alone = table_with(&FromFile::parse(ZEN4), &packages(&[1, 1]), ALL_STATE);
+    assert_eq!(alone.get(1, 0, &vcpu(1)).edx >> 28 & 1, 0);
+}
+
+#[test]
+fn an_id_that_no_vcpu_has_gets_an_answer() {
+    let table = table_with(&Everything, &packages(&[3, 1]), ALL_STATE);
+    for id in [3, 5, 8, u32::MAX] {
+        for leaf in [1, 0xb, 0x8000_0008, 0x8000_001e] {
+            let _ = table.get(leaf, 1, &vcpu(id));
+        }
+    }
+}
+
+#[test]
+fn guests_on_unequal_nodes() {
+    let topology = packages(&[1, 3, 2]);
+    let table = table_with(&FromFile::parse(TCG), &topology, ALL_STATE);
+    for (number, id) in [(0, 0), (3, 6), (4, 8)] {
+        let name = format!("guest-tcg-7.2-vcpu{number}of1+3+2.txt");
+        golden::check(&name, render(&table, &vcpu(id)).as_bytes());
     }
 }
 
@@ -280,14 +384,14 @@ fn xsave_area_follows_the_guests_xcr0() {
 #[test]
 fn vector_features_go_with_their_state() {
     let host = FromFile::parse(ZEN4);
-    let without = CpuidTable::new(&host, &CpuidConfig { xcr0: 3, ..CONFIG });
+    let without = table_with(&host, &packages(&[4]), 3);
     let get = |leaf, subleaf| without.get(leaf, subleaf, &vcpu(0));
     assert_eq!(without.supported_xcr0(), 3);
     assert_eq!(get(1, 0).ecx & (1 << 12 | 1 << 28 | 1 << 29), 0);
     assert_eq!(get(7, 0).ebx & (1 << 5 | 1 << 16 | 1 << 30 | 1 << 31), 0);
     assert_eq!(get(7, 0).ecx & (1 << 9 | 1 << 10 | 1 << 11), 0);
     assert_eq!(get(7, 0).eax, 0);
-    let none = CpuidTable::new(&host, &CpuidConfig { xcr0: 0, ..CONFIG });
+    let none = table_with(&host, &packages(&[4]), 0);
     assert_eq!(none.get(1, 0, &vcpu(0)).ecx & 1 << 26, 0);
     assert_eq!(none.get(0xd, 0, &vcpu(0)), CpuidResult::default());
 }
@@ -313,7 +417,7 @@ fn a_host_without_leaves_is_not_asked_for_them() {
             }
         }
     }
-    let table = CpuidTable::new(&Small, &CONFIG);
+    let table = table_with(&Small, &packages(&[4]), ALL_STATE);
     assert_eq!(table.get(7, 0, &vcpu(0)), CpuidResult::default());
     assert_eq!(table.supported_xcr0(), 0);
     assert_eq!(table.get(0x8000_0008, 0, &vcpu(0)).eax, 48 << 8 | 36);

@@ -94,7 +94,7 @@ fn boot(start_info: u32) -> Result<core::convert::Infallible, BootError> {
     descriptors::load();
     enable_features();
 
-    let cores = info.core_count().ok_or(BootError::StartInfo)?;
+    let cores = info.cores().ok_or(BootError::StartInfo)?;
     let mut space = AddressSpace::new();
     for (range, purpose) in image() {
         space.map(range, purpose);
@@ -110,7 +110,7 @@ fn boot(start_info: u32) -> Result<core::convert::Infallible, BootError> {
         space.map(window.range.clone(), window.purpose);
     }
     space.unmap_guard(address(addr_of!(boot_stack)));
-    let stacks: Vec<Hpa> = (1..cores).map(|_| new_stack(&mut space)).collect();
+    let stacks: Vec<Hpa> = (1..cores.len()).map(|_| new_stack(&mut space)).collect();
 
     trampoline::install(space.root());
     // SAFETY: image, heap (which holds the tables), devices and this stack
@@ -120,13 +120,13 @@ fn boot(start_info: u32) -> Result<core::convert::Infallible, BootError> {
     apic::enable().map_err(|at| BootError::ApicWindow { at })?;
     let clocks = Clocks::measure().ok_or(BootError::NoPmTimer)?;
     let started = start_other_cores(&stacks, &clocks);
-    if started != cores {
+    if started != cores.len() {
         return Err(BootError::Cores {
-            expected: cores,
+            expected: cores.len(),
             started,
         });
     }
-    log::info!("{cores} cores, TSC {} kHz", clocks.tsc_khz);
+    log::info!("{} cores, TSC {} kHz", cores.len(), clocks.tsc_khz);
     node::run(clocks, cores, windows, info.node())
 }
 

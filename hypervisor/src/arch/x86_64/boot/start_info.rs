@@ -6,6 +6,7 @@
     reason = "reads structures that the loader left in memory"
 )]
 
+use alloc::vec::Vec;
 use core::ops::Range;
 use core::ptr::NonNull;
 
@@ -116,19 +117,27 @@ impl StartInfo {
         NodeId(number.unwrap_or(0))
     }
 
-    /// Usable cores by the firmware's interrupt controller table.
-    pub(super) fn core_count(&self) -> Option<usize> {
+    /// APIC ids of the usable cores, by the firmware's interrupt controller
+    /// table, in its order.
+    pub(super) fn cores(&self) -> Option<Vec<u8>> {
         let rsdp = usize::try_from(self.rsdp).ok()?;
         // SAFETY: the loader points to the firmware's tables, which stay in
         // memory below 4 GiB, where everything is mapped.
         let tables = unsafe { AcpiTables::from_rsdp(Identity, rsdp) }.ok()?;
         let madt = tables.find_table::<Madt>().ok()?;
         let usable = |entry: &MadtEntry<'_>| match entry {
-            MadtEntry::LocalApic(core) => core.flags & 1 != 0,
-            MadtEntry::LocalX2Apic(core) => core.flags & 1 != 0,
-            _ => false,
+            MadtEntry::LocalApic(core) if core.flags & 1 != 0 => Some(core.apic_id),
+            MadtEntry::LocalX2Apic(core) if core.flags & 1 != 0 => {
+                u8::try_from(core.x2apic_id).ok()
+            }
+            _ => None,
         };
-        Some(madt.get().entries().filter(usable).count().max(1))
+        let ids = madt
+            .get()
+            .entries()
+            .filter_map(|entry| usable(&entry))
+            .collect();
+        Some(ids)
     }
 }
 

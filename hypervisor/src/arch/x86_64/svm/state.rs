@@ -224,6 +224,16 @@ impl Vmcb {
             && !self.has_event()
     }
 
+    /// Makes the next entry forget all translations.
+    pub fn drop_translations(&mut self) {
+        self.control.tlb_control = TLB_FLUSH_ALL;
+    }
+
+    /// Lets the next entry use what it remembers.
+    pub fn keep_translations(&mut self) {
+        self.control.tlb_control = 0;
+    }
+
     /// Ends the shadow of STI or MOV SS: an instruction has been completed.
     pub fn end_shadow(&mut self) {
         self.control.interrupt_shadow &= !SHADOW;
@@ -243,14 +253,18 @@ impl Vmcb {
         };
     }
 
-    /// Takes back an interrupt that was to be delivered at the next entry.
-    pub fn take_queued_interrupt(&mut self) -> Option<u8> {
+    /// The interrupt that is to be delivered at the next entry, if one is.
+    #[must_use]
+    pub fn queued_interrupt(&self) -> Option<u8> {
         let event = self.control.event_injection;
-        if event & (EVENT_VALID | EVENT_TYPE) != EVENT_VALID {
-            return None;
-        }
-        self.control.event_injection = 0;
         let [vector, ..] = event.to_le_bytes();
+        (event & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID).then_some(vector)
+    }
+
+    /// Takes it back.
+    pub fn take_queued_interrupt(&mut self) -> Option<u8> {
+        let vector = self.queued_interrupt()?;
+        self.control.event_injection = 0;
         Some(vector)
     }
 

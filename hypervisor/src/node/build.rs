@@ -1,0 +1,313 @@
+//! Building this node's part of the VM.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
+use vmm_shared::coherence::{CoherenceMap, Rights};
+use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry};
+use vmm_shared::shm::SharedMem;
+
+use super::{Node, Reason};
+use crate::arch::cpu;
+use crate::arch::pci::Window;
+use crate::arch::svm::bitmaps::PermissionMaps;
+use crate::arch::svm::npt::{GuestPage, NestedTables};
+use crate::arch::svm::switch;
+use crate::arch::time::Clocks;
+use crate::fabric::{self, Fabric, Regions, clock};
+use crate::loader::{self, LinuxBoot, LinuxEntry};
+use crate::mem::coherent::{MappedMemory, Membership};
+use crate::mem::slices::{Slice, Slices};
+use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
+use crate::platform::layout::PMEM_BASE;
+use crate::platform::{
+    Domain, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
+};
+use crate::vm::{DEVICE_NODE, Vm, VmParts};
+
+/// A node's epoch in its first life.
+const FIRST_EPOCH: u32 = 1;
+
+/// Joins the rack and builds this node's part of the VM. On node 0 this waits
+/// for all others and loads the guest.
+pub(super) fn build(
+    clocks: Clocks,
+    cores: Vec<u8>,
+    windows: &[Window],
+    id: NodeId,
+) -> Result<Node, Reason> {
+    switch::enable().map_err(|why| {
+        format!("no usable SVM ({why:?}): give the node a processor with SVM and nested paging")
+    })?;
+    let regions =
+        fabric::find_regions(windows).map_err(|why| format!("shared regions: {why:?}"))?;
+    let config = regions.control.boot_config();
+    let topology = topology(&config)?;
+    let vcpus = local_vcpus(&topology, id, cores.len())?;
+    let fabric = Fabric::join(id, regions.control, windows, cores.clone())
+        .map_err(|why| format!("joining the rack: {why:?}"))?;
+    let tsc = agree_on_time(&fabric, &config, &clocks)?;
+
+    let slices = guest_slices(&topology, &regions.memories)
+        .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
+    let image = regions.image.filter(|_| config.image_len > 0);
+    let membership = membership(&config, &regions.control, id)?;
+    let nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
+    let nested_root = nested.root();
+    let memory = Slices::new(slices);
+
+    let apic_ids: Vec<_> = (0..topology.vcpus())
+        .map(|vcpu| topology.apic_id(VcpuId(vcpu)))
+        .collect();
+    let platform = platform(topology, image);
+    let cpuid_config = CpuidConfig {
+        topology: &platform.topology,
+        tsc_khz: tsc.khz,
+        xcr0: ALL_STATE,
+    };
+    let cpuid = CpuidTable::new(&cpu::Cpuid, &cpuid_config);
+    let entry = match id {
+        DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform)?),
+        _ => None,
+    };
+    let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric);
+    if id == DEVICE_NODE {
+        memory
+            .claim_all()
+            .map_err(|why| format!("instruction coherence: {why:?}"))?;
+    }
+    let vm = Vm::new(VmParts {
+        apic_ids,
+        memory,
+        cpuid,
+        tsc_khz: tsc.khz,
+        tsc_offset: tsc.offset,
+        boot_wall_ns: tsc.boot_wall_ns,
+    });
+    let maps = PermissionMaps::new(msr::passthrough());
+    Ok(Node {
+        clocks,
+        vm,
+        nested_root,
+        maps,
+        entry,
+        cores,
+        vcpus,
+    })
+}
+
+/// The shape of the VM as the launcher has configured it.
+fn topology(config: &BootConfig) -> Result<Topology, Reason> {
+    let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
+    let shares = config
+        .shares
+        .get(..nodes)
+        .ok_or_else(|| format!("a rack of {nodes} nodes is too large"))?;
+    let node = |share: &NodeShare| PlatformNode {
+        vcpus: u16::try_from(share.vcpus).unwrap_or(u16::MAX),
+        memory: share.memory,
+    };
+    let topology = Topology::new(shares.iter().map(node).collect())
+        .map_err(|why| format!("shape of the VM: {why:?}"))?;
+    if u32::from(topology.vcpus()) != config.vcpus || topology.memory() != config.memory {
+        return Err(String::from("the nodes' shares are not the VM"));
+    }
+    Ok(topology)
+}
+
+/// The vCPUs that run on a node.
+fn local_vcpus(
+    topology: &Topology,
+    node: NodeId,
+    cores: usize,
+) -> Result<core::ops::Range<u16>, Reason> {
+    let here = usize::from(node.0);
+    let Some(mine) = topology.nodes().get(here).map(|node| node.vcpus) else {
+        return Err(format!(
+            "this is {node:?} of a rack with {} nodes",
+            topology.nodes().len()
+        ));
+    };
+    if usize::from(mine) > cores {
+        return Err(format!("{mine} vCPUs asked of a node with {cores} cores"));
+    }
+    let first = topology.nodes()[..here].iter().map(|node| node.vcpus).sum();
+    Ok(first..first + mine)
+}
+
+/// The guest's clock as this node sees it.
+struct GuestTime {
+    khz: u32,
+    offset: u64,
+    boot_wall_ns: u64,
+}
+
+/// Node 0 starts the guest's clock and tells the others; they measure how far
+/// their own is from node 0's.
+fn agree_on_time(
+    fabric: &Fabric,
+    config: &BootConfig,
+    clocks: &Clocks,
+) -> Result<GuestTime, Reason> {
+    let control = fabric.control();
+    let record = control.vm();
+    if fabric.node() == DEVICE_NODE {
+        let now = cpu::rdtsc();
+        record
+            .tsc_khz()
+            .store(clocks.tsc_khz.into(), Ordering::Relaxed);
+        // Release: the rate is visible to who sees the offset.
+        record
+            .tsc_offset()
+            .store(now.wrapping_neg(), Ordering::Release);
+        answer_until_ready(control, config);
+        let since_start_ns = u128::from(now) * 1_000_000 / u128::from(clocks.tsc_khz);
+        let since_start_ns = u64::try_from(since_start_ns).unwrap_or(0);
+        return Ok(GuestTime {
+            khz: clocks.tsc_khz,
+            offset: now.wrapping_neg(),
+            boot_wall_ns: config.wall_clock_ns.saturating_add(since_start_ns),
+        });
+    }
+    let mine = control
+        .node(fabric.node())
+        .expect("`join` has checked the id");
+    let (ahead, width) =
+        clock::measure(&mine).ok_or_else(|| String::from("node 0 does not answer"))?;
+    log::info!("clock offset known to {width} ticks");
+    let offset = record.tsc_offset().load(Ordering::Acquire);
+    let khz = u32::try_from(record.tsc_khz().load(Ordering::Relaxed)).unwrap_or(0);
+    if khz == 0 {
+        return Err(String::from("node 0 has no clock rate"));
+    }
+    Ok(GuestTime {
+        khz,
+        offset: offset.wrapping_add(ahead),
+        // Asked for on the guest's first vCPU only, long before others run.
+        boot_wall_ns: config.wall_clock_ns,
+    })
+}
+
+/// Answers the others' questions until all are ready. The launcher ends the
+/// rack if that takes too long.
+fn answer_until_ready(control: &ControlRegion, config: &BootConfig) {
+    let nodes = u16::try_from(config.nodes).unwrap_or(0);
+    let is_ready = |node| {
+        let state = control
+            .node_state(NodeId(node))
+            .map(|state| state.load(Ordering::Acquire));
+        state.and_then(NodeState::from_raw) == Some(NodeState::Ready)
+    };
+    while !(1..nodes).all(is_ready) {
+        clock::answer(control, nodes);
+        core::hint::spin_loop();
+    }
+}
+
+/// Lays the nodes' memories into the guest's RAM ranges.
+fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Option<Vec<Slice>> {
+    let mut used = vec![0; memories.len()];
+    topology
+        .ram_ranges()
+        .map(|(Domain(node), range)| {
+            let node = usize::from(node);
+            let len = usize::try_from(range.len).ok()?;
+            let offset = used.get_mut(node)?;
+            let memory = memories.get(node)?.window(*offset, len)?;
+            *offset += len;
+            Some(Slice {
+                gpa: range.gpa,
+                memory,
+            })
+        })
+        .collect()
+}
+
+/// This node's part in instruction coherence, if this rack needs any.
+fn membership(
+    config: &BootConfig,
+    control: &ControlRegion,
+    id: NodeId,
+) -> Result<Option<Membership>, Reason> {
+    if config.nodes == 1 || cpu::fetches_coherently() {
+        return Ok(None);
+    }
+    let broken = || String::from("the table of instruction coherence does not fit the VM");
+    let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
+    let shares = config.shares.get(..nodes).ok_or_else(broken)?;
+    let table = control.blob(config.coherence).ok_or_else(broken)?;
+    let map = CoherenceMap::new(table, coherence_geometry(shares)).ok_or_else(broken)?;
+    let member = map
+        .join(id, FIRST_EPOCH)
+        .map_err(|why| format!("instruction coherence: {why:?}"))?;
+    Ok(Some(Membership { map, member }))
+}
+
+fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {
+    let mut nested = NestedTables::new();
+    for slice in slices {
+        map(&mut nested, slice, Rights::ALL);
+    }
+    if let Some(memory) = image {
+        map(
+            &mut nested,
+            &Slice {
+                gpa: PMEM_BASE,
+                memory,
+            },
+            Rights::READ_EXECUTE,
+        );
+    }
+    nested
+}
+
+fn map(nested: &mut NestedTables, slice: &Slice, rights: Rights) {
+    let start = Hpa(slice.memory.as_ptr().addr() as u64);
+    let mut offset = 0;
+    while offset < slice.memory.len() as u64 {
+        let page = GuestPage::Large(Gpa(slice.gpa.0 + offset));
+        nested.map(page, Hpa(start.0 + offset), rights);
+        offset += LARGE_PAGE_SIZE;
+    }
+}
+
+fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
+    PlatformConfig {
+        topology,
+        image: image.map(|memory| PmemRange {
+            gpa: PMEM_BASE,
+            len: memory.len() as u64,
+            interface: PmemInterface::E820,
+        }),
+    }
+}
+
+fn load_guest(
+    memory: &Slices,
+    regions: &Regions,
+    config: &BootConfig,
+    platform: &PlatformConfig,
+) -> Result<LinuxEntry, Reason> {
+    let blob = |blob, name: &str| {
+        let outside = || format!("the {name} lies outside of the control region");
+        regions.control.blob(blob).ok_or_else(outside)
+    };
+    let kernel = blob(config.kernel, "kernel")?;
+    let initramfs = blob(config.initramfs, "initramfs")?;
+    let len = usize::try_from(config.command_line_len).unwrap_or(usize::MAX);
+    let command_line = config
+        .command_line
+        .get(..len)
+        .ok_or_else(|| String::from("the command line is too long"))?;
+    let boot = LinuxBoot {
+        platform,
+        kernel: &kernel,
+        initramfs: &initramfs,
+        command_line,
+    };
+    loader::load_linux(memory, &boot).map_err(|why| format!("the guest cannot be loaded: {why:?}"))
+}

@@ -1,0 +1,133 @@
+//! What a node does once its cores run: join the rack, build its part of the
+//! VM, run vCPUs until it stops.
+//!
+//! ```text
+//!   every node        node 0, which also owns the devices
+//!   ──────────        ──────────────────────────────────
+//!   Joined            Joined
+//!   measure clock <─> answer questions until all are Ready
+//!   build, Ready      build, load the guest, Ready
+//!   wait ...........> VM is Running
+//!   run vCPUs         run vCPUs
+//! ```
+
+mod build;
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use vmm_shared::addr::{Hpa, NodeId, VcpuId};
+use vmm_shared::control::{NodeState, VmState};
+
+use crate::arch::io::{self, NodeExit};
+use crate::arch::pci::Window;
+use crate::arch::svm::bitmaps::PermissionMaps;
+use crate::arch::svm::switch;
+use crate::arch::time::Clocks;
+use crate::arch::{apic, boot, cpu, descriptors};
+use crate::loader::LinuxEntry;
+use crate::vcpu::Vcpu;
+use crate::vcpu::exit::StopReason;
+use crate::vcpu::posted::Location;
+use crate::vm::{DEVICE_NODE, Vm};
+
+/// Why a node can't start, for its log.
+type Reason = String;
+
+/// Everything that the cores of this node share.
+pub struct Node {
+    clocks: Clocks,
+    vm: Vm,
+    /// Root of the nested tables.
+    nested_root: Hpa,
+    maps: PermissionMaps,
+    /// How vCPU 0 enters the guest, on the node that has it.
+    entry: Option<LinuxEntry>,
+    /// APIC ids of the cores; a core's number is its place here.
+    cores: Vec<u8>,
+    /// The vCPUs that run here, one for each of the first cores.
+    vcpus: core::ops::Range<u16>,
+}
+
+/// Takes the boot core through the rest of its life.
+pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -> ! {
+    match build::build(clocks, cores, &windows, node) {
+        Ok(node) => {
+            let node = Box::leak(Box::new(node));
+            node.vm.fabric().set_state(NodeState::Ready);
+            if node.vm.fabric().node() == DEVICE_NODE {
+                node.vm.fabric().set_vm_state(VmState::Running);
+            } else {
+                wait_until_running(node);
+            }
+            boot::release_other_cores(node);
+            run_core(node)
+        }
+        Err(reason) => {
+            log::error!("this node cannot start: {reason}");
+            io::exit(NodeExit::BootFailure)
+        }
+    }
+}
+
+/// Waits for node 0, which may have to wait for others.
+fn wait_until_running(node: &Node) {
+    let state = node.vm.fabric().control().vm_state();
+    // Acquire: what node 0 has loaded is visible.
+    while VmState::from_raw(state.load(Ordering::Acquire)) == Some(VmState::NotStarted) {
+        core::hint::spin_loop();
+    }
+}
+
+/// Runs a vCPU on the calling core, or parks it.
+pub fn run_core(node: &'static Node) -> ! {
+    let core = node.cores.iter().position(|id| *id == apic::id());
+    let core = core.and_then(|core| u16::try_from(core).ok());
+    let vcpu = core.and_then(|core| node.vcpus.clone().nth(usize::from(core)));
+    let (Some(core), Some(vcpu)) = (core, vcpu) else {
+        park()
+    };
+    if let Err(why) = switch::enable() {
+        log::error!("core {core} has no usable SVM: {why:?}");
+        io::exit(NodeExit::BootFailure);
+    }
+    let id = VcpuId(vcpu);
+    let location = Location {
+        node: node.vm.fabric().node(),
+        core,
+    };
+    node.vm.posted(id).set_location(location);
+    let mut vcpu = Vcpu::new(id, usize::from(core), &node.vm, node.maps, node.nested_root);
+    if let (VcpuId(0), Some(entry)) = (id, &node.entry) {
+        vcpu.start_linux(entry);
+        // What the launcher sent before this node could hear is waiting.
+        descriptors::set_doorbell();
+    }
+    cpu::interrupts_on();
+    let reason = vcpu.run(&node.vm, &node.clocks);
+    stop(node, reason)
+}
+
+/// A core without a vCPU sleeps.
+fn park() -> ! {
+    loop {
+        cpu::interrupts_off();
+        cpu::sleep_until_interrupt();
+    }
+}
+
+fn stop(node: &Node, reason: StopReason) -> ! {
+    let state = match reason {
+        StopReason::PowerOff => VmState::PoweredOff,
+        StopReason::Reset => VmState::Reset,
+        _ => {
+            log::error!("the VM has crashed: {reason:x?}");
+            VmState::Crashed
+        }
+    };
+    node.vm.fabric().set_vm_state(state);
+    node.vm.fabric().set_state(NodeState::Stopped);
+    io::exit(NodeExit::Done)
+}

@@ -1,0 +1,258 @@
+//! The memory that a rack shares: the control region and what each node
+//! gives.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use vmm_shared::addr::{MAX_NODES, NodeId, PAGE_SIZE};
+use vmm_shared::control::{
+    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, MAX_COMMAND_LINE, NodeShare, coherence_geometry,
+};
+use vmm_shared::region::{RegionError, RegionKind, VERSION};
+use zerocopy::FromZeros;
+
+use crate::boot::{BootFiles, Bundle};
+use crate::error::RackError;
+use crate::image::Image;
+use crate::qemu::{RegionWindow, Sharing};
+use crate::region::Region;
+use crate::spec::VmSpec;
+
+/// The regions of a rack, without the root image.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    pub control: ControlRegion,
+    control_region: Region,
+    /// In the order of the nodes.
+    pub given: Vec<Region>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.control_region.release();
+    }
+}
+
+impl Memory {
+    /// Makes the regions and puts the boot bundle into the control region.
+    pub(crate) fn create(
+        uuid: [u8; 16],
+        bundle: &Bundle,
+        shares: &[NodeShare],
+    ) -> Result<Self, RackError> {
+        let table = bundle.coherence_blob(shares);
+        let end = table.offset + table.len;
+        let region = Region::create(RegionKind::Control, uuid, 0, end)?;
+        let control = ControlRegion::new(region.map()?).expect("made large enough");
+        for (blob, bytes) in [
+            (bundle.kernel_blob(), &bundle.kernel),
+            (bundle.initramfs_blob(), &bundle.initramfs),
+        ] {
+            control
+                .blob(blob)
+                .and_then(|to| to.write_bytes(0, bytes))
+                .expect("made large enough");
+        }
+        let give = |(owner, share): (u16, &NodeShare)| {
+            Region::create(RegionKind::Memory, uuid, owner, share.memory)
+        };
+        Ok(Self {
+            control,
+            control_region: region,
+            given: (0..).zip(shares).map(give).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Writes the boot configuration, the last thing before nodes start.
+    pub(crate) fn configure(
+        &self,
+        vm: &VmSpec,
+        shares: &[NodeShare],
+        boot: &BootFiles,
+        bundle: &Bundle,
+        image: Option<&Image>,
+    ) {
+        let words = boot.command_line.as_bytes();
+        let mut command_line = [0; MAX_COMMAND_LINE];
+        command_line[..words.len()].copy_from_slice(words);
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        let wall_clock_ns = u64::try_from(since_1970.unwrap_or_default().as_nanos());
+        let mut all_shares = [NodeShare::new_zeroed(); MAX_NODES];
+        all_shares[..shares.len()].copy_from_slice(shares);
+        self.control.set_boot_config(&BootConfig {
+            nodes: u32::try_from(shares.len()).expect("checked to be few"),
+            vcpus: vm.vcpus,
+            memory: vm.memory.0,
+            wall_clock_ns: wall_clock_ns.unwrap_or(u64::MAX),
+            kernel: bundle.kernel_blob(),
+            initramfs: bundle.initramfs_blob(),
+            coherence: bundle.coherence_blob(shares),
+            image_len: image.map_or(0, |image| image.content_len),
+            command_line_len: u32::try_from(words.len()).expect("checked to be short"),
+            reserved: 0,
+            command_line,
+            shares: all_shares,
+        });
+    }
+
+    /// The control region, as nodes get it.
+    pub(crate) fn control_file(&self) -> BorrowedFd<'_> {
+        self.control_region.file().as_fd()
+    }
+
+    /// The windows of any node: what all nodes give, and the root image.
+    pub(crate) fn windows(&self, image: Option<&Image>) -> Result<Vec<RegionWindow>, RackError> {
+        let given = self.given.iter().map(|region| (region, Sharing::Shared));
+        let image = image.map(|image| (&image.region, image.sharing));
+        given
+            .chain(image)
+            .map(|(region, sharing)| {
+                let file = region.file().try_clone();
+                Ok(RegionWindow {
+                    file: file
+                        .map_err(RackError::host("share a memory region"))?
+                        .into(),
+                    len: region.len(),
+                    sharing,
+                })
+            })
+            .collect()
+    }
+
+    /// The first region whose header is not what it was made as, and what is
+    /// wrong with it: any node can write there.
+    pub(crate) fn damage(&self) -> Option<(String, String)> {
+        let control = (
+            "control region".to_owned(),
+            self.control_region.check(RegionKind::Control),
+        );
+        let given = (0..).map(NodeId).zip(&self.given).map(|(node, region)| {
+            let name = format!("memory region of node {}", node.0);
+            (name, region.check(RegionKind::Memory))
+        });
+        std::iter::once(control)
+            .chain(given)
+            .find_map(|(name, check)| Some((name, describe(check.err()?))))
+    }
+}
+
+fn describe(error: RegionError) -> String {
+    match error {
+        RegionError::NotARegion => "it has no header".to_owned(),
+        RegionError::Version { found } => {
+            format!("its header says version {found}, this is version {VERSION}")
+        }
+        RegionError::UnknownKind { found } => format!("its header says kind {found}"),
+        RegionError::Truncated { promised, present } => {
+            format!("its header promises {promised} bytes, there are {present}")
+        }
+    }
+}
+
+impl Bundle {
+    fn kernel_blob(&self) -> Blob {
+        Blob {
+            offset: BUNDLE_OFFSET,
+            len: self.kernel.len() as u64,
+        }
+    }
+
+    /// Behind the kernel, on a page of its own.
+    fn initramfs_blob(&self) -> Blob {
+        let kernel = self.kernel_blob();
+        Blob {
+            offset: (kernel.offset + kernel.len).next_multiple_of(PAGE_SIZE),
+            len: self.initramfs.len() as u64,
+        }
+    }
+
+    /// Behind that, zeroed: what the nodes need to keep instruction fetch
+    /// coherent. One node needs nothing.
+    fn coherence_blob(&self, shares: &[NodeShare]) -> Blob {
+        let initramfs = self.initramfs_blob();
+        let len = match shares {
+            [_] => 0,
+            _ => coherence_geometry(shares)
+                .table_size()
+                .expect("checked to be a possible rack"),
+        };
+        Blob {
+            offset: (initramfs.offset + initramfs.len).next_multiple_of(PAGE_SIZE),
+            len: len as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::placement;
+    use crate::size::Size;
+    use crate::spec::{NodeSpec, RackSpec};
+    use vmm_shared::region::metadata_len;
+
+    fn memory() -> (VmSpec, Vec<NodeShare>, Memory) {
+        let node = NodeSpec {
+            cores: 2,
+            memory: None,
+        };
+        let rack = RackSpec::equal(2, node).expect("few");
+        let vm = VmSpec {
+            vcpus: 3,
+            memory: Size::mib(130),
+        };
+        let shares = placement(&rack, &vm);
+        let bundle = bundle();
+        let memory = Memory::create([7; 16], &bundle, &shares).expect("made");
+        (vm, shares, memory)
+    }
+
+    fn bundle() -> Bundle {
+        Bundle {
+            kernel: b"kernel".to_vec(),
+            initramfs: b"initramfs".to_vec(),
+        }
+    }
+
+    #[test]
+    fn nodes_are_told_who_gives_what() {
+        let (vm, shares, memory) = memory();
+        let boot = BootFiles {
+            kernel: "k".into(),
+            initramfs: None,
+            image: None,
+            command_line: "quiet".into(),
+        };
+        memory.configure(&vm, &shares, &boot, &bundle(), None);
+        let config = memory.control.boot_config();
+        assert_eq!((config.nodes, config.vcpus), (2, 3));
+        assert_eq!(config.shares[..2], shares[..]);
+        assert!(config.shares[2..].iter().all(|share| share.cores == 0));
+        let sum: u64 = config.shares.iter().map(|share| share.memory).sum();
+        assert_eq!(sum, config.memory);
+    }
+
+    #[test]
+    fn every_node_gets_what_all_nodes_give() {
+        let (_, shares, memory) = memory();
+        let windows = memory.windows(None).expect("shared");
+        assert_eq!(windows.len(), 2);
+        for (owner, (region, share)) in (0..).zip(memory.given.iter().zip(&shares)) {
+            let header = region.header().expect("readable");
+            assert_eq!((header.owner, header.content_len), (owner, share.memory));
+            assert!(region.len() >= (2 << 20) + share.memory + metadata_len(share.memory));
+        }
+    }
+
+    #[test]
+    fn damage_names_the_region_and_what_is_wrong() {
+        let (_, _, memory) = memory();
+        assert_eq!(memory.damage(), None);
+        memory.given[1]
+            .change_header(|header| header.magic = 0)
+            .expect("writable");
+        let (name, what) = memory.damage().expect("damaged");
+        assert_eq!(name, "memory region of node 1");
+        assert!(what.contains("no header"), "{what}");
+    }
+}

@@ -1,0 +1,58 @@
+//! A rack as it is seen from outside.
+
+use std::time::Duration;
+
+use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::control::{NodeState, VmState};
+
+use crate::preflight::Accelerator;
+use crate::spec::VmSpec;
+
+/// A rack as it is now.
+#[derive(Clone, Debug)]
+pub struct RackStatus {
+    /// How nodes execute code.
+    pub accelerator: Accelerator,
+    /// Its nodes.
+    pub nodes: Vec<NodeStatus>,
+    /// What the VM is doing.
+    pub vm: VmState,
+    /// Its size.
+    pub vm_spec: VmSpec,
+    /// Since the rack was started.
+    pub uptime: Duration,
+}
+
+/// A node as it is now.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// Which.
+    pub id: NodeId,
+    /// How far it has come; `None` if it wrote nonsense.
+    pub state: Option<NodeState>,
+    /// Its cores.
+    pub cores: u32,
+    /// vCPUs that it runs.
+    pub vcpus: u32,
+    /// Memory that it gives, in bytes.
+    pub memory: u64,
+    /// Where that begins in the VM's memory, in bytes; the gap below 4 GiB
+    /// is not counted.
+    pub memory_offset: u64,
+    /// The process that is the node.
+    pub pid: i32,
+}
+
+/// What one vCPU has counted.
+#[derive(Clone, Debug)]
+pub struct VcpuCounters {
+    /// Which.
+    pub id: VcpuId,
+    /// The node that runs it.
+    pub node: NodeId,
+    /// The core of that node, counted from 0.
+    pub core: u32,
+    /// Names and values, in the order of
+    /// [`Counter::ALL`](vmm_shared::control::Counter::ALL).
+    pub values: Vec<(&'static str, u64)>,
+}

@@ -1,0 +1,233 @@
+//! Instruction fetch kept coherent between nodes whose platform doesn't.
+//!
+//! # The problem
+//!
+//! Loads and stores are coherent between all nodes, and within one node
+//! (one emulator process) instruction fetch is, too. But an emulator executes
+//! *translations*, and drops those of a frame only when a store of its own
+//! guest hits the frame: it never hears of another node's. The cure is to
+//! store the frame's bytes over themselves on the node that is about to
+//! execute them ([`refresh`](refresh())), while nobody else can write them.
+//! Somebody has to know when that is necessary, and to hold writers off. That
+//! is this module; it knows no page tables and no hardware. On platforms with
+//! coherent fetch it is not used at all.
+//!
+//! # States
+//!
+//! Guest memory is a row of 4 KiB *frames*, 512 of them a *piece*. A piece has
+//! one state until its nodes disagree about a frame; then it is split, for
+//! good, and its frames have one each.
+//!
+//! ```text
+//!                 first touch                         nobody else is left
+//!    Unmapped ──────────────────▶ Private(n) ◀──────────────────────────┐
+//!                                  │      │                             │
+//!                   second node    │      │   second node               │
+//!                   reads, writes  ▼      ▼   executes                  │
+//!                              ┌─ Data ⇄ Code ─┐ ───────────────────────┘
+//!     reads, writes: join      └───▲      ▲────┘      reads, executes: join
+//!                                  │ flip │   a write fault, an execute fault
+//!             4 flips in the last  │      │   7 moves without a fetch → Data,
+//!             8 changes            ▼      ▼   without a write → Code
+//!                                 Roaming(n) ──▶ Roaming(m)   any access
+//! ```
+//!
+//! | state | who has rights | at most |
+//! | --- | --- | --- |
+//! | Unmapped | nobody | – |
+//! | Data | a set of nodes | read, write |
+//! | Code | a set of nodes | read, execute |
+//! | Private | one node | all |
+//! | Roaming | one node | all |
+//! | Split (pieces) | ask the frames | – |
+//!
+//! Consequences worth knowing:
+//! - What only one node uses is Private in 2 MiB pieces: a boot on one node
+//!   sends no message, splits nothing and refreshes nothing.
+//! - A piece changes as a whole when the second node comes. On the first
+//!   disagreement after that it is split, and only the frame in question
+//!   changes.
+//! - A flip leaves the losers their right to read. So a frame that one node
+//!   writes *and* executes flips as long as others have it mapped, until it
+//!   roams; then the node has it alone and makes progress.
+//! - The policy is one function without memory, `rules::decide`.
+//!
+//! # Who must refresh
+//!
+//! Two sets of nodes say it, exactly and without version numbers:
+//! *translated* (per piece: who has ever had Execute) and *stale* (per entry).
+//! Whenever a node is granted Write, all other translated nodes become stale.
+//! A stale node that is granted Execute has to refresh, and is stale no more
+//! when it has. Both happen under the entry's lock. Since Write and Execute
+//! of different nodes exclude each other, nothing can be translated between a
+//! writer's grant and its end that is not the writer's own. A stale node never
+//! holds Execute; if it only reads, it is not given it.
+//!
+//! # The protocol
+//!
+//! ```text
+//!   node A, faulting                        node B, with rights
+//!   lock the entry                          …runs its guest…
+//!   open a request: unit, keep, {B}
+//!   hint B (inbox bit), doorbell  ────────▶ next_revocation
+//!   poll: B has not answered                reduce page tables, flush TLBs
+//!   …serves its own revocations…  ◀──────── acknowledge (sequence)
+//!   poll: all have answered
+//!   write mapped, stale, state
+//!   Granted: refresh, install, flush
+//!   complete: unlock
+//! ```
+//!
+//! ```
+//! # use vmm_shared::coherence::*;
+//! # fn demo(map: &CoherenceMap, me: Member, frame: usize) -> Result<(), CoherenceError> {
+//! let mut fault = map.fault(me, frame, Access::Write)?;
+//! loop {
+//!     match fault.poll()? {
+//!         Step::Granted(grant) => {
+//!             // Refresh if it must, install, flush if it must.
+//!             fault.complete()?;
+//!             break;
+//!         }
+//!         // Ring them once; after a time-out, ring what `nudge` returns.
+//!         Step::Revoking(nodes) => {}
+//!         Step::Busy => {}
+//!     }
+//!     // Waiting or not: serve the others, from this and every other core.
+//!     while let Some(revocation) = map.next_revocation(me)? {
+//!         // Reduce the page tables, flush the TLBs of all cores.
+//!         map.acknowledge(me, &revocation);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An entry is written by the holder of its lock alone; a peer writes nothing
+//! but its answer word in the request and its inbox. Requests can be lost only
+//! as doorbells, and [`Fault::nudge`] repeats those.
+//!
+//! What the hypervisor itself writes into guest memory counts as the node's
+//! writing: fault for Write, and store before a core of this node can answer a
+//! revocation of it (under the lock of the node's page tables, say).
+//!
+//! # No deadlock
+//!
+//! 1. A fault holds at most one lock: splitting gives the piece's back before
+//!    it tries the frame's.
+//! 2. Who holds a lock waits only for answers (and, first, for a request slot
+//!    of its own node, whose owners wait only for answers).
+//! 3. Answering takes no lock and no slot, and every core does it while it
+//!    waits for anything. So answers come, or their node is fenced.
+//! 4. Who waits for a lock holds nothing.
+//!
+//! # No livelock worth mentioning
+//!
+//! A waiter puts itself down as the lock's successor, and the others leave the
+//! lock to it for a while, so two nodes take turns. What remains is a frame
+//! that is revoked before the guest has used it once: a core should enter its
+//! guest after a grant, for an instruction at least, before it serves a
+//! revocation of the same unit. Some delay is enough, of different length on
+//! different nodes: an instruction may need several frames at once.
+//!
+//! # Failures
+//!
+//! | who fails, when | then |
+//! | --- | --- |
+//! | holder, before it asks | whoever comes next takes the lock over once it is fenced; the entry is as before |
+//! | holder, after asking | the same; the answers go unused; who gave a right up faults again |
+//! | holder, while it writes the outcome | each word is stored so that entry and sets stay an upper bound of what nodes have: asking again is always right |
+//! | holder, granted, not complete | the grant stands for a node that is dead: no member, so it counts for nothing |
+//! | asked node, before it answers | fenced: the holder goes on without it |
+//! | asked node, after it answered | nothing to do |
+//! | a node that is fenced and comes back | new epoch: its old locks are void; old bits in the sets make others ask it for what it no longer has |
+//! | a core serves a request twice, or late | the answer is for a sequence number that is past; at worst its guest faults again |
+//! | a doorbell or a hint is lost | the requester nudges |
+//! | a table word is garbage | an undefined control word, an impossible request or an answer from the future is a [`CoherenceError`]; garbage that looks valid may cost coherence or wait until the caller's time-out, never a panic, an access outside the table or an endless loop |
+//!
+//! Fencing is one word per node, checked where it matters; no sweep.
+//!
+//! # Costs
+//!
+//! 24 bytes per frame, 64 per piece: 0.59 % of guest memory. A fault without
+//! messages takes two or three locked instructions on the entry and about ten
+//! loads; each node asked adds two more on each side.
+
+mod counters;
+mod entry;
+mod fault;
+mod layout;
+mod map;
+mod refresh;
+mod requests;
+mod rights;
+mod rules;
+mod words;
+
+pub use counters::Counters;
+pub use entry::{Member, State};
+pub use fault::{Fault, Grant, Step};
+pub use layout::{Geometry, MAX_SLOTS};
+pub use map::{CoherenceMap, View};
+pub use refresh::refresh;
+pub use requests::Revocation;
+pub use rights::{Access, FRAMES_PER_PIECE, NodeSet, Rights, Unit};
+pub use rules::{Change, FLIP_LIMIT, FLIP_WINDOW, MOVE_WINDOW};
+pub use words::Words;
+
+use crate::addr::NodeId;
+
+/// How often an attempt that another core's progress can spoil is repeated
+/// before it counts as spoilt by garbage.
+const MAX_TRIES: usize = 128;
+
+/// How many polls a free lock is left to the successor.
+const PATIENCE: u32 = 32;
+
+/// Why the map can't do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoherenceError {
+    /// Not a frame of this guest's memory.
+    NoSuchFrame {
+        /// The frame's number.
+        frame: usize,
+    },
+    /// Not a node of this rack, or an epoch of 0.
+    NoSuchNode {
+        /// The node's number.
+        node: NodeId,
+    },
+    /// The node takes part already.
+    AlreadyIn {
+        /// The node.
+        node: NodeId,
+    },
+    /// This node has been fenced: it must stop running the guest.
+    Fenced {
+        /// The node.
+        node: NodeId,
+    },
+    /// The fault was completed before it was granted.
+    NotGranted,
+    /// An entry that no node writes. The table is damaged: stop the VM.
+    CorruptEntry {
+        /// What the entry is about.
+        unit: Unit,
+        /// Its control word.
+        found: u64,
+    },
+    /// A request that no node makes. The table is damaged: stop the VM.
+    CorruptRequest {
+        /// The node that seems to have made it.
+        requester: NodeId,
+    },
+    /// An answer to a request that was never made. The table is damaged: stop
+    /// the VM.
+    CorruptAnswer {
+        /// The node that seems to have given it.
+        node: NodeId,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! Tests of the protocol as a whole, against a model of nodes with page
+//! tables, TLBs and an emulator's translations.
+
+mod scenarios;
+mod simulation;
+mod world;
