@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use rack::{
-    Accelerator, BootFiles, ConsoleRead, Programs, Rack, RackSpec, Size, StartOptions, VmSpec,
+    Accelerator, BootFiles, ConsoleRead, Faults, NodeSpec, Programs, Rack, RackSpec, Size,
+    StartOptions, VmSpec,
 };
 use serde::Serialize;
 
@@ -80,11 +81,11 @@ impl System {
 }
 
 fn viaduct(guest: &Guest, images: &BenchImages) -> Result<Outcome> {
-    let spec = RackSpec {
-        nodes: 1,
+    let node = NodeSpec {
         cores: guest.vcpus,
-        node_memory: None,
+        memory: None,
     };
+    let spec = RackSpec { nodes: vec![node] };
     let vm = VmSpec {
         vcpus: guest.vcpus,
         memory: guest.memory,
@@ -101,6 +102,7 @@ fn viaduct(guest: &Guest, images: &BenchImages) -> Result<Outcome> {
         // Against the others, which are emulated too.
         accelerator: Accelerator::Tcg,
         log: None,
+        faults: Faults::default(),
     };
     let rack = Rack::start(&spec, &vm, &boot, options)?;
     let mut watch = Watch::new(guest.verbose, || exits(&rack));

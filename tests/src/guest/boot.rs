@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use rack::{
-    Accelerator, BootFiles, ConsoleRead, NodeEnd, Programs, Rack, RackEnd, RackSpec, Size,
-    StartOptions, VmSpec,
+    Accelerator, BootFiles, ConsoleRead, Faults, NodeEnd, NodeSpec, Programs, Rack, RackEnd,
+    RackSpec, Size, StartOptions, VmSpec,
 };
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::VmState;
@@ -121,11 +121,11 @@ fn assemble(case: impl FnOnce(&mut Guest) -> Assembled) -> Finished {
 }
 
 fn start(machine: &Machine, kernel: PathBuf) -> Rack {
-    let spec = RackSpec {
-        nodes: 1,
+    let node = NodeSpec {
         cores: machine.vcpus,
-        node_memory: None,
+        memory: None,
     };
+    let spec = RackSpec { nodes: vec![node] };
     let vm = VmSpec {
         vcpus: machine.vcpus,
         memory: MEMORY,
@@ -144,6 +144,7 @@ fn start(machine: &Machine, kernel: PathBuf) -> Rack {
         },
         accelerator: Accelerator::pick().expect("there is always emulation"),
         log: None,
+        faults: Faults::default(),
     };
     Rack::start(&spec, &vm, &boot, options).expect("the rack starts")
 }
