@@ -15,10 +15,11 @@ extern crate alloc;
 pub mod addr;
 pub mod agent;
 pub mod control;
+mod lapped;
 #[cfg(any(feature = "alloc", test, loom))]
 pub mod log;
 pub mod region;
 pub mod ring;
+pub mod rpc;
 pub mod shm;
-#[cfg(any(feature = "alloc", test, loom))]
 mod sync;

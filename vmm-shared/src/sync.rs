@@ -37,6 +37,7 @@ impl Words {
     }
 
     /// The `count` words from word `start` on, if all are inside.
+    #[cfg(any(feature = "alloc", test))]
     pub(crate) fn part(&self, start: usize, count: usize) -> Option<Self> {
         let memory = self
             .memory
@@ -144,6 +145,7 @@ impl<T> Shared<T> {
 
 /// Keeps its content away from its neighbours' cache lines. 128 bytes, since
 /// today's processors fetch lines in pairs.
+#[cfg(any(feature = "alloc", test, loom))]
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);

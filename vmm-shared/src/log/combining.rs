@@ -102,7 +102,9 @@ impl<C, S, Q, A> Combining<C, S, Q, A> {
     /// Becomes the combiner, if nobody is.
     #[inline]
     pub(crate) fn try_combine(&self) -> Option<Combiner<'_, C, S, Q, A>> {
-        // Relaxed: only to keep the line shared while someone combines.
+        // Relaxed: only to keep the line shared while someone combines. (The
+        // checker would explore every stale value that it may return.)
+        #[cfg(not(loom))]
         if self.combiner.0.load(Ordering::Relaxed) != 0 {
             return None;
         }
@@ -174,6 +176,11 @@ impl<C, S, Q, A> Sitter<'_, C, S, Q, A> {
     #[inline]
     pub(crate) fn try_read(&mut self) -> Option<Reading<'_, S>> {
         let flag = &self.seat.reading.0;
+        // Not while somebody writes: a reader that raises its flag again and
+        // again could keep the writer waiting.
+        if look(&self.lock.writer.0) != 0 {
+            return None;
+        }
         raise(flag);
         if look(&self.lock.writer.0) == 0 {
             // SAFETY: our flag was up before we saw no writer, so a writer

@@ -94,6 +94,8 @@ impl Log {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod testing;
 #[cfg(all(test, not(loom)))]

@@ -11,21 +11,17 @@
 //!
 //! A batch enters the log by one compare-and-swap of that word, from what the
 //! previous lap left there. So a slot is never reserved and unpublished: it
-//! is free, or it holds a whole batch. The lap is the publication flag. It
-//! only grows, and the log refuses to go past the last one, so no word ever
-//! comes back and a compare-and-swap that slept for any time can't succeed by
-//! mistake.
+//! is free, or it holds a whole batch. With 2¹⁶ slots and a million batches a
+//! second the laps last for more than 500 years.
 
+use crate::lapped::{self, Found};
 use crate::sync::Ordering;
 
 use super::Log;
 use super::layout::{LINE_BITS, MEMBER_BITS};
 use super::member::MemberId;
 
-const LAP_SHIFT: u32 = LINE_BITS + MEMBER_BITS;
-/// Laps that a slot's word can count. With 2¹⁶ slots and a million batches a
-/// second they last for more than 500 years.
-pub(crate) const LAST_LAP: u64 = (1 << (64 - LAP_SHIFT)) - 1;
+const _: () = assert!(LINE_BITS + MEMBER_BITS == lapped::CONTENT_BITS);
 
 /// Where a batch lies: what a filled slot says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +48,8 @@ impl Log {
         self.layout.geometry().order_slots as u64
     }
 
-    fn lap(&self, position: u64) -> u64 {
-        (position >> self.slots().trailing_zeros()) + 1
-    }
-
     fn slot(&self, position: u64) -> &crate::sync::AtomicU64 {
-        let index = usize::try_from(position & (self.slots() - 1)).expect("below the slots");
-        self.layout.order(index)
+        self.layout.order(lapped::index(position, self.slots()))
     }
 
     /// What is at `position`.
@@ -67,21 +58,19 @@ impl Log {
         // Acquire: pairs with the Release in `link`, so that the batch's
         // bytes, and all that its writer had seen, are visible.
         let word = self.slot(position).load(Ordering::Acquire);
-        let (found, wanted) = (word >> LAP_SHIFT, self.lap(position));
-        if found == wanted {
-            let member = MemberId::from_low_bits(word >> LINE_BITS);
-            let line = usize::try_from(word & ((1 << LINE_BITS) - 1)).expect("20 bits");
-            if member.index() < self.layout.geometry().members {
-                Slot::Filled(Link { member, line })
-            } else {
-                Slot::Corrupt
+        match lapped::decode(word, position, self.slots()) {
+            Found::Free => Slot::Free(word),
+            Found::Later => Slot::Overrun,
+            Found::Corrupt => Slot::Corrupt,
+            Found::Filled(content) => {
+                let member = MemberId::from_low_bits(content >> LINE_BITS);
+                let line = usize::try_from(content & ((1 << LINE_BITS) - 1)).expect("20 bits");
+                if member.index() < self.layout.geometry().members {
+                    Slot::Filled(Link { member, line })
+                } else {
+                    Slot::Corrupt
+                }
             }
-        } else if found + 1 == wanted {
-            Slot::Free(word)
-        } else if found > wanted {
-            Slot::Overrun
-        } else {
-            Slot::Corrupt
         }
     }
 
@@ -89,9 +78,8 @@ impl Log {
     /// step by which anything gets into the log.
     #[inline]
     pub(crate) fn link(&self, position: u64, free: u64, link: Link) -> bool {
-        let word = (self.lap(position) << LAP_SHIFT)
-            | (link.member.bits() << LINE_BITS)
-            | link.line as u64;
+        let content = (link.member.bits() << LINE_BITS) | link.line as u64;
+        let word = lapped::word(position, self.slots(), content);
         // Release: the batch's bytes before its word; pairs with the Acquire
         // in `look`. Relaxed on failure: the caller looks again.
         self.slot(position)
@@ -101,7 +89,7 @@ impl Log {
 
     /// Whether the log has positions left at and after `position`.
     pub(crate) fn has_laps_left(&self, position: u64) -> bool {
-        self.lap(position) <= LAST_LAP
+        lapped::is_countable(position, self.slots())
     }
 
     /// The reclaim frontier: batches before it may be overwritten.
