@@ -14,7 +14,7 @@ use crate::sync::Ordering;
 use super::Log;
 use super::clock::{Clock, Wait};
 use super::machine::StateMachine;
-use super::member::{Epoch, HEARTBEAT, MemberId, State, Status};
+use super::member::{Epoch, HEARTBEAT, MAX_NODE, MemberId, State, Status};
 use super::replica::{Config, Guard, Phase, Replica, ReplicaError};
 use super::roster::Change;
 use super::snapshot::last_request;
@@ -60,7 +60,8 @@ impl Watch {
             let limit = match status.state {
                 State::Joining | State::Live => lease_ns,
                 // Its evictor is at work, or has died over it.
-                State::Evicting | State::Ending => lease_ns / 4,
+                State::Evicting => lease_ns / 4,
+                State::Ending => 0,
                 State::Free | State::Evicted => continue,
             };
             // Relaxed: a sign of life, and nothing is read on its strength.
@@ -74,7 +75,7 @@ impl Watch {
                     silent_ns: 0,
                 };
             }
-            if seen.silent_ns > limit && member != me {
+            if seen.silent_ns >= limit && member != me {
                 seen.silent_ns = 0;
                 silent.push((member, status.epoch));
             }
@@ -92,12 +93,16 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     /// If that does not succeed within the configured wait, or a limit in
     /// `config` is zero.
     pub fn join(log: Log, machine: S, clock: C, config: Config) -> Result<Self, ReplicaError> {
-        if config.threads == 0 || config.part_bytes == 0 || config.lease_ns < 4 {
+        if config.threads == 0
+            || config.part_bytes == 0
+            || config.lease_ns < 4
+            || config.node > MAX_NODE
+        {
             return Err(ReplicaError::BadConfig);
         }
         let mut wait = Wait::new(config.wait_ns);
         let (me, epoch) = loop {
-            if let Some(claimed) = claim(&log) {
+            if let Some(claimed) = claim(&log, config.node) {
                 break claimed;
             }
             if wait.expired(&clock) {
@@ -140,13 +145,9 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
                 });
             }
         }
-        let status = |state| Status {
-            state,
-            epoch: self.epoch,
-        };
         if self
             .log
-            .change_status(self.me, status(State::Joining), status(State::Live))
+            .change_status(self.me, self.epoch, State::Joining, State::Live)
         {
             Ok(())
         } else {
@@ -228,12 +229,11 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         member: MemberId,
         epoch: Epoch,
     ) -> Result<(), ReplicaError> {
-        let status = |state| Status { state, epoch };
         // From here on the member's position holds up nobody, so there is
         // room for the entry below even if the member was what filled the log.
         let marked = [State::Live, State::Joining].into_iter().any(|state| {
             self.log
-                .change_status(member, status(state), status(State::Evicting))
+                .change_status(member, epoch, state, State::Evicting)
         });
         let found = self.log.status(member);
         let begun = found.is(State::Evicting, epoch) || found.is(State::Ending, epoch);
@@ -247,7 +247,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             (State::Evicting, State::Evicted),
             (State::Ending, State::Free),
         ] {
-            self.log.change_status(member, status(from), status(to));
+            self.log.change_status(member, epoch, from, to);
         }
         guard.core().counters.evictions += 1;
         self.catch_up(guard)
@@ -266,27 +266,12 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     /// slot needs no quarantine.
     pub(crate) fn bury(&self) {
         self.stop_writing();
-        let status = |state| Status {
-            state,
-            epoch: self.epoch,
-        };
-        // In the order in which an evictor moves the status on, so that one
-        // of the steps meets it.
-        for (from, to) in [
-            (State::Joining, State::Ending),
-            (State::Live, State::Ending),
-            (State::Evicting, State::Ending),
-            (State::Evicted, State::Free),
-        ] {
-            if self.log.change_status(self.me, status(from), status(to)) {
-                break;
-            }
-        }
+        self.log.confirm_dead(self.me, self.epoch);
     }
 }
 
 /// Claims a free member slot whose lane nobody needs to read any more.
-fn claim(log: &Log) -> Option<(MemberId, Epoch)> {
+fn claim(log: &Log, node: u32) -> Option<(MemberId, Epoch)> {
     let head = log.head();
     for member in log.members() {
         let free = log.status(member);
@@ -300,8 +285,9 @@ fn claim(log: &Log) -> Option<(MemberId, Epoch)> {
         let joining = Status {
             state: State::Joining,
             epoch,
+            node,
         };
-        if log.change_status(member, free, joining) {
+        if log.replace_status(member, free, joining) {
             // The log's start: in force while the log goes back so far, and
             // otherwise behind the frontier, where it holds up nobody.
             log.set_applied(member, 0);

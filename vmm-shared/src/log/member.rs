@@ -84,18 +84,23 @@ pub enum State {
     Ending,
 }
 
-/// A member slot's status word.
+/// A member slot's status word: node (24) | epoch (32) | state (8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
     /// What it is at.
     pub state: State,
     /// The incarnation that this is about.
     pub epoch: Epoch,
+    /// The node that claimed it, as given in [`Config`](super::Config).
+    pub node: u32,
 }
+
+/// Most that a node's number can be.
+pub(crate) const MAX_NODE: u32 = (1 << 24) - 1;
 
 impl Status {
     const fn word(self) -> u64 {
-        ((self.epoch as u64) << 8) | self.state as u64
+        ((self.node as u64) << 40) | ((self.epoch as u64) << 8) | self.state as u64
     }
 
     /// Garbage in the word reads as an incarnation in quarantine: nobody
@@ -109,13 +114,12 @@ impl Status {
             5 => State::Ending,
             _ => State::Evicted,
         };
-        u32::try_from(word >> 8).map_or(
-            Self {
-                state: State::Evicted,
-                epoch: Epoch::MAX,
-            },
-            |epoch| Self { state, epoch },
-        )
+        let field = |shift: u32, mask: u64| u32::try_from((word >> shift) & mask);
+        Self {
+            state,
+            epoch: field(8, 0xffff_ffff).expect("32 bits"),
+            node: field(40, 0xff_ffff).expect("24 bits"),
+        }
     }
 
     pub(crate) const fn is(self, state: State, epoch: Epoch) -> bool {
@@ -151,7 +155,19 @@ impl Log {
         Status::from_word(self.record(member, STATUS, 0).load(Ordering::Acquire))
     }
 
-    pub(crate) fn change_status(&self, member: MemberId, from: Status, to: Status) -> bool {
+    /// Moves the status of that incarnation from one state to the next.
+    pub(crate) fn change_status(
+        &self,
+        member: MemberId,
+        epoch: Epoch,
+        from: State,
+        to: State,
+    ) -> bool {
+        let found = self.status(member);
+        found.is(from, epoch) && self.replace_status(member, found, Status { state: to, ..found })
+    }
+
+    pub(crate) fn replace_status(&self, member: MemberId, from: Status, to: Status) -> bool {
         // AcqRel: Release pairs with `status`; Acquire, so that a claim sees
         // all of the incarnation that freed the slot.
         self.record(member, STATUS, 0)
@@ -185,25 +201,37 @@ impl Log {
             .store(position, Ordering::Release);
     }
 
-    /// Opens the slot of an evicted incarnation for reuse, on the word of the
-    /// caller that it can never run again. Returns whether the slot was in
-    /// quarantine for just this incarnation.
+    /// Takes the caller's word that an incarnation can never run again: its
+    /// slot leaves quarantine, or, if it is not evicted yet, will be evicted
+    /// at the next tick of any member, without waiting for its lease. Returns
+    /// whether it was still to be buried.
     ///
     /// Call it only with proof: the process was reaped, the node was reset,
     /// the fabric has cut the node off. A member confirmed dead that still
     /// runs can write into its successor's lane.
-    #[must_use = "a slot that was not in quarantine was left as it is"]
     pub fn confirm_dead(&self, member: MemberId, epoch: Epoch) -> bool {
-        let state = State::Evicted;
+        // In the order in which an evictor moves the status on, so that one
+        // of the steps meets it.
         member.index() < self.layout.geometry().members
-            && self.change_status(
-                member,
-                Status { state, epoch },
-                Status {
-                    state: State::Free,
-                    epoch,
-                },
-            )
+            && [
+                (State::Joining, State::Ending),
+                (State::Live, State::Ending),
+                (State::Evicting, State::Ending),
+                (State::Evicted, State::Free),
+            ]
+            .into_iter()
+            .any(|(from, to)| self.change_status(member, epoch, from, to))
+    }
+
+    /// As [`confirm_dead`](Self::confirm_dead) for all incarnations that
+    /// `node` has claimed. A node that was reset calls it before it joins.
+    pub fn confirm_node_dead(&self, node: u32) {
+        for member in self.members() {
+            let status = self.status(member);
+            if status.node == node && status.state != State::Free {
+                self.confirm_dead(member, status.epoch);
+            }
+        }
     }
 
     /// The lowest position that a member in good standing still needs, if
@@ -225,12 +253,13 @@ mod tests {
 
     #[test]
     fn garbage_in_a_status_word_is_quarantine() {
-        for word in [u64::MAX, 7, 1 << 40, 0x1ff] {
+        for word in [u64::MAX, 7, 0x1ff] {
             assert_eq!(Status::from_word(word).state, State::Evicted);
         }
         let status = Status {
             state: State::Live,
             epoch: 9,
+            node: MAX_NODE,
         };
         assert_eq!(Status::from_word(status.word()), status);
     }

@@ -10,7 +10,7 @@ use super::combining::{Combiner, Combining, Sitter};
 use super::lane::Lane;
 use super::lease::Watch;
 use super::machine::StateMachine;
-use super::member::{Epoch, MemberId, State, Status};
+use super::member::{Epoch, MemberId, State};
 use super::order::Slot;
 use super::roster::{Change, Roster};
 use super::snapshot::{Donor, Transfer};
@@ -31,6 +31,9 @@ pub struct Config {
     pub wait_ns: u64,
     /// Threads of this node that can use the replica at once.
     pub threads: usize,
+    /// This node's number, below 2²⁴: who may vouch for the death of this
+    /// member's process; see [`Log::confirm_node_dead`].
+    pub node: u32,
     /// About how much of the state is copied without letting writers in.
     pub part_bytes: usize,
 }
@@ -42,6 +45,7 @@ impl Default for Config {
             patience_ns: 10_000_000,
             wait_ns: 1_000_000_000,
             threads: 64,
+            node: 0,
             part_bytes: 64 << 10,
         }
     }
@@ -83,7 +87,7 @@ pub enum ReplicaError {
     /// The log no longer goes back to its start, and no member that has the
     /// state answers.
     StateLost,
-    /// More operations waited than a batch holds, or a limit is zero.
+    /// A limit is zero, or the node's number too large.
     BadConfig,
 }
 
@@ -279,12 +283,8 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         let position = self.append_change(guard, Change::Left, self.me, self.epoch)?;
         self.catch_up_to_the_end(guard, position);
         self.log.note_end(self.me, position + 1);
-        let status = |state| Status {
-            state,
-            epoch: self.epoch,
-        };
         self.log
-            .change_status(self.me, status(State::Live), status(State::Free));
+            .change_status(self.me, self.epoch, State::Live, State::Free);
         Ok(())
     }
 

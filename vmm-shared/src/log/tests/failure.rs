@@ -114,6 +114,26 @@ fn a_slot_in_quarantine_is_free_only_on_someones_word() {
 }
 
 #[test]
+fn a_node_that_is_known_dead_is_evicted_without_its_lease() {
+    let (log, clock) = (log(TINY), FakeClock::default());
+    let a = join(&log, &clock);
+    let config = super::Config {
+        node: 7,
+        ..super::Config::default()
+    };
+    let b = super::Replica::join(log.clone(), super::Map::default(), &clock, config);
+    let b = b.expect("room");
+    a.tick().expect("alive");
+    log.confirm_node_dead(7);
+    assert_eq!(log.status(b.member()).state, State::Ending);
+    clock.advance(60_000_000);
+    a.tick().expect("alive");
+    clock.advance(60_000_000);
+    a.tick().expect("alive");
+    assert_eq!(log.status(b.member()).state, State::Free);
+}
+
+#[test]
 fn stopped_before_the_link_leaves_no_trace() {
     let (log, clock) = (log(TINY), FakeClock::default());
     let (a, b) = (join(&log, &clock), join(&log, &clock));
@@ -187,12 +207,8 @@ fn linked_before_the_eviction_counts_once_everywhere() {
 fn an_eviction_whose_evictor_died_is_finished_by_another() {
     let (log, clock) = (log(TINY), FakeClock::default());
     let (a, b) = (join(&log, &clock), join(&log, &clock));
-    let status = log.status(b.member());
-    let evicting = super::super::Status {
-        state: State::Evicting,
-        ..status
-    };
-    assert!(log.change_status(b.member(), status, evicting));
+    let live = State::Live;
+    assert!(log.change_status(b.member(), b.epoch(), live, State::Evicting));
     evict_by_lease(&a, b.member(), &clock);
 }
 
