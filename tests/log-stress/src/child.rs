@@ -32,6 +32,7 @@ pub(crate) fn run(path: &Path, slot: usize, generation: u32, threads: usize) -> 
     board
         .stage(slot)
         .store(Stage::Running as u64, Ordering::SeqCst);
+    let parent = std::os::unix::process::parent_id();
     let evicted = AtomicBool::new(false);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -40,6 +41,10 @@ pub(crate) fn run(path: &Path, slot: usize, generation: u32, threads: usize) -> 
                 if replica.tick() == Err(ReplicaError::Ended) {
                     evicted.store(true, Ordering::SeqCst);
                     break;
+                }
+                if std::os::unix::process::parent_id() != parent {
+                    // Nobody is left to judge.
+                    std::process::abort();
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -196,6 +196,11 @@ impl Rack<'_> {
             if stage == Stage::Starting as u64 && self.next_random(8) != 0 {
                 continue;
             }
+            // One failure at a time: the log keeps two copies of the state, so
+            // there must be two before one may go.
+            if self.holders() < 2 {
+                continue;
+            }
             let victim = &mut self.running[slot];
             victim.process.kill().map_err(|error| error.to_string())?;
             victim.process.wait().map_err(|error| error.to_string())?;
@@ -216,6 +221,19 @@ impl Rack<'_> {
             }
         }
         self.settle()
+    }
+
+    /// Members that hold the state and were not killed.
+    fn holders(&self) -> usize {
+        let lives = |node: u32| {
+            self.unconfirmed
+                .iter()
+                .all(|killed| killed.generation != node)
+        };
+        self.log
+            .holders()
+            .filter(|&member| lives(self.log.status(member).node))
+            .count()
     }
 
     /// Reaps processes that ended by themselves, and opens the slots of those

@@ -18,9 +18,9 @@ pub(crate) const MAX_THREADS: usize = 16;
 
 /// A log on which a busy test wraps many times a second.
 pub(crate) const GEOMETRY: Geometry = Geometry {
-    order_slots: 1 << 10,
+    order_slots: 1 << 12,
     members: 16,
-    lane_lines: 1 << 10,
+    lane_lines: 1 << 12,
     entry_bytes: 32,
     stage_lines: 64,
 };
@@ -30,7 +30,7 @@ pub(crate) const LEASE: Duration = Duration::from_millis(200);
 pub(crate) fn config(node: u32) -> Config {
     Config {
         lease_ns: 200_000_000,
-        patience_ns: 20_000_000,
+        patience_ns: 100_000_000,
         wait_ns: 5_000_000_000,
         node,
         part_bytes: 2 << 10,

@@ -84,7 +84,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         // A replica that loads a snapshot can append only when it is done.
         loop {
             match self.step(guard) {
-                Err(ReplicaError::Loading) if !wait.expired(&self.clock) => {}
+                Err(ReplicaError::Loading) if !wait.expired(&self.clock) => self.beat(),
                 Err(error) => return Err(error),
                 Ok(()) => break,
             }
@@ -232,12 +232,18 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         if core.head_seen > before {
             return Ok(());
         }
+        let applied = local.applied;
+        // A member that waits lives.
+        self.beat();
+        self.mark_silent(core, applied);
         self.nudge_slowest();
         let elapsed = wait.pause(&self.clock);
         if elapsed > self.config.patience_ns {
             // Go on without the slowest: it finds out, and loads a snapshot.
             let slots = self.log.geometry().order_slots as u64;
-            let to = (before + (slots / 8).max(1)).min(local.applied);
+            let to = (before + (slots / 8).max(1))
+                .min(applied)
+                .min(self.log.applied_by(self.config.copies));
             if to > before {
                 self.log.raise_head(to);
                 core.head_seen = core.head_seen.max(self.log.head());

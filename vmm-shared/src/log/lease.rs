@@ -15,7 +15,7 @@ use super::Log;
 use super::clock::{Clock, Wait};
 use super::machine::StateMachine;
 use super::member::{Epoch, HEARTBEAT, MAX_NODE, MemberId, State, Status};
-use super::replica::{Config, Guard, Phase, Replica, ReplicaError};
+use super::replica::{Config, Core, Guard, Phase, Replica, ReplicaError};
 use super::roster::Change;
 use super::snapshot::last_request;
 
@@ -30,6 +30,7 @@ pub(crate) struct Watch {
 struct Seen {
     epoch: Epoch,
     beat: u64,
+    applied: u64,
     silent_ns: u64,
 }
 
@@ -46,6 +47,7 @@ impl Watch {
         &mut self,
         log: &Log,
         me: MemberId,
+        my_applied: u64,
         now_ns: u64,
         lease_ns: u64,
     ) -> Vec<(MemberId, Epoch)> {
@@ -55,6 +57,7 @@ impl Watch {
         self.looked_ns = now_ns;
         self.seen.resize(log.geometry().members, Seen::default());
         let mut silent = Vec::new();
+        let (head, far) = (log.head(), log.geometry().order_slots as u64 / 2);
         for (member, seen) in log.members().zip(&mut self.seen) {
             let status = log.status(member);
             let limit = match status.state {
@@ -66,15 +69,25 @@ impl Watch {
             };
             // Relaxed: a sign of life, and nothing is read on its strength.
             let beat = log.record(member, HEARTBEAT, 0).load(Ordering::Relaxed);
-            if (seen.epoch, seen.beat) == (status.epoch, beat) {
-                seen.silent_ns += step;
+            let applied = log.applied(member);
+            let quiet = (seen.epoch, seen.beat) == (status.epoch, beat);
+            // A heart that beats is not enough for one that holds up the log:
+            // its combiner may hang while another thread ticks.
+            let stuck = status.state == State::Live
+                && (seen.epoch, seen.applied) == (status.epoch, applied)
+                && applied >= head
+                && my_applied.saturating_sub(applied) > far;
+            let silent_ns = if quiet || stuck {
+                seen.silent_ns.saturating_add(step)
             } else {
-                *seen = Seen {
-                    epoch: status.epoch,
-                    beat,
-                    silent_ns: 0,
-                };
-            }
+                0
+            };
+            *seen = Seen {
+                epoch: status.epoch,
+                beat,
+                applied,
+                silent_ns,
+            };
             if seen.silent_ns >= limit && member != me {
                 seen.silent_ns = 0;
                 silent.push((member, status.epoch));
@@ -156,7 +169,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     }
 
     /// Shows that this member lives.
-    fn beat(&self) {
+    pub(crate) fn beat(&self) {
         // Relaxed: see `Watch::look`; and `ended` is a hint. A last beat after
         // the slot has changed hands only makes its new owner look alive.
         if self.ended.load(Ordering::Relaxed) == 0 {
@@ -180,6 +193,11 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         };
         let own = self.combine(&mut guard, None);
         debug_assert!(own.is_none(), "no request was given");
+        // A lost slot shows in the status before it shows in the log.
+        let status = self.log.status(self.me);
+        if !status.is(State::Live, self.epoch) {
+            self.end(&mut guard);
+        }
         let (core, local, _) = guard.view();
         match local.phase {
             Phase::Ended(error) => {
@@ -189,21 +207,36 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             Phase::Loading => return Ok(()),
             Phase::Running => {}
         }
-        let now = self.clock.now_ns();
-        let silent = core
-            .watch
-            .look(&self.log, self.me, now, self.config.lease_ns);
-        for (member, epoch) in silent {
-            self.evict_with(&mut guard, member, epoch)?;
+        for (member, epoch) in self.mark_silent(core, local.applied) {
+            match self.evict_with(&mut guard, member, epoch) {
+                // Tried again at a later tick.
+                Ok(()) | Err(ReplicaError::Full | ReplicaError::Loading) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.serve(&mut guard);
-        // A lost slot shows in the status before it shows in the log.
-        let status = self.log.status(self.me);
-        if !status.is(State::Live, self.epoch) {
-            self.end(&mut guard);
-            return Err(ReplicaError::Ended);
-        }
         Ok(())
+    }
+
+    /// Looks for silent members, and marks them, so that none of them holds
+    /// up the log. Done by whoever waits for room, too: that one may be the
+    /// only member that could, and the dead may be what it waits for.
+    pub(crate) fn mark_silent(&self, core: &mut Core<S>, applied: u64) -> Vec<(MemberId, Epoch)> {
+        let now = self.clock.now_ns();
+        let lease_ns = self.config.lease_ns;
+        let silent = core.watch.look(&self.log, self.me, applied, now, lease_ns);
+        for &(member, epoch) in &silent {
+            self.mark(member, epoch);
+        }
+        silent
+    }
+
+    /// From here on the member's position counts no more.
+    fn mark(&self, member: MemberId, epoch: Epoch) -> bool {
+        [State::Live, State::Joining].into_iter().any(|state| {
+            self.log
+                .change_status(member, epoch, state, State::Evicting)
+        })
     }
 
     /// Evicts a member at once, for a caller who knows that it is dead or
@@ -229,15 +262,11 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         member: MemberId,
         epoch: Epoch,
     ) -> Result<(), ReplicaError> {
-        // From here on the member's position holds up nobody, so there is
-        // room for the entry below even if the member was what filled the log.
-        let marked = [State::Live, State::Joining].into_iter().any(|state| {
-            self.log
-                .change_status(member, epoch, state, State::Evicting)
-        });
+        // First: there is room for the entry below even if the member was what
+        // filled the log.
+        self.mark(member, epoch);
         let found = self.log.status(member);
-        let begun = found.is(State::Evicting, epoch) || found.is(State::Ending, epoch);
-        if !marked && !begun {
+        if !found.is(State::Evicting, epoch) && !found.is(State::Ending, epoch) {
             return Ok(());
         }
         // Two evictors may both come here; the second entry has no effect.
@@ -254,7 +283,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     }
 
     /// This member has lost its slot: it stops.
-    fn end(&self, guard: &mut Guard<'_, S>) {
+    pub(crate) fn end(&self, guard: &mut Guard<'_, S>) {
         self.stop_writing();
         guard.write(&self.clock, |_, local, _| {
             local.phase = Phase::Ended(ReplicaError::Ended);

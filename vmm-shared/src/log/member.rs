@@ -234,6 +234,30 @@ impl Log {
         }
     }
 
+    /// The live members whose replicas can still follow the log: those that
+    /// hold the state.
+    pub fn holders(&self) -> impl Iterator<Item = MemberId> {
+        let head = self.head();
+        self.members().filter(move |&member| {
+            self.status(member).state == State::Live && self.applied(member) >= head
+        })
+    }
+
+    /// The position up to which at least `copies` holders have applied, or
+    /// all of them if there are fewer.
+    pub(crate) fn applied_by(&self, copies: usize) -> u64 {
+        let mut highest = [0; MAX_MEMBERS];
+        let mut count = 0;
+        for member in self.holders() {
+            highest[count] = self.applied(member);
+            count += 1;
+        }
+        let highest = &mut highest[..count];
+        highest.sort_unstable_by(|a, b| b.cmp(a));
+        let index = copies.min(count).saturating_sub(1);
+        highest.get(index).copied().unwrap_or(u64::MAX)
+    }
+
     /// The lowest position that a member in good standing still needs, if
     /// there is any such member. One that is behind the reclaim frontier is
     /// lost already, and needs a snapshot instead.

@@ -26,6 +26,11 @@ pub struct Config {
     /// How long a writer that needs space waits for a slow member before it
     /// goes on without it; that one then catches up by snapshot.
     pub patience_ns: u64,
+    /// How many live members have to have applied a batch before one may go
+    /// on without the others, as long as there are so many. With 2, no single
+    /// death loses the state; the last two wait for each other, at most until
+    /// one is evicted. With 1, nobody ever waits longer than the patience.
+    pub copies: usize,
     /// How long an operation may wait: for space, for a snapshot, for its
     /// combiner.
     pub wait_ns: u64,
@@ -43,6 +48,7 @@ impl Default for Config {
         Self {
             lease_ns: 200_000_000,
             patience_ns: 10_000_000,
+            copies: 2,
             wait_ns: 1_000_000_000,
             threads: 64,
             node: 0,

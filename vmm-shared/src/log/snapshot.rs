@@ -113,6 +113,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     pub(crate) fn load_step(&self, guard: &mut Guard<'_, S>) -> Result<(), ReplicaError> {
         let status = self.log.status(self.me);
         if !status.is(State::Joining, self.epoch) && !status.is(State::Live, self.epoch) {
+            self.end(guard);
             return Err(ReplicaError::Ended);
         }
         if self.log.head() == 0 {

@@ -121,7 +121,12 @@ fn a_state_saved_whole_goes_in_pieces() {
 #[test]
 fn a_member_that_falls_behind_holds_up_nobody_and_loads_a_snapshot() {
     let (log, clock) = (log(TINY), FakeClock::default());
-    let (a, b) = (join(&log, &clock), join(&log, &clock));
+    let config = Config {
+        copies: 1,
+        ..Config::default()
+    };
+    let join = || Replica::join(log.clone(), Map::default(), &clock, config).expect("room");
+    let (a, b) = (join(), join());
     let mut ta = a.thread().expect("a seat");
     for round in 0..100 {
         ta.update(op(round % 10, 1)).expect("goes on without b");
@@ -143,10 +148,54 @@ fn a_member_that_falls_behind_holds_up_nobody_and_loads_a_snapshot() {
 }
 
 #[test]
+fn the_last_two_holders_of_the_state_do_not_pass_each_other() {
+    let (log, clock) = (log(TINY), FakeClock::default());
+    let config = Config {
+        lease_ns: u64::MAX / 8,
+        ..Config::default()
+    };
+    let join = || Replica::join(log.clone(), Map::default(), &clock, config).expect("room");
+    let (a, b, c) = (join(), join(), join());
+    for _ in 0..100 {
+        let _ = a.thread().expect("a seat").update(op(1, 1));
+        b.tick().expect("alive");
+    }
+    // c was passed, for a and b have the state.
+    assert_eq!(log.holders().count(), 2);
+    assert!(a.counters().expect("idle").passed > 0);
+    let passed = a.counters().expect("idle").passed;
+    while a.thread().expect("a seat").update(op(1, 1)).is_ok() {}
+    assert_eq!(log.holders().count(), 2);
+    assert_eq!(a.counters().expect("idle").passed, passed);
+    b.tick().expect("alive");
+    assert!(a.thread().expect("a seat").update(op(1, 1)).is_ok());
+    drop(c);
+}
+
+#[test]
+fn a_member_whose_heart_beats_but_that_applies_nothing_is_evicted() {
+    let (log, clock) = (log(TINY), FakeClock::default());
+    let (a, b) = (join(&log, &clock), join(&log, &clock));
+    // A thread of b hangs while it combines; another ticks.
+    let hung = b.lock.try_combine().expect("idle");
+    for _ in 0..100 {
+        // When the log is full, a finds out who is in the way.
+        a.thread().expect("a seat").update(op(1, 1)).expect("room");
+        a.tick().expect("alive");
+        b.tick().expect("not known yet");
+    }
+    assert_eq!(log.holders().collect::<Vec<_>>(), [a.member()]);
+    assert!(a.thread().expect("a seat").update(op(1, 1)).is_ok());
+    drop(hung);
+    assert_eq!(b.tick(), Err(ReplicaError::Ended));
+}
+
+#[test]
 fn a_full_log_gives_back_pressure_with_a_time_out() {
     let (log, clock) = (log(TINY), FakeClock::default());
     let config = Config {
-        patience_ns: u64::MAX / 2,
+        lease_ns: u64::MAX / 8,
+        patience_ns: u64::MAX / 8,
         ..Config::default()
     };
     let a = Replica::join(log.clone(), Map::default(), &clock, config).expect("room");
