@@ -25,11 +25,11 @@ pub(crate) const GEOMETRY: Geometry = Geometry {
     stage_lines: 64,
 };
 
-pub(crate) const LEASE: Duration = Duration::from_millis(200);
+pub(crate) const LEASE: Duration = Duration::from_millis(400);
 
 pub(crate) fn config(node: u32) -> Config {
     Config {
-        lease_ns: 200_000_000,
+        lease_ns: 400_000_000,
         patience_ns: 100_000_000,
         wait_ns: 5_000_000_000,
         node,

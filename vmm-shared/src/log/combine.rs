@@ -13,7 +13,7 @@ use super::member::{Epoch, MemberId, State};
 use super::order::{Link, Slot};
 use super::replica::{Core, Guard, Outcome, Phase, Replica, ReplicaError, Request, payload_len};
 use super::roster::Change;
-use crate::sync::AtomicU64;
+use crate::sync::{AtomicU64, Ordering};
 
 impl<S: StateMachine, C: Clock> Replica<S, C> {
     /// Appends what waits in the seats, and `own`, as one batch; applies the
@@ -45,6 +45,12 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             if guard.core().left_over.is_none() {
                 break;
             }
+        }
+        // Relaxed, both: a hint.
+        if self.due.load(Ordering::Relaxed) != 0 {
+            self.due.store(0, Ordering::Relaxed);
+            // The next tick tells the platform what went wrong.
+            let _ = self.maintain(guard);
         }
         guard.core().own_answer.take()
     }
@@ -236,6 +242,8 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         // A member that waits lives.
         self.beat();
         self.mark_silent(core, applied);
+        // What holds us up may be a joiner that waits for a part from us.
+        self.serve(guard);
         self.nudge_slowest();
         let elapsed = wait.pause(&self.clock);
         if elapsed > self.config.patience_ns {
@@ -246,6 +254,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
                 .min(self.log.applied_by(self.config.copies));
             if to > before {
                 self.log.raise_head(to);
+                let core = guard.core();
                 core.head_seen = core.head_seen.max(self.log.head());
                 core.counters.passed += 1;
                 return Ok(());

@@ -189,14 +189,25 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     pub fn tick(&self) -> Result<(), ReplicaError> {
         self.beat();
         let Some(mut guard) = self.lock.try_combine() else {
+            // A node whose threads combine all the time must not be deaf to
+            // the others: whoever has the lock does the rest.
+            // Relaxed: a hint, which a later tick repeats.
+            self.due.store(1, Ordering::Relaxed);
             return Ok(());
         };
+        // Before anything else, so that the combiner does not do it as well.
+        self.due.store(0, Ordering::Relaxed);
         let own = self.combine(&mut guard, None);
         debug_assert!(own.is_none(), "no request was given");
+        self.maintain(&mut guard)
+    }
+
+    /// What a tick does beyond renewing the lease and keeping up.
+    pub(crate) fn maintain(&self, guard: &mut Guard<'_, S>) -> Result<(), ReplicaError> {
         // A lost slot shows in the status before it shows in the log.
         let status = self.log.status(self.me);
         if !status.is(State::Live, self.epoch) {
-            self.end(&mut guard);
+            self.end(guard);
         }
         let (core, local, _) = guard.view();
         match local.phase {
@@ -208,13 +219,13 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             Phase::Running => {}
         }
         for (member, epoch) in self.mark_silent(core, local.applied) {
-            match self.evict_with(&mut guard, member, epoch) {
+            match self.evict_with(guard, member, epoch) {
                 // Tried again at a later tick.
                 Ok(()) | Err(ReplicaError::Full | ReplicaError::Loading) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.serve(&mut guard);
+        self.serve(guard);
         Ok(())
     }
 

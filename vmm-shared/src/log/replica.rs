@@ -183,6 +183,8 @@ pub struct Replica<S: StateMachine, C> {
     pub(crate) epoch: Epoch,
     /// 1 once this member must not write to the log's memory any more.
     pub(crate) ended: AtomicU64,
+    /// 1 if a tick found the lock taken.
+    pub(crate) due: AtomicU64,
     pub(crate) lock: Lock<S>,
 }
 
@@ -225,6 +227,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             me,
             epoch,
             ended: AtomicU64::new(0),
+            due: AtomicU64::new(0),
             lock: Combining::new(core, local, config.threads),
         }
     }
