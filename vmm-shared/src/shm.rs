@@ -103,6 +103,18 @@ impl SharedMem {
         Some(unsafe { core::slice::from_raw_parts(base.as_ptr().cast(), count) })
     }
 
+    /// All whole words of the window, without the window's lifetime.
+    ///
+    /// # Safety
+    /// The caller keeps this value, or a copy, for as long as it uses the
+    /// words, and hands them to nobody who might keep them longer.
+    #[must_use]
+    pub(crate) const unsafe fn words_unbound(&self) -> &'static [AtomicU64] {
+        // SAFETY: as in `atomic_words`, for the whole window, whose base is
+        // aligned by `new`'s contract; the lifetime is the caller's promise.
+        unsafe { core::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 8) }
+    }
+
     /// Copies bytes out of the window; `None` if they are not all inside it.
     ///
     /// The copy is not atomic as a whole, unless it is a naturally aligned

@@ -4,6 +4,11 @@
 //! `--cfg loom` they are the model checker's, over words of its own, so that
 //! the very code that runs in a hypervisor is the code that is explored.
 
+#![cfg_attr(
+    not(loom),
+    expect(unsafe_code, reason = "keeps the words of a window beside the window")
+)]
+
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(loom)]
@@ -16,8 +21,12 @@ use crate::shm::SharedMem;
 /// the window, not the memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Words {
+    /// Keeps the window's promise for `words`.
     #[cfg(not(loom))]
-    memory: SharedMem,
+    _memory: SharedMem,
+    /// The window's words; never given out for longer than `self` lives.
+    #[cfg(not(loom))]
+    words: &'static [AtomicU64],
     #[cfg(loom)]
     words: loom::sync::Arc<Vec<AtomicU64>>,
     #[cfg(loom)]
@@ -29,25 +38,29 @@ pub(crate) struct Words {
 #[cfg(not(loom))]
 impl Words {
     pub(crate) const fn new(memory: SharedMem) -> Self {
-        Self { memory }
+        // SAFETY: `memory` is kept beside them, and `slice`, the only way to
+        // them, binds what it returns to `self`.
+        let words = unsafe { memory.words_unbound() };
+        Self {
+            _memory: memory,
+            words,
+        }
     }
 
     pub(crate) const fn len(&self) -> usize {
-        self.memory.len() / 8
+        self.words.len()
     }
 
     /// The `count` words from word `start` on, if all are inside.
     #[cfg(any(feature = "alloc", test))]
     pub(crate) fn part(&self, start: usize, count: usize) -> Option<Self> {
-        let memory = self
-            .memory
-            .window(start.checked_mul(8)?, count.checked_mul(8)?)?;
-        Some(Self { memory })
+        let words = self.words.get(start..start.checked_add(count)?)?;
+        Some(Self { words, ..*self })
     }
 
     #[inline]
     pub(crate) fn slice(&self, start: usize, count: usize) -> Option<&[AtomicU64]> {
-        self.memory.atomic_words(start.checked_mul(8)?, count)
+        self.words.get(start..start.checked_add(count)?)
     }
 }
 
