@@ -6,13 +6,21 @@
 //! found in a region is trusted: every offset and length read from one is
 //! checked against the region before use.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, loom)), no_std)]
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "test data"))]
+
+#[cfg(any(feature = "alloc", test, loom))]
+extern crate alloc;
 
 pub mod addr;
 pub mod agent;
 pub mod coherence;
 pub mod control;
+mod lapped;
+#[cfg(any(feature = "alloc", test, loom))]
+pub mod log;
 pub mod region;
 pub mod ring;
+pub mod rpc;
 pub mod shm;
+mod sync;

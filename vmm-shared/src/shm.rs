@@ -92,6 +92,29 @@ impl SharedMem {
         Some(unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) })
     }
 
+    /// `count` 64-bit words from `offset` on (naturally aligned), if all are
+    /// inside the window.
+    #[must_use]
+    pub fn atomic_words(&self, offset: usize, count: usize) -> Option<&[AtomicU64]> {
+        let base = self.at(offset, count.checked_mul(8)?, 8)?;
+        // SAFETY: 1. in bounds and aligned by `at`; 2. mapped by `new`'s
+        // contract; 3. only ever accessed atomically; 4. AtomicU64 has the
+        // layout of a u64.
+        Some(unsafe { core::slice::from_raw_parts(base.as_ptr().cast(), count) })
+    }
+
+    /// All whole words of the window, without the window's lifetime.
+    ///
+    /// # Safety
+    /// The caller keeps this value, or a copy, for as long as it uses the
+    /// words, and hands them to nobody who might keep them longer.
+    #[must_use]
+    pub(crate) const unsafe fn words_unbound(&self) -> &'static [AtomicU64] {
+        // SAFETY: as in `atomic_words`, for the whole window, whose base is
+        // aligned by `new`'s contract; the lifetime is the caller's promise.
+        unsafe { core::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 8) }
+    }
+
     /// Copies bytes out of the window; `None` if they are not all inside it.
     ///
     /// The copy is not atomic as a whole, unless it is a naturally aligned
@@ -266,6 +289,9 @@ mod tests {
         assert!(memory.read_bytes(usize::MAX, &mut [0; 2]).is_none());
         assert!(memory.atomic_u64(60).is_none());
         assert!(memory.atomic_u32(2).is_none());
+        assert!(memory.atomic_words(8, 8).is_none());
+        assert!(memory.atomic_words(8, usize::MAX).is_none());
+        assert_eq!(memory.atomic_words(8, 7).expect("fits").len(), 7);
         assert!(memory.window(8, 57).is_none());
         let mut all = [0xff; 64];
         memory.read_bytes(0, &mut all).expect("fits");
