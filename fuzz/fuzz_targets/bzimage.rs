@@ -11,15 +11,11 @@ use std::collections::HashMap;
 
 use hypervisor::loader::{LinuxBoot, load_linux};
 use hypervisor::mem::{GuestMemory, GuestMemoryError};
-use hypervisor::platform::PlatformConfig;
+use hypervisor::platform::{PlatformConfig, Topology};
 use libfuzzer_sys::fuzz_target;
 use vmm_shared::addr::Gpa;
 
-const PLATFORM: PlatformConfig = PlatformConfig {
-    vcpus: 2,
-    memory: 512 << 20,
-    image: None,
-};
+const MEMORY: u64 = 512 << 20;
 const INITRAMFS: &[u8] = &[0x5a; 5000];
 
 /// Guest memory of which only what was written takes room.
@@ -37,7 +33,7 @@ impl Sparse {
         mut access: impl FnMut(&mut [u8], usize),
     ) -> Result<(), GuestMemoryError> {
         let end = gpa.checked_add(len as u64);
-        if end.is_none_or(|end| end.0 > PLATFORM.memory) {
+        if end.is_none_or(|end| end.0 > MEMORY) {
             return Err(GuestMemoryError { gpa, len });
         }
         let mut pages = self.0.borrow_mut();
@@ -71,8 +67,12 @@ impl GuestMemory for Sparse {
 
 fuzz_target!(|kernel: &[u8]| {
     let memory = Sparse(RefCell::default());
+    let platform = PlatformConfig {
+        topology: Topology::one_node(2, MEMORY).expect("a possible machine"),
+        image: None,
+    };
     let boot = LinuxBoot {
-        platform: &PLATFORM,
+        platform: &platform,
         kernel: &kernel,
         initramfs: &INITRAMFS,
         command_line: b"quiet",
@@ -89,6 +89,6 @@ fuzz_target!(|kernel: &[u8]| {
     assert_eq!(entry.rip, load + 0x200);
     assert!(load >= 1 << 20);
     assert!(load + size <= start, "kernel and initramfs overlap");
-    assert!(start + len <= PLATFORM.memory);
+    assert!(start + len <= MEMORY);
     assert_eq!(len, INITRAMFS.len() as u64);
 });
