@@ -65,7 +65,10 @@ fn the_command_gets_the_first_interrupt_and_may_handle_it() {
 #[test]
 fn the_second_interrupt_ends_everything() {
     let bench = Bench::new();
-    let child = started(&bench, "trap '' INT; for i in $(seq 1200); do sleep 0.1; done");
+    let child = started(
+        &bench,
+        "trap '' INT; for i in $(seq 1200); do sleep 0.1; done",
+    );
     signal(&child, Signal::INT);
     std::thread::sleep(Duration::from_millis(300));
     signal(&child, Signal::INT);
@@ -76,11 +79,17 @@ fn the_second_interrupt_ends_everything() {
 #[test]
 fn termination_is_forwarded_and_then_enforced() {
     let bench = Bench::new();
-    let child = started(&bench, "trap 'exit 4' TERM; for i in $(seq 1200); do sleep 0.1; done");
+    let child = started(
+        &bench,
+        "trap 'exit 4' TERM; for i in $(seq 1200); do sleep 0.1; done",
+    );
     std::thread::sleep(Duration::from_millis(200));
     signal(&child, Signal::TERM);
     assert_eq!(bench.end(child).status.code(), Some(4));
-    let child = started(&bench, "trap '' TERM; for i in $(seq 1200); do sleep 0.1; done");
+    let child = started(
+        &bench,
+        "trap '' TERM; for i in $(seq 1200); do sleep 0.1; done",
+    );
     signal(&child, Signal::TERM);
     assert_eq!(bench.end(child).status.code(), Some(143));
     bench.assert_nothing_left();

@@ -467,7 +467,9 @@ fn a_session_given_up_is_ended() {
     let agent = Agent::start();
     let file = std::env::temp_dir().join(format!("viaduct-agent-pid-{}", std::process::id()));
     let name = file.to_str().expect("plain path");
-    let script = format!("echo $$ >{name}; trap '' HUP; echo ready; for i in $(seq 1200); do sleep 0.1; done");
+    let script = format!(
+        "echo $$ >{name}; trap '' HUP; echo ready; for i in $(seq 1200); do sleep 0.1; done"
+    );
     let mut session = agent.exec(&["sh", "-c", &script]);
     session.events.next_within(HANG).expect("goes on");
     drop(session);
