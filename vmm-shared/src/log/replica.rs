@@ -299,8 +299,13 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
 
     /// The state that is given back holds all up to the departure.
     fn catch_up_to_the_end(&self, guard: &mut Guard<'_, S>, position: u64) {
-        while guard.view().1.applied <= position {
-            if self.catch_up(guard).is_err() {
+        loop {
+            let before = guard.view().1.applied;
+            if before > position || self.catch_up(guard).is_err() {
+                break;
+            }
+            if guard.view().1.applied == before {
+                // Somebody has written over the log.
                 break;
             }
         }
@@ -372,6 +377,7 @@ impl<S: StateMachine, C: Clock> Thread<'_, S, C> {
         // The end of the log at some moment after the call began; to have
         // applied so much is enough, however fast writers go on.
         let mut target = None;
+        let mut rounds = 0_u32;
         let mut wait = Wait::new(self.replica.config.wait_ns);
         loop {
             let mut running = false;
@@ -395,7 +401,10 @@ impl<S: StateMachine, C: Clock> Thread<'_, S, C> {
             if let Some(mut guard) = self.replica.lock.try_combine() {
                 let none = self.replica.combine(&mut guard, None);
                 debug_assert!(none.is_none(), "no request of our own was given");
-                if running {
+                rounds += 1;
+                // Mostly that was all it took. If not, the log's own words may
+                // be in the way: then this ends with the wait.
+                if running && rounds < 8 {
                     continue;
                 }
             }

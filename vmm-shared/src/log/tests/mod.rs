@@ -1,6 +1,7 @@
 //! Tests of the log as a whole.
 
 mod failure;
+mod hostile;
 mod joining;
 mod threads;
 
