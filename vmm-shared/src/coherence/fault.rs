@@ -203,6 +203,24 @@ impl<W: Words> Fault<W> {
         }
     }
 
+    /// Tries to get the frame for its node without asking anybody, before the
+    /// guest needs it.
+    pub(super) fn join_if_free(
+        &mut self,
+        install: impl FnOnce(Unit, Rights),
+    ) -> Result<(), CoherenceError> {
+        let Some(unit) = self.enter()? else {
+            return Ok(());
+        };
+        let plan = self.look(unit)?.plan;
+        let free = |plan: &Plan| plan.change == Change::Join && plan.keep.is_none();
+        if let (Unit::Frame(_), Some(plan)) = (unit, plan.filter(free)) {
+            self.settle(unit, plan, NodeSet::EMPTY)?;
+            install(unit, plan.rights);
+        }
+        self.map.unlock(self.member, unit)
+    }
+
     /// Locks the entry that counts for the frame.
     fn enter(&mut self) -> Result<Option<Unit>, CoherenceError> {
         let frame = Unit::Frame(self.frame);

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use super::entry::{Control, Member, State};
 use super::fault::Fault;
 use super::layout::{EntryAt, Geometry, Layout};
-use super::rights::{Access, FRAMES_PER_PIECE, NodeSet, Unit};
+use super::rights::{Access, FRAMES_PER_PIECE, NodeSet, Rights, Unit};
 use super::words::Words;
 use super::{CoherenceError, MAX_TRIES, PATIENCE};
 use crate::addr::NodeId;
@@ -162,6 +162,31 @@ impl<W: Words> CoherenceMap<W> {
                 install(unit);
             }
             self.unlock(member, unit)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a node frames that others share and that it may need soon,
+    /// without asking anybody, and calls `install` for each. Frames that can't
+    /// be had in this way, or that the node has, are left alone.
+    ///
+    /// For the neighbours of a frame that a node has just joined in a split
+    /// piece, which it would else fault on one by one.
+    ///
+    /// # Errors
+    /// If the range is not inside guest memory, the node has been fenced, or
+    /// an entry is corrupt.
+    pub fn join_around(
+        &self,
+        member: Member,
+        frames: Range<usize>,
+        mut install: impl FnMut(Unit, Rights),
+    ) -> Result<(), CoherenceError> {
+        for frame in frames {
+            // What a read would be given, and never more than that: nobody is
+            // asked to give up anything and nothing needs a refresh.
+            let mut fault = self.fault(member, frame, Access::Read)?;
+            fault.join_if_free(&mut install)?;
         }
         Ok(())
     }

@@ -107,6 +107,9 @@
 //! but its answer word in the request and its inbox. Requests can be lost only
 //! as doorbells, and [`Fault::nudge`] repeats those.
 //!
+//! After a join in a split piece, [`CoherenceMap::join_around`] brings the
+//! neighbours along for free.
+//!
 //! What the hypervisor itself writes into guest memory counts as the node's
 //! writing: fault for Write, and store before a core of this node can answer a
 //! revocation of it (under the lock of the node's page tables, say).

@@ -1,6 +1,9 @@
 //! Tests of the protocol as a whole, against a model of nodes with page
 //! tables, TLBs and an emulator's translations.
 
+mod garbage;
+mod models;
 mod scenarios;
 mod simulation;
+mod threads;
 mod world;

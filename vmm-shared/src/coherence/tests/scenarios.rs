@@ -364,6 +364,23 @@ fn pieces_are_claimed_only_if_nobody_was_there() {
 }
 
 #[test]
+fn neighbours_are_joined_if_that_costs_nobody_anything() {
+    let mut world = World::new(3, 1);
+    for node in 0..2 {
+        world.accomplish(node, 0, Write).expect("works");
+    }
+    assert_eq!(world.join_around(2), Ok(0), "the piece is whole");
+    world.accomplish(1, 0, Execute).expect("works");
+    // Frame 0 is Code; 1 and 511 are Data; the other piece is untouched.
+    assert_eq!(world.join_around(2), Ok(3));
+    assert_eq!(world.accomplish(2, 0, Execute), Ok(0));
+    assert_eq!(world.accomplish(2, 1, Write), Ok(0));
+    assert_eq!(world.accomplish(2, 1, Execute), Ok(1));
+    assert_eq!(world.join_around(2), Ok(0), "it has them all");
+    world.check().expect("coherent");
+}
+
+#[test]
 fn nonsense_arguments_are_refused() {
     let world = World::new(2, 1);
     let me = world.member(0);

@@ -328,6 +328,22 @@ impl World {
         Ok(())
     }
 
+    /// Takes neighbours that cost nobody anything.
+    pub(super) fn join_around(&mut self, node: usize) -> Verdict<usize> {
+        let member = self.member(node);
+        let map = self.map.clone();
+        let mut joined = 0;
+        for (at, frame) in WATCHED.into_iter().enumerate() {
+            map.join_around(member, frame..frame + 1, |unit, rights| {
+                assert_eq!(unit, Unit::Frame(frame));
+                self.nodes[node].tables[at] = rights;
+                joined += 1;
+            })
+            .map_err(fatal)?;
+        }
+        Ok(joined)
+    }
+
     pub(super) fn nudge(&mut self, node: usize, core: usize) {
         if let Some(fault) = &self.nodes[node].cores[core].fault {
             let _ = fault.nudge();
@@ -488,7 +504,9 @@ impl World {
                 self.access(node, core, WATCHED[at], access)?;
             }
             98 => self.lose_hints(node),
-            _ => {}
+            _ => {
+                self.join_around(node)?;
+            }
         }
         Ok(())
     }
