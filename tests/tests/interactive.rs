@@ -19,8 +19,10 @@ fn a_shell_with_job_control() {
     let flags = flags.expect("the shell's options");
     assert!(flags.contains('m') && flags.contains('i'), "{said}");
 
-    // Echoed as two words, printed as one: only the output matches.
-    terminal.type_in("echo be\"\"gun; sleep 1000\r");
+    // Echoed as two words, printed as one: only the output matches. The job
+    // itself prints it, so that it is in the foreground by then.
+    let job = "sh -c 'echo be\"\"gun; exec sleep 1000'\r";
+    terminal.type_in(job);
     terminal.expect("begun");
     terminal.type_in("\x03");
     terminal.expect("<ready>");
@@ -28,7 +30,7 @@ fn a_shell_with_job_control() {
     terminal.expect("status 130");
     terminal.expect("<ready>");
 
-    terminal.type_in("echo be\"\"gun; sleep 1000\r");
+    terminal.type_in(job);
     terminal.expect("begun");
     terminal.type_in("\x1a");
     terminal.expect("Stopped");
