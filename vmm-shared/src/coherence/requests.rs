@@ -95,12 +95,11 @@ impl<W: Words> CoherenceMap<W> {
             .ok_or(CoherenceError::CorruptRequest {
                 requester: member.node,
             })?;
-        // Release: who reads one of these words also sees that the previous
-        // request in the slot was closed before, so it can't take a mixture of
-        // two requests for one of them.
+        // Relaxed, both: who sees the new sequence sees them. Who has seen the
+        // last one only may see them, too: see `look`.
         self.words
-            .store(at.what, encode(unit, keep), Ordering::Release);
-        self.words.store(at.targets, targets.0, Ordering::Release);
+            .store(at.what, encode(unit, keep), Ordering::Relaxed);
+        self.words.store(at.targets, targets.0, Ordering::Relaxed);
         // Release: the request is complete before it is open.
         self.words.store(at.sequence, sequence, Ordering::Release);
         self.hint(member.node, targets);
@@ -139,10 +138,9 @@ impl<W: Words> CoherenceMap<W> {
     /// Closes a request and gives its slot back.
     pub(super) fn close(&self, member: Member, ticket: Ticket) {
         let at = self.layout.request(member.node, ticket.slot);
-        // Release: keeps the order for the reader of the next request's words,
-        // see `ask`.
+        // Relaxed: who sees it late serves once more.
         self.words
-            .store(at.sequence, ticket.sequence + 1, Ordering::Release);
+            .store(at.sequence, ticket.sequence + 1, Ordering::Relaxed);
         // Release: closed before another core of this node takes the slot.
         self.words.fetch_and(
             Layout::slots(member.node),
@@ -224,13 +222,12 @@ impl<W: Words> CoherenceMap<W> {
         if sequence.is_multiple_of(2) || self.done(member, at, sequence) {
             return Ok(None);
         }
-        // Acquire: if one of these belongs to a later request, the load of the
-        // sequence below sees that this one has been closed.
-        let what = self.words.load(at.what, Ordering::Acquire);
-        let targets = NodeSet(self.words.load(at.targets, Ordering::Acquire));
-        if self.words.load(at.sequence, Ordering::Relaxed) != sequence
-            || !targets.contains(member.node)
-        {
+        // Relaxed: they belong to this request, or to a later one in the slot.
+        // Then this one is closed, and nobody waits for the answer to it; what
+        // the later one wants, or a mixture, only costs this guest a fault.
+        let what = self.words.load(at.what, Ordering::Relaxed);
+        let targets = NodeSet(self.words.load(at.targets, Ordering::Relaxed));
+        if !targets.contains(member.node) {
             return Ok(None);
         }
         let (unit, keep) = self

@@ -114,6 +114,8 @@ impl Node {
         loop {
             if let Step::Granted(grant) = fault.poll().expect("sound") {
                 let mut tables = self.tables.lock().expect("no panic");
+                // The guest's other cores run on the old rights until now.
+                self.look(*tables);
                 if grant.must_refresh {
                     tables.1 = None;
                 }

@@ -98,6 +98,37 @@ fn who_never_executed_or_wrote_alone_need_not_refresh() {
 }
 
 #[test]
+fn a_split_remembers_who_is_stale() {
+    let mut world = World::new(2, 1);
+    for access in [Write, Execute] {
+        world.accomplish(0, 0, access).expect("works");
+    }
+    // The piece becomes Data as a whole, and node 1 changes the code.
+    world.accomplish(1, 0, Write).expect("works");
+    world.accomplish(0, 0, Execute).expect("not the old code");
+}
+
+#[test]
+fn a_refresh_that_was_not_done_is_due_the_next_time() {
+    let mut world = World::new(2, 1);
+    for access in [Write, Execute] {
+        world.accomplish(0, 0, access).expect("works");
+    }
+    world.accomplish(1, 0, Write).expect("works");
+    for _ in 0..2 {
+        let mut fault = world.map.fault(world.member(0), 0, Execute).expect("ok");
+        let grant = loop {
+            match fault.poll().expect("works") {
+                Step::Granted(grant) => break grant,
+                _ => while world.serve(1, 0, false).expect("works") {},
+            }
+        };
+        assert!(grant.must_refresh);
+        fault.abandon().expect("granted");
+    }
+}
+
+#[test]
 fn code_written_and_executed_by_turns_roams_and_settles() {
     let mut world = World::new(2, 1);
     world.accomplish(0, 0, Write).expect("works");

@@ -11,11 +11,11 @@ enum Deaths {
     Anywhere,
 }
 
-fn run(seed: u64, nodes: u16, deaths: Deaths, neglect: Neglect) -> Verdict<Counters> {
+fn run(seed: u64, steps: u32, nodes: u16, deaths: Deaths, neglect: Neglect) -> Verdict<Counters> {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut world = World::new(nodes, 2);
     world.neglect = neglect;
-    for step in 0..3000 {
+    for step in 0..steps {
         let mut fuel = match deaths {
             Deaths::Anywhere if dice.one_in(150) => dice.below(40),
             _ => u64::MAX,
@@ -51,7 +51,7 @@ fn random_steps_never_break_coherence() {
     let mut total = Vec::new();
     for seed in 1..=40 {
         let nodes = [2, 3, 5, 8][seed as usize % 4];
-        let counters = run(seed, nodes, Deaths::None, Neglect::Nothing).expect("coherent");
+        let counters = run(seed, 3000, nodes, Deaths::None, Neglect::Nothing).expect("coherent");
         total.push(counters);
     }
     // A simulation that misses a path proves nothing about it.
@@ -80,12 +80,21 @@ fn random_steps_never_break_coherence() {
     }
 }
 
+/// What happens once in the life of a piece, from all sides.
+#[test]
+fn many_short_lives_never_break_coherence() {
+    for seed in 1..=3000 {
+        run(seed, 150, 2, Deaths::None, Neglect::Nothing).expect("coherent");
+    }
+}
+
 #[test]
 fn nodes_that_die_at_any_instant_never_break_coherence() {
     let mut alone = 0;
     for seed in 1000..1040 {
         let nodes = [2, 3, 4][seed as usize % 3];
-        let counters = run(seed, nodes, Deaths::Anywhere, Neglect::Nothing).expect("coherent");
+        let counters =
+            run(seed, 3000, nodes, Deaths::Anywhere, Neglect::Nothing).expect("coherent");
         alone += counters.changes(Change::Alone);
     }
     assert!(alone > 5, "{alone} frames became private again");
@@ -101,7 +110,7 @@ fn every_neglected_duty_is_noticed() {
         Neglect::ReducingFirst,
     ] {
         let noticed = (1..=12)
-            .filter(|seed| run(*seed, 3, Deaths::None, neglect).is_err())
+            .filter(|seed| run(*seed, 3000, 3, Deaths::None, neglect).is_err())
             .count();
         assert!(noticed > 3, "{neglect:?} was noticed {noticed} times");
     }
