@@ -71,13 +71,11 @@ fn a_guest_that_switches_itself_off() {
 }
 
 #[test]
-#[ignore = "Linux restarts through a firmware entry that is not there"]
 fn a_guest_that_resets_itself() {
     assert_ends_vm('b', "reset");
 }
 
 #[test]
-#[ignore = "Linux restarts through a firmware entry that is not there"]
 fn a_guest_that_panics() {
     assert_ends_vm('c', "Kernel panic");
 }

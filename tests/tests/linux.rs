@@ -204,3 +204,22 @@ fn twenty_boots_in_a_row() {
         bench.assert_nothing_left();
     }
 }
+
+#[test]
+fn two_nodes_give_one_guest() {
+    let bench = Bench::new();
+    let line = bench
+        .line([
+            "run", "--nodes", "2", "--cores", "1", "--memory", "512M", "--rootfs", "busybox",
+        ])
+        .guest([
+            "sh",
+            "-c",
+            "nproc; ls -d /sys/devices/system/node/node? | wc -l; cat /sys/devices/system/cpu/cpu1/topology/physical_package_id",
+        ]);
+    let finished = line.finish().well();
+    let said = finished.out();
+    let said: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(said, ["2", "2", "1"], "vCPUs, nodes, package of vCPU 1");
+    bench.assert_nothing_left();
+}

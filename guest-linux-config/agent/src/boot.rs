@@ -156,7 +156,8 @@ fn load_modules() {
 /// Mounts the image below, memory above, and goes there.
 fn enter_root() -> Result<(), BootError> {
     let deadline = Instant::now() + ROOT_TIMEOUT;
-    while !Path::new(ROOT_DEVICE).exists() {
+    // The name is there a moment before the device can be opened.
+    while File::open(ROOT_DEVICE).is_err() {
         if Instant::now() > deadline {
             return Err(BootError(format!(
                 "no {ROOT_DEVICE}: the machine has no persistent memory, or its kernel no driver \

@@ -39,6 +39,25 @@ const COMMAND_LINE: Gpa = Gpa(0x1_1000);
 /// Room for the command line with its terminator.
 const COMMAND_LINE_ROOM: usize = 0x1000;
 
+/// Where a processor starts after a reset, and where a kernel jumps in real
+/// mode that knows no other way to restart.
+const RESET_VECTOR: Gpa = Gpa(0xf_fff0);
+/// `mov dx, SLEEP_PORT; mov al, SLEEP_RESET; out dx, al; hlt; jmp $-1`.
+const RESET_CODE: [u8; 9] = {
+    let [low, high] = layout::SLEEP_PORT.to_le_bytes();
+    [
+        0xba,
+        low,
+        high,
+        0xb0,
+        layout::SLEEP_RESET,
+        0xee,
+        0xf4,
+        0xeb,
+        0xfd,
+    ]
+};
+
 /// What a Linux guest is started from.
 #[derive(Clone, Copy)]
 pub struct LinuxBoot<'a> {
@@ -167,6 +186,7 @@ pub fn load_linux(
 
     let acpi = acpi::build(platform);
     memory.write_bytes(acpi.base, &acpi.bytes)?;
+    memory.write_bytes(RESET_VECTOR, &RESET_CODE)?;
 
     let mut zero_page = ZeroPage::new(&header);
     zero_page.set_kernel(kernel.load);
