@@ -12,6 +12,7 @@ use crate::arch::cpu;
 use crate::arch::svm::state::EFER_SVME;
 use crate::devices::Width;
 use crate::fabric::forward::{Access, Request, Space};
+use crate::mem::walk::FetchedInstruction;
 use crate::platform::cpuid::{CpuidVcpu, OsXsave};
 use crate::platform::msr::{self, MsrRule, PvMsr, WriteRule};
 use crate::vm::Vm;
@@ -38,6 +39,10 @@ const APIC_BASE_BOOT_CPU: u64 = 1 << 8;
 const EFER_WRITABLE: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 14;
 const EFER_LMA: u64 = 1 << 10;
 const EFER_LME: u64 = 1 << 8;
+/// DR7's bits that can be changed; bit 10 is always set.
+const DR7_WRITABLE: u64 = 0xffff_2bff;
+/// DR7 after reset.
+pub(super) const DR7_RESET: u64 = 0x400;
 const CR0_PAGING: u64 = 1 << 31;
 
 impl Vcpu {
@@ -61,6 +66,7 @@ impl Vcpu {
                 self.advance(length::CACHE);
                 Outcome::Resume
             }
+            Exit::DebugControl(direction) => self.debug_control(direction, vm),
             Exit::Rdpmc => Outcome::Inject(Exception::GP),
             Exit::Undefined => Outcome::Inject(Exception::UD),
             Exit::Exception { vector: 18, .. } => {
@@ -276,6 +282,27 @@ impl Vcpu {
         Outcome::Resume
     }
 
+    /// A DR7 that remembers and arms nothing, where the real one would stay
+    /// armed while the hypervisor runs.
+    fn debug_control(&mut self, direction: Direction, vm: &Vm) -> Outcome {
+        let Some((register, len)) = self.fetch(vm).and_then(|bytes| decode_mov_debug(&bytes))
+        else {
+            return Outcome::Inject(Exception::UD);
+        };
+        match direction {
+            Direction::In => self.registers.set(register, self.dr7),
+            Direction::Out => {
+                let value = self.registers.get(register);
+                if value >> 32 != 0 {
+                    return Outcome::Inject(Exception::GP);
+                }
+                self.dr7 = value & DR7_WRITABLE | DR7_RESET;
+            }
+        }
+        self.advance(len);
+        Outcome::Resume
+    }
+
     fn hypercall(&mut self, vm: &Vm) -> Outcome {
         if self.vmcb.cpl() != 0 {
             return Outcome::Inject(Exception::UD);
@@ -305,6 +332,30 @@ impl Vcpu {
         self.advance(length::HYPERCALL);
         Outcome::Resume
     }
+}
+
+/// The general-purpose register of a MOV to or from a debug register, and the
+/// instruction's length.
+fn decode_mov_debug(instruction: &FetchedInstruction) -> Option<(Gpr, u64)> {
+    const LEGACY_PREFIXES: [u8; 11] = [
+        0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
+    ];
+    let bytes = instruction.as_bytes();
+    let prefixes = bytes
+        .iter()
+        .take_while(|byte| LEGACY_PREFIXES.contains(byte))
+        .count();
+    let rest = bytes.get(prefixes..)?;
+    let (rex, opcode) = match rest {
+        [rex @ 0x40..=0x4f, opcode @ ..] => (*rex, opcode),
+        opcode => (0, opcode),
+    };
+    let [0x0f, 0x21 | 0x23, operands, ..] = *opcode else {
+        return None;
+    };
+    let register = Gpr::from_number(operands & 7 | (rex & 1) << 3)?;
+    let len = bytes.len() - opcode.len() + 3;
+    Some((register, len as u64))
 }
 
 /// What XSETBV accepts: x87 always, AVX only with SSE, AVX-512 as a whole and

@@ -9,7 +9,7 @@ use super::decode::{self, MmioAccess};
 use super::exit::{Direction, Exception, Outcome, StopReason};
 use crate::fabric::forward::{Access as DeviceAccess, Request, Space};
 use crate::mem::coherent::Resolution;
-use crate::mem::walk::{self, Privilege, WalkError};
+use crate::mem::walk::{self, FetchedInstruction, Privilege};
 use crate::vm::Vm;
 
 const FAULT_WRITE: u64 = 1 << 1;
@@ -72,9 +72,8 @@ impl Vcpu {
         Outcome::Resume
     }
 
-    fn decode_access(&self, vm: &Vm) -> Result<MmioAccess, impl FnOnce(Gpa) -> Outcome + use<>> {
-        let rip = self.registers.rip;
-        let unemulated = move |gpa| Outcome::Stop(StopReason::Unemulated { rip, gpa });
+    /// The instruction at RIP, as far as it can be read.
+    pub(super) fn fetch(&self, vm: &Vm) -> Option<FetchedInstruction> {
         let paging = self.vmcb.paging(&self.registers);
         let privilege = if self.vmcb.cpl() == 3 {
             Privilege::User
@@ -82,8 +81,13 @@ impl Vcpu {
             Privilege::Supervisor
         };
         let linear = Gva(self.vmcb.linear_rip(&self.registers));
-        let fetched: Result<_, WalkError> = walk::fetch(&vm.memory, &paging, privilege, linear);
-        let bytes = fetched.map_err(|_| unemulated)?;
+        walk::fetch(&vm.memory, &paging, privilege, linear).ok()
+    }
+
+    fn decode_access(&self, vm: &Vm) -> Result<MmioAccess, impl FnOnce(Gpa) -> Outcome + use<>> {
+        let rip = self.registers.rip;
+        let unemulated = move |gpa| Outcome::Stop(StopReason::Unemulated { rip, gpa });
+        let bytes = self.fetch(vm).ok_or(unemulated)?;
         decode::decode(bytes.as_bytes(), rip, self.vmcb.bitness(), &self.registers)
             .map_err(|_| unemulated)
     }

@@ -52,6 +52,8 @@ pub struct Vcpu {
     pv: PvState,
     msrs: StoredMsrs,
     state: RunState,
+    /// DR7 as the guest sees it, where the real one is kept from it.
+    dr7: u64,
     /// An interrupt that the processor may have delivered by itself.
     offered: Option<u8>,
     /// The registers that VMLOAD loads have been set from outside.
@@ -75,6 +77,7 @@ impl Vcpu {
             pv: PvState::default(),
             msrs: StoredMsrs::new(),
             state: RunState::WaitForStartUp,
+            dr7: handlers::DR7_RESET,
             offered: None,
             must_load: true,
             unhalted: false,
@@ -104,6 +107,7 @@ impl Vcpu {
                 self.msrs = StoredMsrs::new();
                 self.pv = PvState::default();
                 self.state = RunState::WaitForStartUp;
+                self.dr7 = handlers::DR7_RESET;
                 self.unhalted = false;
             }
             Signal::StartUp(page) if self.state == RunState::WaitForStartUp => {

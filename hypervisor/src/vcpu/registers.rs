@@ -23,6 +23,36 @@ pub enum Gpr {
     R15,
 }
 
+impl Gpr {
+    /// The register with this number in an instruction, 0 to 15.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        const ALL: [Gpr; 16] = [
+            Gpr::Rax,
+            Gpr::Rcx,
+            Gpr::Rdx,
+            Gpr::Rbx,
+            Gpr::Rsp,
+            Gpr::Rbp,
+            Gpr::Rsi,
+            Gpr::Rdi,
+            Gpr::R8,
+            Gpr::R9,
+            Gpr::R10,
+            Gpr::R11,
+            Gpr::R12,
+            Gpr::R13,
+            Gpr::R14,
+            Gpr::R15,
+        ];
+        if number < 16 {
+            Some(ALL[number as usize])
+        } else {
+            None
+        }
+    }
+}
+
 /// A guest's general-purpose registers, instruction pointer and flags.
 ///
 /// The world switch keeps all but RAX, RSP, RIP and RFLAGS here; those four

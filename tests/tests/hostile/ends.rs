@@ -63,7 +63,6 @@ cases! {
         g.jmp(again)
     };
 
-    #[ignore = "QEMU 7.2 leaves a guest's breakpoints armed in the hypervisor"]
     endless_debug_exceptions: Pass[2], |g| {
         g.let_second_vcpu_end_it()?;
         g.mov(at(state::RECOVERY), 1)?;

@@ -302,7 +302,6 @@ cases! {
         g.mov(dr7, rax)
     };
 
-    #[ignore = "QEMU 7.2 leaves a guest's breakpoints armed in the hypervisor"]
     breakpoints_all_over_the_hypervisor: Pass, |g| {
         // One where every exit comes by, three that wander through its code,
         // the handlers of breakpoints included.
@@ -325,7 +324,6 @@ cases! {
         })
     };
 
-    #[ignore = "QEMU 7.2 leaves a guest's breakpoints armed in the hypervisor"]
     watchpoints_all_over_the_hypervisor: Pass, |g| {
         g.mov(at(state::RECOVERY), 1)?;
         // Its tables, its heap and the first 16 MiB, in steps.

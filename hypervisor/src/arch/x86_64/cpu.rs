@@ -122,6 +122,13 @@ pub fn fetches_coherently() -> bool {
     [found.ebx, found.ecx, found.edx] != tcg
 }
 
+/// Whether breakpoints that a guest arms stay armed after an exit: QEMU's TCG
+/// up to version 8 does not switch DR7.
+#[must_use]
+pub fn leaks_breakpoints() -> bool {
+    !fetches_coherently()
+}
+
 /// The CPUID instruction of this core.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpuid;

@@ -13,6 +13,8 @@ const EXCEPTION_BASE: u64 = 0x40;
 #[must_use]
 pub fn decode(control: &Control) -> Exit {
     match control.exit_code {
+        0x27 => Exit::DebugControl(Direction::In),
+        0x37 => Exit::DebugControl(Direction::Out),
         code @ 0x40..=0x5f => Exit::Exception {
             vector: u8::try_from(code - EXCEPTION_BASE).expect("32 codes"),
             error: low_half(control.exit_info_1),

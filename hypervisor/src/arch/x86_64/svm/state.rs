@@ -10,6 +10,7 @@ use super::bitmaps::PermissionMaps;
 use super::vmcb::{
     Misc1, Misc2, NESTED_PAGING, SHADOW, Segment, TLB_FLUSH_ALL, V_TPR_MASK, VIntr, Vmcb,
 };
+use crate::arch::cpu;
 use crate::loader::{CODE_SELECTOR, DATA_SELECTOR, LinuxEntry};
 use crate::mem::walk::PagingState;
 use crate::vcpu::decode::Bitness;
@@ -33,6 +34,9 @@ const V_PRIORITY_SHIFT: u32 = 16;
 const V_VECTOR_SHIFT: u32 = 32;
 /// What an offer doesn't change: V_TPR and the masking mode.
 const V_INTR_KEPT: u64 = V_TPR_MASK | VIntr::V_INTR_MASKING.bits();
+
+/// Reads and writes of DR7.
+const INTERCEPT_DR7: u32 = 1 << 7 | 1 << 23;
 
 const EVENT_VALID: u64 = 1 << 31;
 const EVENT_HAS_ERROR: u64 = 1 << 11;
@@ -61,6 +65,9 @@ impl Vmcb {
         let mut vmcb = Self::new_box_zeroed().expect("the node's memory suffices for its vCPUs");
         let control = &mut vmcb.control;
         control.intercept_exceptions = INTERCEPTED_EXCEPTIONS;
+        if cpu::leaks_breakpoints() {
+            control.intercept_dr = INTERCEPT_DR7;
+        }
         control.intercept_misc1 = (Misc1::INTR
             | Misc1::NMI
             | Misc1::SMI
