@@ -315,25 +315,7 @@ fn register_part(name: Name) -> Option<RegisterPart> {
 }
 
 fn gpr(full: Name) -> Option<Gpr> {
-    const ALL: [Gpr; 16] = [
-        Gpr::Rax,
-        Gpr::Rcx,
-        Gpr::Rdx,
-        Gpr::Rbx,
-        Gpr::Rsp,
-        Gpr::Rbp,
-        Gpr::Rsi,
-        Gpr::Rdi,
-        Gpr::R8,
-        Gpr::R9,
-        Gpr::R10,
-        Gpr::R11,
-        Gpr::R12,
-        Gpr::R13,
-        Gpr::R14,
-        Gpr::R15,
-    ];
-    ALL.get(full.number()).copied()
+    Gpr::from_number(u8::try_from(full.number()).ok()?)
 }
 
 impl RegisterPart {
