@@ -34,10 +34,10 @@ pub(crate) struct Plan {
 impl Plan {
     /// Settles what to start, and builds the images that are missing.
     pub(crate) fn make(rack: &RackArgs, vm: &VmArgs) -> Result<Self> {
-        if vm.guest == Guest::Pv {
-            bail!("--guest pv is not available yet; use --guest linux");
-        }
         let rack = rack.spec()?;
+        if vm.guest == Guest::Pv && rack.nodes.len() > 1 {
+            bail!("--guest pv runs on one node so far; use --nodes 1");
+        }
         let spec = vm.spec(&rack);
         // Everything that is cheap to check comes before anything is built.
         rack.check(&spec)?;
@@ -54,10 +54,41 @@ impl Plan {
     }
 }
 
+/// What the paravirtual guest boots: our kernel, the agent as its first
+/// program, and a root that the kernel itself reads.
+fn pv_boot_files(vm: &VmArgs) -> Result<BootFiles> {
+    let image = match &vm.rootfs {
+        RootFs::Busybox => {
+            bail!("--guest pv has no busybox root; use --rootfs debian or an ext4 image")
+        }
+        RootFs::Debian => Images::open(None, |stage, detail| {
+            progress::say(stage_text(stage, detail));
+        })?
+        .debian_root()?,
+        RootFs::Path(path) => path.clone(),
+    };
+    let words = ["viaduct.root=ready", vm.append.trim()];
+    Ok(BootFiles {
+        kernel: built(
+            "VIADUCT_GUEST_KERNEL",
+            "x86_64-unknown-none/release/guest-kernel",
+            "pv guest kernel",
+            "build it with scripts/viaduct, or set VIADUCT_GUEST_KERNEL to its path",
+        )?,
+        initramfs: Some(match &vm.initramfs {
+            Some(path) => path.clone(),
+            None => agent()?,
+        }),
+        image: Some(image),
+        command_line: words.join(" ").trim_end().to_owned(),
+    })
+}
+
 fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
     let source = match &vm.guest {
         Guest::Image(path) => KernelSource::File(path.clone()),
-        Guest::Linux | Guest::Pv => KernelSource::Debian,
+        Guest::Linux => KernelSource::Debian,
+        Guest::Pv => return pv_boot_files(vm),
     };
     if let RootFs::Path(path) = &vm.rootfs {
         rack::boot::check_readable(
@@ -121,16 +152,24 @@ fn stage_text(stage: Stage, detail: &str) -> String {
 
 /// The program that runs commands in the guest.
 fn agent() -> Result<PathBuf, RackError> {
-    let named = std::env::var_os("VIADUCT_AGENT").filter(|path| !path.is_empty());
-    let path = named.map_or_else(
-        || beside_executable("x86_64-unknown-linux-musl/release/viaduct-agent"),
-        PathBuf::from,
-    );
-    rack::boot::check_readable(
+    built(
+        "VIADUCT_AGENT",
+        "x86_64-unknown-linux-musl/release/viaduct-agent",
         "guest agent",
-        &path,
         "build it with scripts/viaduct, or set VIADUCT_AGENT to its path",
-    )?;
+    )
+}
+
+/// A file that the build has made, or that `variable` names instead.
+fn built(
+    variable: &str,
+    path: &str,
+    what: &'static str,
+    hint: &'static str,
+) -> Result<PathBuf, RackError> {
+    let named = std::env::var_os(variable).filter(|path| !path.is_empty());
+    let path = named.map_or_else(|| beside_executable(path), PathBuf::from);
+    rack::boot::check_readable(what, &path, hint)?;
     Ok(path)
 }
 

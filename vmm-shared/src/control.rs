@@ -253,7 +253,13 @@ pub enum RingId {
 }
 
 impl RingId {
-    /// Offset and data capacity in bytes.
+    /// Data that it has room for, in bytes.
+    #[must_use]
+    pub const fn capacity(self) -> usize {
+        self.place().1
+    }
+
+    /// Offset, a multiple of a page, and data capacity in bytes.
     const fn place(self) -> (usize, usize) {
         match self {
             Self::ConsoleOut => (0x4_0000, 1 << 18),
@@ -442,6 +448,17 @@ impl ControlRegion {
         }
         self.content
             .window(VCPU_HOMES + vcpu * VCPU_HOME_SIZE, VCPU_HOME_SIZE)
+    }
+
+    /// The memory of one of the byte rings, in whole pages that hold nothing
+    /// else: a guest may be given it.
+    #[must_use]
+    pub fn ring_pages(&self, ring: RingId) -> SharedMem {
+        let (offset, capacity) = ring.place();
+        let page = usize::try_from(PAGE_SIZE).expect("small");
+        self.content
+            .window(offset, ring_size(capacity).next_multiple_of(page))
+            .expect("`new` has checked the size")
     }
 
     /// One of the byte rings.

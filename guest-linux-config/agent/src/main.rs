@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::params::{Bench, Params};
+use crate::params::{Bench, Params, Root};
 use crate::server::{Server, Stop};
 use crate::wire::Wire;
 
@@ -51,8 +51,13 @@ fn main() -> ExitCode {
 fn run_as_init(
     started: rustix::time::Timespec,
 ) -> Result<std::convert::Infallible, boot::BootError> {
-    boot::mount_basics()?;
-    let params = Params::parse(&fs::read("/proc/cmdline").unwrap_or_default());
+    let command_line = || fs::read("/proc/cmdline").unwrap_or_default();
+    // Only a kernel that mounts everything itself has it already.
+    let mut params = Params::parse(&command_line());
+    if params.root != Root::Ready {
+        boot::mount_basics()?;
+        params = Params::parse(&command_line());
+    }
     if params.bench != Bench::No {
         // The line that benchmarks look for: guest time since power-on.
         boot::say(&format!(
@@ -64,7 +69,9 @@ fn run_as_init(
     if params.bench == Bench::Boot {
         boot::power_off();
     }
-    boot::bring_up(&params)?;
+    if params.root != Root::Ready {
+        boot::bring_up(&params)?;
+    }
     let console = console::Console::open();
     let mut server = Server::new(None, console)
         .map_err(|error| boot::BootError::new("can't catch signals", &error))?;

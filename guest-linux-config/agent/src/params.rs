@@ -8,6 +8,8 @@ pub(crate) enum Root {
     Busybox,
     /// `viaduct.root=pmem`: ext4 on the first persistent memory device.
     Pmem,
+    /// `viaduct.root=ready`: the kernel has mounted everything.
+    Ready,
 }
 
 /// What to print for benchmarks.
@@ -38,6 +40,7 @@ impl Params {
             match word {
                 b"viaduct.root=busybox" => params.root = Root::Busybox,
                 b"viaduct.root=pmem" => params.root = Root::Pmem,
+                b"viaduct.root=ready" => params.root = Root::Ready,
                 b"viaduct.bench" => params.bench = Bench::Yes,
                 b"viaduct.bench=boot" => params.bench = Bench::Boot,
                 _ => {}

@@ -18,6 +18,7 @@
 
 mod bzimage;
 mod entry;
+mod pv;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ mod zero_page;
 
 pub use bzimage::SetupHeader;
 pub use entry::{CODE_SELECTOR, DATA_SELECTOR, GdtRegister};
+pub use pv::{PvBoot, is_elf, load_pv, rings};
 pub use source::ByteSource;
 
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
@@ -96,6 +98,8 @@ pub enum LoadError {
     },
     /// No boot signature or magic number: not a bzImage at all.
     NotBzImage,
+    /// Not an ELF image for fixed addresses of this machine, or a broken one.
+    NotAnImage,
     /// The boot protocol is older than 2.12.
     OldProtocol {
         /// Major version in the high byte, minor in the low one.

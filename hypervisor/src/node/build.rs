@@ -8,7 +8,9 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
 use vmm_shared::coherence::{CoherenceMap, Rights};
-use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry};
+use vmm_shared::control::{
+    Blob, BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry,
+};
 use vmm_shared::shm::SharedMem;
 
 use super::{Node, Reason};
@@ -19,7 +21,7 @@ use crate::arch::svm::npt::{GuestPage, NestedTables};
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::fabric::{self, Fabric, Regions, clock};
-use crate::loader::{self, LinuxBoot, LinuxEntry};
+use crate::loader::{self, LinuxBoot, LinuxEntry, PvBoot};
 use crate::mem::coherent::{MappedMemory, Membership};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
@@ -27,8 +29,10 @@ use crate::platform::layout::PMEM_BASE;
 use crate::platform::{
     Domain, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
 };
-use crate::vm::{DEVICE_NODE, Vm, VmParts};
+use crate::vm::{DEVICE_NODE, Devices, Vm, VmParts};
 
+/// Bytes of a small page, as a step.
+const PAGE: usize = 4096;
 /// A node's epoch in its first life.
 const FIRST_EPOCH: u32 = 1;
 
@@ -56,7 +60,18 @@ pub(super) fn build(
         .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
     let image = regions.image.filter(|_| config.image_len > 0);
     let membership = membership(&config, &regions.control, id)?;
-    let nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
+    let kernel = blob(&regions.control, config.kernel, "kernel")?;
+    let devices = match loader::is_elf(&kernel) {
+        true => Devices::Rings,
+        false => Devices::Emulated,
+    };
+    let mut nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
+    if devices == Devices::Rings {
+        if config.nodes > 1 {
+            return Err(String::from("the pv guest runs on one node"));
+        }
+        map_rings(&mut nested, &regions.control);
+    }
     let nested_root = nested.root();
     let memory = Slices::new(slices);
 
@@ -71,7 +86,7 @@ pub(super) fn build(
     };
     let cpuid = CpuidTable::new(&cpu::Cpuid, &cpuid_config);
     let entry = match id {
-        DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform)?),
+        DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform, &tsc)?),
         _ => None,
     };
     let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric);
@@ -83,6 +98,7 @@ pub(super) fn build(
     let vm = Vm::new(VmParts {
         apic_ids,
         memory,
+        devices,
         cpuid,
         tsc_khz: tsc.khz,
         tsc_offset: tsc.offset,
@@ -286,28 +302,55 @@ fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
     }
 }
 
+/// Gives the guest the rings to and from the launcher.
+fn map_rings(nested: &mut NestedTables, control: &ControlRegion) {
+    for (ring, range) in loader::rings() {
+        let pages = control.ring_pages(ring);
+        let start = pages.as_ptr().addr() as u64;
+        for offset in (0..pages.len() as u64).step_by(PAGE) {
+            let page = GuestPage::Small(Gpa(range.gpa + offset));
+            nested.map(page, Hpa(start + offset), Rights::READ | Rights::WRITE);
+        }
+    }
+}
+
+fn blob(control: &ControlRegion, blob: Blob, name: &str) -> Result<SharedMem, Reason> {
+    let outside = || format!("the {name} lies outside of the control region");
+    control.blob(blob).ok_or_else(outside)
+}
+
 fn load_guest(
     memory: &Slices,
     regions: &Regions,
     config: &BootConfig,
     platform: &PlatformConfig,
+    time: &GuestTime,
 ) -> Result<LinuxEntry, Reason> {
-    let blob = |blob, name: &str| {
-        let outside = || format!("the {name} lies outside of the control region");
-        regions.control.blob(blob).ok_or_else(outside)
-    };
-    let kernel = blob(config.kernel, "kernel")?;
-    let initramfs = blob(config.initramfs, "initramfs")?;
+    let kernel = blob(&regions.control, config.kernel, "kernel")?;
+    let initramfs = blob(&regions.control, config.initramfs, "initramfs")?;
     let len = usize::try_from(config.command_line_len).unwrap_or(usize::MAX);
     let command_line = config
         .command_line
         .get(..len)
         .ok_or_else(|| String::from("the command line is too long"))?;
-    let boot = LinuxBoot {
-        platform,
-        kernel: &kernel,
-        initramfs: &initramfs,
-        command_line,
+    let entry = if loader::is_elf(&kernel) {
+        let boot = PvBoot {
+            platform,
+            kernel: &kernel,
+            init: &initramfs,
+            command_line,
+            tsc_khz: time.khz,
+            boot_wall_ns: time.boot_wall_ns,
+        };
+        loader::load_pv(memory, &boot)
+    } else {
+        let boot = LinuxBoot {
+            platform,
+            kernel: &kernel,
+            initramfs: &initramfs,
+            command_line,
+        };
+        loader::load_linux(memory, &boot)
     };
-    loader::load_linux(memory, &boot).map_err(|why| format!("the guest cannot be loaded: {why:?}"))
+    entry.map_err(|why| format!("the guest cannot be loaded: {why:?}"))
 }

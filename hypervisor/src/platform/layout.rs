@@ -5,6 +5,7 @@
 //!                   ACPI tables from 0xe0000
 //!   0x00_c000_0000  end of low RAM (3 GiB), at most
 //!   0x00_d000_0000  virtio-mmio windows, 4 KiB each
+//!   0x00_d100_0000  rings of the paravirtual guest, 4 MiB
 //!   0x00_fec0_0000  IOAPIC
 //!   0x00_fee0_0000  local APIC (only x2APIC mode, so nothing answers here)
 //!   0x01_0000_0000  high RAM (4 GiB)
@@ -38,6 +39,11 @@ pub const VIRTIO_BASE: Gpa = Gpa(0xd000_0000);
 pub const VIRTIO_SIZE: u64 = PAGE_SIZE;
 /// Number of virtio-mmio devices: the channel to the agent.
 pub const VIRTIO_COUNT: u32 = 1;
+
+/// Where the paravirtual guest's rings are.
+pub const PV_RINGS: Gpa = Gpa(0xd100_0000);
+/// Bytes of room for them.
+pub const PV_RINGS_SIZE: u64 = 4 << 20;
 
 /// The IOAPIC's register window.
 pub const IOAPIC_BASE: Gpa = Gpa(0xfec0_0000);
@@ -78,7 +84,8 @@ pub const MIN_MEMORY: u64 = 128 << 20;
 pub const MAX_MEMORY: u64 = LOW_RAM_LIMIT.0 + (PMEM_BASE.0 - HIGH_RAM_BASE.0);
 
 const _: () = assert!(PMEM_BASE.is_aligned(LARGE_PAGE_SIZE));
-const _: () = assert!(VIRTIO_BASE.0 + VIRTIO_COUNT as u64 * VIRTIO_SIZE <= IOAPIC_BASE.0);
+const _: () = assert!(VIRTIO_BASE.0 + VIRTIO_COUNT as u64 * VIRTIO_SIZE <= PV_RINGS.0);
+const _: () = assert!(PV_RINGS.0 + PV_RINGS_SIZE <= IOAPIC_BASE.0);
 const _: () = assert!(GSI_VIRTIO + VIRTIO_COUNT <= IOAPIC_PINS);
 
 /// A contiguous piece of guest RAM.

@@ -131,6 +131,8 @@ pub enum StopReason {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest's kernel says that it has failed.
+    GuestFailed,
     /// A triple fault.
     TripleFault {
         /// Where the guest was.

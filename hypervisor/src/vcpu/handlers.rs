@@ -2,6 +2,7 @@
 //! stops anything.
 
 use vmm_shared::control::Counter;
+use vmm_shared::pv::Hypercall;
 
 use super::Vcpu;
 use super::exit::{Direction, Exception, Exit, Outcome, PortAccess, StopReason};
@@ -326,7 +327,11 @@ impl Vcpu {
                     _ => UNKNOWN_HYPERCALL,
                 }
             }
-            _ => UNKNOWN_HYPERCALL,
+            number => match Hypercall::from_raw(number).and_then(|call| vm.pv_call(call)) {
+                Some(Request::Stop(reason)) => return Outcome::Stop(reason),
+                Some(_) => 0,
+                None => UNKNOWN_HYPERCALL,
+            },
         };
         self.registers.set(Gpr::Rax, result);
         self.advance(length::HYPERCALL);

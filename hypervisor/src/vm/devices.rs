@@ -4,9 +4,10 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, VcpuId};
 use vmm_shared::control::RingId;
+use vmm_shared::pv::{self, Hypercall};
 use vmm_shared::ring::ByteRing;
 
-use super::{DEVICE_NODE, DOORBELL_VCPU, Vm};
+use super::{DEVICE_NODE, DOORBELL_VCPU, Devices, Vm};
 use crate::arch::descriptors;
 use crate::devices::pipe::Pipes;
 use crate::devices::uart::{Uart, UartEffect};
@@ -195,11 +196,29 @@ impl Vm {
     /// Serves other nodes, moves what the launcher has sent into the devices,
     /// and what it has made room for out of them.
     pub fn poll_devices(&self) {
+        if self.devices == Devices::Rings {
+            return self.post(DOORBELL_VCPU, pv::DOORBELL_VECTOR);
+        }
         self.serve_forwards();
         self.feed_serial(&mut self.serial.lock());
         let mut agent = self.agent.lock();
         let effects = agent.poll(&self.memory, &mut self.agent_pipes());
         self.settle_agent(&agent, effects);
+    }
+
+    /// Does what the paravirtual guest asks for; no other guest may ask.
+    pub fn pv_call(&self, call: Hypercall) -> Option<Request> {
+        if self.devices != Devices::Rings {
+            return None;
+        }
+        Some(match call {
+            Hypercall::RingLauncher => {
+                self.fabric().ring_launcher();
+                Request::None
+            }
+            Hypercall::PowerOff => Request::Stop(StopReason::PowerOff),
+            Hypercall::Crash => Request::Stop(StopReason::GuestFailed),
+        })
     }
 
     fn agent_pipes(&self) -> Pipes<ByteRing, ByteRing> {

@@ -24,7 +24,7 @@ impl Vm {
         (0_u16..).map(VcpuId).take(self.apic_ids.len())
     }
 
-    fn post(&self, vcpu: VcpuId, vector: u8) {
+    pub(super) fn post(&self, vcpu: VcpuId, vector: u8) {
         let posted = self.posted(vcpu);
         self.kick(&posted, posted.post(vector));
     }

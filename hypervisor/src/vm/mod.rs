@@ -25,6 +25,15 @@ pub const DOORBELL_VCPU: VcpuId = VcpuId(0);
 /// The node that owns the devices.
 pub const DEVICE_NODE: NodeId = NodeId(0);
 
+/// How the guest reaches the launcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// By devices that are emulated here.
+    Emulated,
+    /// By the shared rings themselves: see [`vmm_shared::pv`].
+    Rings,
+}
+
 /// Locks, in the order in which they may be taken together:
 /// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
 /// while it enters the guest or sleeps, and interrupt handlers take none.
@@ -32,6 +41,7 @@ pub const DEVICE_NODE: NodeId = NodeId(0);
 pub struct Vm {
     /// Guest memory, and by its bells the way to launcher and other nodes.
     pub memory: MappedMemory<Fabric>,
+    devices: Devices,
     /// The guest's CPUID.
     pub cpuid: CpuidTable,
     /// Rate of the TSC in kHz.
@@ -56,6 +66,7 @@ pub struct Vm {
 pub struct VmParts {
     pub apic_ids: Vec<ApicId>,
     pub memory: MappedMemory<Fabric>,
+    pub devices: Devices,
     pub cpuid: CpuidTable,
     pub tsc_khz: u32,
     pub tsc_offset: u64,
@@ -68,6 +79,7 @@ impl Vm {
     pub fn new(parts: VmParts) -> Self {
         Self {
             memory: parts.memory,
+            devices: parts.devices,
             cpuid: parts.cpuid,
             tsc_khz: parts.tsc_khz,
             clock: ClockScale::new(parts.tsc_khz),

@@ -1,0 +1,262 @@
+//! Descriptors and what they stand for: close, dup, fcntl, pipes.
+
+use alloc::boxed::Box;
+
+use linux_raw_sys::general::{
+    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_SETFD, F_SETFL,
+    F_SETLK, F_SETLKW, FD_CLOEXEC, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY,
+    RLIMIT_NOFILE,
+};
+
+use super::low;
+use crate::errno::{Errno, Outcome, Result};
+use crate::kernel::Kernel;
+use crate::process::files::{Descriptor, FileId, Object, OpenFile};
+use crate::process::life::closes_on_exec;
+use crate::streams::pipe::Pipe;
+use crate::wait::{Key, Tid};
+
+/// `close_range` marks descriptors instead of closing them.
+const CLOSE_RANGE_CLOEXEC: u32 = 4;
+/// Flags that `F_SETFL` changes.
+const CHANGEABLE: u32 = O_APPEND | O_NONBLOCK;
+
+impl Kernel {
+    /// The open file behind a descriptor.
+    pub(crate) fn file_id(&mut self, tid: Tid, number: u32) -> Result<FileId> {
+        Ok(self.process_of(tid).files.get(number)?.file)
+    }
+
+    /// An open file that exists.
+    pub(crate) fn file(&mut self, id: FileId) -> &mut OpenFile {
+        self.files.get_mut(id).expect("descriptors hold their files")
+    }
+
+    /// One use more.
+    pub(crate) fn hold_file(&mut self, id: FileId) {
+        self.file(id).uses += 1;
+    }
+
+    /// One use less; the last closes it.
+    pub(crate) fn release_file(&mut self, id: FileId) {
+        let file = self.file(id);
+        file.uses -= 1;
+        if file.uses > 0 {
+            return;
+        }
+        let Some(file) = self.files.remove(id) else {
+            return;
+        };
+        match file.object {
+            Object::PipeReader(pipe) => self.close_pipe(pipe, true, false),
+            Object::PipeWriter(pipe) => self.close_pipe(pipe, false, true),
+            Object::PipeBoth(pipe) => self.close_pipe(pipe, true, true),
+            Object::Socket { reads, writes } => {
+                self.close_pipe(reads, true, false);
+                self.close_pipe(writes, false, true);
+            }
+            Object::Terminal(number) => self.close_terminal(number, false),
+            Object::Master(number) => self.close_terminal(number, true),
+            Object::Event(number) => {
+                self.events.remove(number);
+            }
+            _ => {}
+        }
+        if let Some(place) = file.place {
+            self.release_place(place);
+        }
+    }
+
+    fn close_pipe(&mut self, id: u32, reader: bool, writer: bool) {
+        let Some(pipe) = self.pipes.get_mut(id) else {
+            return;
+        };
+        pipe.readers -= u32::from(reader);
+        pipe.writers -= u32::from(writer);
+        if pipe.readers == 0 && pipe.writers == 0 {
+            self.pipes.remove(id);
+            self.objects.forget_pipe(id);
+        }
+        self.wake(Key::Pipe(id));
+    }
+
+    /// Gives a file the lowest free number.
+    pub(crate) fn add_descriptor(
+        &mut self,
+        tid: Tid,
+        file: FileId,
+        close_on_exec: bool,
+        least: u32,
+    ) -> Result<u32> {
+        let process = self.process_of(tid);
+        let limit = process.limits[RLIMIT_NOFILE as usize].0;
+        let descriptor = Descriptor {
+            file,
+            close_on_exec,
+        };
+        let number = process.files.add(descriptor, least, limit)?;
+        self.hold_file(file);
+        Ok(number)
+    }
+
+    /// Opens something new; what it is goes if there is no number for it.
+    pub(crate) fn add_file(&mut self, tid: Tid, file: OpenFile, flags: u32) -> Result<u32> {
+        let id = self.files.insert(file);
+        self.hold_file(id);
+        let number = self.add_descriptor(tid, id, closes_on_exec(flags), 0);
+        self.release_file(id);
+        number
+    }
+
+    pub(crate) fn close(&mut self, tid: Tid, number: u32) -> Outcome {
+        let descriptor = self.process_of(tid).files.remove(number)?;
+        self.release_file(descriptor.file);
+        Ok(0)
+    }
+
+    pub(crate) fn close_range(&mut self, tid: Tid, first: u32, last: u32, flags: u32) -> Outcome {
+        if first > last {
+            return Err(Errno::EINVAL.into());
+        }
+        let numbers: alloc::vec::Vec<_> = {
+            let files = self.process_of(tid).files.iter();
+            files
+                .map(|(number, _)| number)
+                .filter(|number| (first..=last).contains(number))
+                .collect()
+        };
+        for number in numbers {
+            if flags & CLOSE_RANGE_CLOEXEC != 0 {
+                self.process_of(tid).files.get_mut(number)?.close_on_exec = true;
+            } else {
+                self.close(tid, number)?;
+            }
+        }
+        Ok(0)
+    }
+
+    pub(crate) fn dup(&mut self, tid: Tid, number: u32, least: u32, cloexec: bool) -> Outcome {
+        let file = self.file_id(tid, number)?;
+        Ok(self.add_descriptor(tid, file, cloexec, least)?.into())
+    }
+
+    pub(crate) fn dup_to(
+        &mut self,
+        tid: Tid,
+        from: u32,
+        to: u32,
+        flags: u32,
+        same_is_fine: bool,
+    ) -> Outcome {
+        let file = self.file_id(tid, from)?;
+        if from == to {
+            return match same_is_fine {
+                true => Ok(to.into()),
+                false => Err(Errno::EINVAL.into()),
+            };
+        }
+        if u64::from(to) >= self.process_of(tid).limits[RLIMIT_NOFILE as usize].0 {
+            return Err(Errno::EBADF.into());
+        }
+        self.hold_file(file);
+        let descriptor = Descriptor {
+            file,
+            close_on_exec: closes_on_exec(flags),
+        };
+        if let Some(old) = self.process_of(tid).files.put(to, descriptor) {
+            self.release_file(old.file);
+        }
+        Ok(to.into())
+    }
+
+    /// For calls that only need the descriptor to be there.
+    pub(crate) fn descriptor_exists(&mut self, tid: Tid, number: u32) -> Outcome {
+        self.file_id(tid, number)?;
+        Ok(0)
+    }
+
+    pub(crate) fn fcntl(&mut self, tid: Tid, number: u32, command: u32, argument: u64) -> Outcome {
+        let id = self.file_id(tid, number)?;
+        match command {
+            F_DUPFD => self.dup(tid, number, low(argument), false),
+            F_DUPFD_CLOEXEC => self.dup(tid, number, low(argument), true),
+            F_GETFD => {
+                let descriptor = self.process_of(tid).files.get(number)?;
+                Ok(u64::from(descriptor.close_on_exec) * u64::from(FD_CLOEXEC))
+            }
+            F_SETFD => {
+                let descriptor = self.process_of(tid).files.get_mut(number)?;
+                descriptor.close_on_exec = low(argument) & FD_CLOEXEC != 0;
+                Ok(0)
+            }
+            F_GETFL => Ok(self.file(id).flags.into()),
+            F_SETFL => {
+                let file = self.file(id);
+                file.flags = file.flags & !CHANGEABLE | low(argument) & CHANGEABLE;
+                Ok(0)
+            }
+            // Record locks: with nobody to compete, all are granted.
+            F_SETLK | F_SETLKW => Ok(0),
+            F_GETLK => {
+                const F_UNLCK: u16 = 2;
+                self.put(tid, argument, &F_UNLCK)?;
+                Ok(0)
+            }
+            // F_SETPIPE_SZ and F_GETPIPE_SZ.
+            1031 | 1032 => Ok(crate::streams::pipe::CAPACITY as u64),
+            _ => Err(Errno::EINVAL.into()),
+        }
+    }
+
+    pub(crate) fn pipe(&mut self, tid: Tid, address: u64, flags: u32) -> Outcome {
+        if flags & !(O_CLOEXEC | O_NONBLOCK) != 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        self.check_memory()?;
+        let mut pipe = Pipe::new();
+        (pipe.readers, pipe.writers) = (1, 1);
+        let pipe = self.pipes.insert(pipe);
+        let status = flags & O_NONBLOCK;
+        let reader = OpenFile::new(Object::PipeReader(pipe), None, O_RDONLY | status);
+        let writer = OpenFile::new(Object::PipeWriter(pipe), None, O_WRONLY | status);
+        self.add_pair(tid, address, reader, writer, flags)
+    }
+
+    /// Opens two files and stores their numbers.
+    pub(crate) fn add_pair(
+        &mut self,
+        tid: Tid,
+        address: u64,
+        first: OpenFile,
+        second: OpenFile,
+        flags: u32,
+    ) -> Outcome {
+        let second = self.files.insert(second);
+        self.hold_file(second);
+        let numbers = self.add_file(tid, first, flags).and_then(|first| {
+            match self.add_descriptor(tid, second, closes_on_exec(flags), 0) {
+                Ok(second) => Ok([first, second]),
+                Err(errno) => {
+                    // It was made a moment ago.
+                    let _ = self.close(tid, first);
+                    Err(errno)
+                }
+            }
+        });
+        self.release_file(second);
+        let numbers = numbers?;
+        if let Err(errno) = self.put(tid, address, &numbers) {
+            for number in numbers {
+                let _ = self.close(tid, number);
+            }
+            return Err(errno.into());
+        }
+        Ok(0)
+    }
+
+    /// The path that a file was opened by, made absolute.
+    pub(crate) fn set_path(&mut self, tid: Tid, id: FileId, path: &[u8]) {
+        let path = self.absolute_path(tid, path);
+        self.file(id).path = Some(Box::from(path));
+    }
+}

@@ -1,0 +1,33 @@
+//! The paravirtual guest kernel, all but its entry point.
+//!
+//! It runs unmodified Linux programs. A program's system call or fault is an
+//! *exit*, as a guest's is in the hypervisor: [`arch`] runs a thread until it
+//! exits, [`Kernel`] changes its state and says what to run next. A call that
+//! must wait leaves nothing on a stack: its thread is put on wait queues, and
+//! when it is woken the call is made again. So the state of every process is
+//! plain data at any time, which is what replicating and moving it needs.
+//!
+//! Everything outside of [`arch`] is safe code that is tested on the host.
+//! Programs' memory is reached through their page tables, never by their
+//! addresses, so that no argument of theirs can make the kernel fault.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+pub mod arch;
+mod calls;
+mod errno;
+mod fs;
+mod futex;
+pub mod kernel;
+pub mod machine;
+mod mem;
+mod process;
+mod streams;
+mod table;
+mod user;
+mod wait;
+
+pub use kernel::Kernel;

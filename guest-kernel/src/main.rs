@@ -1,0 +1,12 @@
+//! The bare-metal image: the library, entered by its own boot code.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+// The entry point is assembly in `arch::boot`.
+use guest_kernel as _;
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("this is a bare-metal image: build it for x86_64-unknown-none");
+    std::process::exit(2);
+}

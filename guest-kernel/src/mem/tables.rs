@@ -1,0 +1,246 @@
+//! Page tables of one address space on one node: a cache of its regions.
+//!
+//! Manual: AMD64 Architecture Programmer's Manual vol. 2, 5.3.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use vmm_shared::addr::PAGE_SIZE;
+
+use super::frames::{Frame, Frames};
+use super::{PAGE, index};
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+/// Not the processor's: a frame is kept here that nobody may access.
+const HELD: u64 = 1 << 9;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const ENTRIES: usize = 512;
+/// Entries of the highest table that are the same in all address spaces.
+const KERNEL_HALF: usize = 256;
+/// Address bits that one entry of a table at each level covers.
+const SHIFT: [u32; 4] = [12, 21, 30, 39];
+/// First address that is not a program's.
+pub(crate) const USER_END: u64 = 0x7fff_ffff_f000;
+
+/// What a program may do with a mapped page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leaf {
+    pub(crate) frame: Frame,
+    /// Otherwise it is kept for later, and every access faults.
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    pub(crate) executable: bool,
+}
+
+impl Leaf {
+    fn to_raw(self) -> u64 {
+        let writable = if self.writable { WRITABLE } else { 0 };
+        let execute = if self.executable { 0 } else { NO_EXECUTE };
+        let present = if self.readable { PRESENT } else { HELD };
+        self.frame.0 | present | USER | writable | execute
+    }
+
+    fn from_raw(raw: u64) -> Option<Self> {
+        (raw & (PRESENT | HELD) != 0).then_some(Self {
+            frame: Frame(raw & ADDRESS),
+            readable: raw & PRESENT != 0,
+            writable: raw & WRITABLE != 0,
+            executable: raw & NO_EXECUTE == 0,
+        })
+    }
+}
+
+/// The tables of one address space.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    root: Frame,
+}
+
+fn entry(frames: &Frames, table: Frame, at: usize) -> &AtomicU64 {
+    frames.word(table, at * 8)
+}
+
+fn position(address: u64, level: usize) -> usize {
+    index(address >> SHIFT[level]) % ENTRIES
+}
+
+impl Tables {
+    /// Tables that map nothing but the kernel, which is taken from `model`.
+    pub(crate) fn new(frames: &mut Frames, model: Frame) -> Option<Self> {
+        let root = frames.alloc_zeroed()?;
+        for at in KERNEL_HALF..ENTRIES {
+            let value = entry(frames, model, at).load(Ordering::Relaxed);
+            entry(frames, root, at).store(value, Ordering::Relaxed);
+        }
+        Some(Self { root })
+    }
+
+    /// The value for CR3.
+    pub(crate) fn root(&self) -> Frame {
+        self.root
+    }
+
+    /// The table of pages for an address.
+    fn leaf_table(&self, frames: &Frames, address: u64) -> Option<Frame> {
+        let mut table = self.root;
+        for level in [3, 2, 1] {
+            let value = entry(frames, table, position(address, level)).load(Ordering::Relaxed);
+            if value & PRESENT == 0 {
+                return None;
+            }
+            table = Frame(value & ADDRESS);
+        }
+        Some(table)
+    }
+
+    /// What is mapped at an address.
+    pub(crate) fn get(&self, frames: &Frames, address: u64) -> Option<Leaf> {
+        let table = self.leaf_table(frames, address)?;
+        Leaf::from_raw(entry(frames, table, position(address, 0)).load(Ordering::Relaxed))
+    }
+
+    /// Maps a page; the frame's use passes to the tables. Returns what was
+    /// there before, whose use is the caller's; `None` if memory is short.
+    pub(crate) fn set(
+        &mut self,
+        frames: &mut Frames,
+        address: u64,
+        leaf: Leaf,
+    ) -> Option<Option<Leaf>> {
+        let mut table = self.root;
+        for level in [3, 2, 1] {
+            let at = position(address, level);
+            let value = entry(frames, table, at).load(Ordering::Relaxed);
+            table = if value & PRESENT != 0 {
+                Frame(value & ADDRESS)
+            } else {
+                let below = frames.alloc_zeroed()?;
+                // Release: the table is empty before a walker can see it.
+                entry(frames, table, at)
+                    .store(below.0 | PRESENT | WRITABLE | USER, Ordering::Release);
+                below
+            };
+        }
+        let word = entry(frames, table, position(address, 0));
+        Some(Leaf::from_raw(word.swap(leaf.to_raw(), Ordering::AcqRel)))
+    }
+
+    /// Calls `change` for each page mapped from `start` to `end`; what it
+    /// returns is mapped instead.
+    pub(crate) fn update(
+        &mut self,
+        frames: &mut Frames,
+        start: u64,
+        end: u64,
+        mut change: impl FnMut(&mut Frames, u64, Leaf) -> Option<Leaf>,
+    ) {
+        let mut address = start;
+        while address < end {
+            let span = 1_u64 << SHIFT[1];
+            let next = (address & !(span - 1)).saturating_add(span).min(end);
+            let Some(table) = self.leaf_table(frames, address) else {
+                address = self.skip(frames, address).min(end);
+                continue;
+            };
+            while address < next {
+                let at = position(address, 0);
+                let raw = entry(frames, table, at).load(Ordering::Relaxed);
+                if let Some(leaf) = Leaf::from_raw(raw) {
+                    let new = change(frames, address, leaf).map_or(0, Leaf::to_raw);
+                    if new != raw {
+                        entry(frames, table, at).store(new, Ordering::Release);
+                    }
+                }
+                address += PAGE_SIZE;
+            }
+        }
+    }
+
+    /// The first address behind the largest hole at `address`.
+    fn skip(&self, frames: &Frames, address: u64) -> u64 {
+        let mut table = self.root;
+        for level in [3, 2, 1] {
+            let value = entry(frames, table, position(address, level)).load(Ordering::Relaxed);
+            if value & PRESENT == 0 {
+                let span = 1_u64 << SHIFT[level];
+                return (address & !(span - 1)).saturating_add(span);
+            }
+            table = Frame(value & ADDRESS);
+        }
+        address
+    }
+
+    /// Gives all tables back. Nothing may be mapped any more.
+    pub(crate) fn free(self, frames: &mut Frames) {
+        free_below(frames, self.root, 3, KERNEL_HALF);
+    }
+}
+
+fn free_below(frames: &mut Frames, table: Frame, level: usize, entries: usize) {
+    if level > 0 {
+        for at in 0..entries {
+            let value = entry(frames, table, at).load(Ordering::Relaxed);
+            if value & PRESENT != 0 {
+                free_below(frames, Frame(value & ADDRESS), level - 1, ENTRIES);
+            }
+        }
+    }
+    frames.release(table);
+}
+
+const _: () = assert!(ENTRIES * 8 == PAGE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::frames::testing::frames;
+
+    fn leaf(frame: Frame) -> Leaf {
+        Leaf {
+            frame,
+            readable: true,
+            writable: true,
+            executable: false,
+        }
+    }
+
+    #[test]
+    fn what_is_mapped_is_found_and_all_tables_come_back() {
+        let mut frames = frames(64);
+        let model = frames.alloc_zeroed().expect("some");
+        entry(&frames, model, 511).store(0x1003, Ordering::Relaxed);
+        let before = frames.available();
+        let mut tables = Tables::new(&mut frames, model).expect("some");
+        let word = entry(&frames, tables.root(), 511).load(Ordering::Relaxed);
+        assert_eq!(word, 0x1003, "the kernel is in all of them");
+        let places = [0x1000, 0x2000, 0x40_0000, 0x7f00_0000_0000, USER_END - 4096];
+        for place in places {
+            assert_eq!(tables.get(&frames, place), None);
+            let frame = frames.alloc().expect("some");
+            assert_eq!(tables.set(&mut frames, place, leaf(frame)), Some(None));
+            assert_eq!(tables.get(&frames, place), Some(leaf(frame)));
+        }
+        let mut seen = Vec::new();
+        tables.update(&mut frames, 0, USER_END, |frames, at, leaf| {
+            seen.push(at);
+            frames.release(leaf.frame);
+            None
+        });
+        assert_eq!(seen, places);
+        assert_eq!(tables.get(&frames, 0x1000), None);
+        tables.free(&mut frames);
+        assert_eq!(frames.available(), before);
+    }
+
+    #[test]
+    fn without_memory_nothing_is_mapped() {
+        let mut frames = frames(3);
+        let model = frames.alloc_zeroed().expect("some");
+        let mut tables = Tables::new(&mut frames, model).expect("some");
+        assert_eq!(tables.set(&mut frames, 0x1000, leaf(model)), None);
+        assert_eq!(tables.get(&frames, 0x1000), None);
+        tables.free(&mut frames);
+    }
+}

@@ -1,0 +1,4 @@
+//! Byte streams between processes.
+
+pub(crate) mod pipe;
+pub(crate) mod terminal;
