@@ -206,7 +206,10 @@ mod tests {
             futexes.add(word, Waiter { tid, bits });
         }
         let tids = |waiters: VecDeque<Waiter>| {
-            waiters.into_iter().map(|waiter| waiter.tid).collect::<Vec<_>>()
+            waiters
+                .into_iter()
+                .map(|waiter| waiter.tid)
+                .collect::<Vec<_>>()
         };
         assert_eq!(tids(futexes.take(word, 2, 2)), [1, 3]);
         assert_eq!(tids(futexes.take(Word::Shared(0x1000), 9, ANY)), []);

@@ -8,6 +8,8 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use linux_raw_sys::general::{SIGBUS, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGTRAP};
@@ -147,7 +149,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Why there is no first process, in words for the operator.
-    pub fn new(start: Start, machine: Box<dyn Machine>) -> Result<Self, &'static str> {
+    pub fn new(start: Start, machine: Box<dyn Machine>) -> Result<Self, String> {
         let frames = Frames::new(start.ram, &start.usable, start.image, start.image_base);
         let mut objects = Objects::new(frames);
         let now = start.boot_wall_ns;
@@ -183,7 +185,7 @@ impl Kernel {
         };
         kernel
             .start_init(&start.init)
-            .map_err(|_| "the first program cannot be started")?;
+            .map_err(|why| format!("the first program cannot be started: {why:?}"))?;
         Ok(kernel)
     }
 
@@ -358,7 +360,10 @@ impl Kernel {
     }
 
     fn next_event(&self) -> Option<u64> {
-        let alarms = self.processes.values().filter_map(|process| process.alarm.at);
+        let alarms = self
+            .processes
+            .values()
+            .filter_map(|process| process.alarm.at);
         alarms.chain(self.queues.next_deadline()).min()
     }
 

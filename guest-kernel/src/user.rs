@@ -88,12 +88,7 @@ impl Kernel {
 
     /// A list of strings that ends with a null pointer, of at most `limit`
     /// bytes in all; each with its zero byte.
-    pub(crate) fn strings(
-        &mut self,
-        tid: Tid,
-        address: u64,
-        limit: usize,
-    ) -> Result<Vec<Vec<u8>>> {
+    pub(crate) fn strings(&mut self, tid: Tid, address: u64, limit: usize) -> Result<Vec<Vec<u8>>> {
         let mut all = Vec::new();
         let mut left = limit;
         if address == 0 {
@@ -105,13 +100,13 @@ impl Kernel {
             if pointer == 0 {
                 return Ok(all);
             }
-            let text = self.string(tid, pointer, left).map_err(|errno| match errno {
-                Errno::ENAMETOOLONG => Errno::E2BIG,
-                other => other,
-            })?;
-            left = left
-                .checked_sub(text.len() + 9)
-                .ok_or(Errno::E2BIG)?;
+            let text = self
+                .string(tid, pointer, left)
+                .map_err(|errno| match errno {
+                    Errno::ENAMETOOLONG => Errno::E2BIG,
+                    other => other,
+                })?;
+            left = left.checked_sub(text.len() + 9).ok_or(Errno::E2BIG)?;
             all.push(text);
         }
     }

@@ -148,7 +148,13 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
     let total: u64 = ram().map(|range| range.len).sum();
     let mut next = (info.init.gpa + info.init.len).next_multiple_of(PAGE);
 
-    for range in [Range { gpa: 0, len: ram_end }, info.image] {
+    for range in [
+        Range {
+            gpa: 0,
+            len: ram_end,
+        },
+        info.image,
+    ] {
         map_direct(root, range, &mut next);
     }
     let heap = (total / 8).clamp(HEAP_LEAST, HEAP_MOST);
@@ -177,7 +183,12 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
         usable: usable.filter(|range| !range.is_empty()).collect(),
         // SAFETY: all of RAM is mapped; only frames in `usable` are ever
         // touched by it, which hold no Rust object.
-        ram: unsafe { memory(Range { gpa: 0, len: ram_end }) },
+        ram: unsafe {
+            memory(Range {
+                gpa: 0,
+                len: ram_end,
+            })
+        },
         // SAFETY: mapped above; never referred to.
         image: (info.image.len > 0).then(|| unsafe { memory(info.image) }),
         image_base: info.image.gpa,

@@ -107,7 +107,9 @@ fn set_gate(idt: &mut InterruptDescriptorTable, vector: u8, address: VirtAddr) {
     unsafe {
         match vector {
             DOUBLE_FAULT => {
-                idt.double_fault.set_handler_addr(address).set_stack_index(0);
+                idt.double_fault
+                    .set_handler_addr(address)
+                    .set_stack_index(0);
             }
             BREAKPOINT => {
                 idt.breakpoint
@@ -132,12 +134,18 @@ fn features() -> u64 {
         | Cr4Flags::OSFXSR
         | Cr4Flags::OSXMMEXCPT_ENABLE
         | Cr4Flags::OSXSAVE;
-    if extended.as_ref().is_some_and(|features| features.has_smep()) {
+    if extended
+        .as_ref()
+        .is_some_and(|features| features.has_smep())
+    {
         cr4 |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
     }
     // The kernel never uses a program's addresses: with this, a bug that
     // does so shows at once.
-    if extended.as_ref().is_some_and(|features| features.has_smap()) {
+    if extended
+        .as_ref()
+        .is_some_and(|features| features.has_smap())
+    {
         cr4 |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
     }
     let cr0 = Cr0Flags::PROTECTED_MODE_ENABLE

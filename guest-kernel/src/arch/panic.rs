@@ -31,7 +31,9 @@ pub(super) fn say(text: core::fmt::Arguments<'_>) {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    say(format_args!("viaduct: the guest kernel has failed: {info}\n"));
+    say(format_args!(
+        "viaduct: the guest kernel has failed: {info}\n"
+    ));
     cpu::hypercall(Hypercall::RingLauncher);
     loop {
         cpu::hypercall(Hypercall::Crash);

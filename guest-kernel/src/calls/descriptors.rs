@@ -3,9 +3,8 @@
 use alloc::boxed::Box;
 
 use linux_raw_sys::general::{
-    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_SETFD, F_SETFL,
-    F_SETLK, F_SETLKW, FD_CLOEXEC, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY,
-    RLIMIT_NOFILE,
+    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_SETFD, F_SETFL, F_SETLK, F_SETLKW,
+    FD_CLOEXEC, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, RLIMIT_NOFILE,
 };
 
 use super::low;
@@ -29,7 +28,9 @@ impl Kernel {
 
     /// An open file that exists.
     pub(crate) fn file(&mut self, id: FileId) -> &mut OpenFile {
-        self.files.get_mut(id).expect("descriptors hold their files")
+        self.files
+            .get_mut(id)
+            .expect("descriptors hold their files")
     }
 
     /// One use more.

@@ -70,7 +70,9 @@ impl Kernel {
         };
         let (objects, space) = self.memory_of(tid).ok_or(Errno::ESRCH)?;
         let occupied = flags & MAP_FIXED_NOREPLACE != 0
-            && space.next_region(wanted).is_some_and(|(start, _)| start < wanted + len)
+            && space
+                .next_region(wanted)
+                .is_some_and(|(start, _)| start < wanted + len)
             || flags & MAP_FIXED_NOREPLACE != 0 && space.region(wanted).is_some();
         let hint = (wanted != 0 || fixed).then_some(crate::mem::page_down(wanted));
         let mapped = if occupied {
@@ -126,7 +128,9 @@ impl Kernel {
     /// Memory to be shared with children: a file without a name.
     fn shared_zeros(&mut self, tid: Tid) -> Result<Backing> {
         let maker = self.maker(tid);
-        let node = self.objects.make(setup::file(), 0o600, MEMORY_DEVICE, maker);
+        let node = self
+            .objects
+            .make(setup::file(), 0o600, MEMORY_DEVICE, maker);
         self.objects.hold(node);
         self.objects.truncate(node, i64::MAX.cast_unsigned())?;
         Ok(Backing::File(node, 0))

@@ -246,7 +246,23 @@ impl Kernel {
         let total = self.objects.frames.total() as u64;
         let free = self.objects.frames.available() as u64;
         let nodes = self.objects.count() as u64;
-        let words = [kind, 4096, total, free, free, nodes + free, free, 0, 255, 4096, 0, 0, 0, 0, 0];
+        let words = [
+            kind,
+            4096,
+            total,
+            free,
+            free,
+            nodes + free,
+            free,
+            0,
+            255,
+            4096,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ];
         self.put(tid, address, &words)?;
         Ok(0)
     }
@@ -271,9 +287,15 @@ impl Kernel {
         }
         let allowed = match place {
             Place::Node(id) => may(&self.objects, id, &viewer, rights),
-            Place::Proc(place) => rights & right::WRITE == 0 && place.mode() >> 6 & rights == rights,
+            Place::Proc(place) => {
+                rights & right::WRITE == 0 && place.mode() >> 6 & rights == rights
+            }
         };
-        if allowed { Ok(0) } else { Err(Errno::EACCES.into()) }
+        if allowed {
+            Ok(0)
+        } else {
+            Err(Errno::EACCES.into())
+        }
     }
 
     pub(crate) fn chmod(&mut self, tid: Tid, directory: u32, path: u64, mode: u32) -> Outcome {

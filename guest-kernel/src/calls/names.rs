@@ -6,12 +6,12 @@ use linux_raw_sys::general::{
 
 use super::HERE;
 use crate::errno::{Errno, Outcome};
+use crate::fs::Place;
 use crate::fs::names::{self, Remove};
 use crate::fs::node::{Directory, Entry, Kind, Objects};
 use crate::fs::proc::{ProcPlace, ProcView};
 use crate::fs::setup::{self, device_parts, is_device};
 use crate::fs::walk::{Last, is_directory, path_of};
-use crate::fs::Place;
 use crate::kernel::Kernel;
 use crate::mem::index;
 use crate::process::files::Object;
@@ -274,7 +274,13 @@ impl Kernel {
         let mut bytes = alloc::vec::Vec::new();
         let object = self.file(id).object.clone();
         let object = match (object, place) {
-            (Object::Directory { mut last, mut listed }, Place::Node(node)) => {
+            (
+                Object::Directory {
+                    mut last,
+                    mut listed,
+                },
+                Place::Node(node),
+            ) => {
                 let parent = self.objects.directory(node)?.parent;
                 for (at, name, id) in [(0, &b"."[..], node), (1, b"..", parent)] {
                     if listed != at {
@@ -287,7 +293,8 @@ impl Kernel {
                     listed += 1;
                 }
                 while listed >= 2
-                    && let Some((name, entry)) = next_name(&mut self.objects, node, last.as_deref())?
+                    && let Some((name, entry)) =
+                        next_name(&mut self.objects, node, last.as_deref())?
                 {
                     let (inode, mode) = match entry {
                         Entry::Node(id) => {
@@ -316,7 +323,14 @@ impl Kernel {
                 for name in names.skip(index(listed)) {
                     let name = name.as_bytes();
                     let found = proc.lookup(place, name).unwrap_or(place);
-                    if !push(&mut bytes, limit, found.inode(), listed + 1, found.mode(), name) {
+                    if !push(
+                        &mut bytes,
+                        limit,
+                        found.inode(),
+                        listed + 1,
+                        found.mode(),
+                        name,
+                    ) {
                         break;
                     }
                     listed += 1;

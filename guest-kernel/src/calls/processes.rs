@@ -1,9 +1,10 @@
 //! Processes and threads: clone, exec, exit, wait, and who they are.
 
 use linux_raw_sys::general::{
-    CLONE_VFORK, CLONE_VM, CSIGNAL, FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE,
-    FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
-    FUTEX_WAKE_BITSET, RLIM_NLIMITS, SIGCHLD, WCONTINUED, WEXITED, WNOHANG, WNOWAIT, WSTOPPED,
+    CLONE_VFORK, CLONE_VM, CSIGNAL, FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME,
+    FUTEX_CMP_REQUEUE, FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_WAIT, FUTEX_WAIT_BITSET,
+    FUTEX_WAKE, FUTEX_WAKE_BITSET, RLIM_NLIMITS, SIGCHLD, WCONTINUED, WEXITED, WNOHANG, WNOWAIT,
+    WSTOPPED,
 };
 use linux_raw_sys::prctl::{
     PR_CAPBSET_READ, PR_GET_DUMPABLE, PR_GET_KEEPCAPS, PR_GET_NAME, PR_GET_NO_NEW_PRIVS,
@@ -81,8 +82,16 @@ impl Kernel {
         if size < 64 {
             return Err(Errno::EINVAL.into());
         }
-        let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls]: [u64; 8] =
-            self.get(tid, address)?;
+        let [
+            flags,
+            _pidfd,
+            child_tid,
+            parent_tid,
+            exit_signal,
+            stack,
+            stack_size,
+            tls,
+        ]: [u64; 8] = self.get(tid, address)?;
         let [exit_signal, ..] = exit_signal.to_le_bytes();
         self.clone_and_wait(
             tid,
@@ -104,7 +113,10 @@ impl Kernel {
             None => self.clone_thread(tid, request)?,
         };
         if self.thread(tid).vfork_child.is_some() {
-            let borrowed = self.processes.get(&child).is_some_and(|child| child.borrowed);
+            let borrowed = self
+                .processes
+                .get(&child)
+                .is_some_and(|child| child.borrowed);
             if borrowed {
                 return Err(self.block(tid, &[Key::Vfork(child)], None));
             }
@@ -189,7 +201,11 @@ impl Kernel {
         if word & !(OWNER_DIED | WAITERS) != tid {
             return;
         }
-        if self.put(tid, address, &(word & WAITERS | OWNER_DIED)).is_ok() && word & WAITERS != 0 {
+        if self
+            .put(tid, address, &(word & WAITERS | OWNER_DIED))
+            .is_ok()
+            && word & WAITERS != 0
+        {
             for scope in [Scope::Private, Scope::Shared] {
                 // Nobody waits, or the page is gone.
                 let _ = self.futex_wake(tid, address, scope, 1, ANY);
@@ -200,7 +216,10 @@ impl Kernel {
     /// A child of the process that has news of the kinds wanted; `Ok(None)`
     /// if it must be waited for.
     fn find_child(&mut self, parent: Pid, which: i32, options: u32) -> Result<Option<Found>> {
-        let group = self.processes.get(&parent).map_or(0, |process| process.group);
+        let group = self
+            .processes
+            .get(&parent)
+            .map_or(0, |process| process.group);
         let matches = |pid: Pid, child_group: Pid| match which {
             -1 => true,
             0 => child_group == group,
@@ -300,7 +319,16 @@ impl Kernel {
             }
             return Err(self.block(tid, &[Key::Children(parent)], None));
         };
-        let words = [SIGCHLD, 0, found.code.cast_unsigned(), 0, found.pid, 0, found.value, 0];
+        let words = [
+            SIGCHLD,
+            0,
+            found.code.cast_unsigned(),
+            0,
+            found.pid,
+            0,
+            found.value,
+            0,
+        ];
         if info != 0 {
             let mut bytes = [0; 128];
             bytes[..32].copy_from_slice(words.as_bytes());
@@ -413,7 +441,14 @@ impl Kernel {
         if owner.effective_uid != 0 && !all.iter().all(|id| known.contains(id)) {
             return Err(Errno::EPERM.into());
         }
-        set_ids(&all, [&mut owner.uid, &mut owner.effective_uid, &mut owner.saved_uid]);
+        set_ids(
+            &all,
+            [
+                &mut owner.uid,
+                &mut owner.effective_uid,
+                &mut owner.saved_uid,
+            ],
+        );
         Ok(0)
     }
 
@@ -424,7 +459,14 @@ impl Kernel {
         if owner.effective_uid != 0 && !all.iter().all(|id| known.contains(id)) {
             return Err(Errno::EPERM.into());
         }
-        set_ids(&all, [&mut owner.gid, &mut owner.effective_gid, &mut owner.saved_gid]);
+        set_ids(
+            &all,
+            [
+                &mut owner.gid,
+                &mut owner.effective_gid,
+                &mut owner.saved_gid,
+            ],
+        );
         Ok(0)
     }
 

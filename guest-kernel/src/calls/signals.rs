@@ -124,7 +124,10 @@ impl Kernel {
             self.put_if(tid, info, &found.to_bytes())?;
             return Ok(found.signal.into());
         }
-        let deadline = match (self.thread(tid).call.and_then(|call| call.deadline), timeout) {
+        let deadline = match (
+            self.thread(tid).call.and_then(|call| call.deadline),
+            timeout,
+        ) {
             (Some(at), _) => Some(at),
             (None, 0) => None,
             (None, address) => {
@@ -181,7 +184,11 @@ impl Kernel {
         let targets: alloc::vec::Vec<Pid> = match which {
             1.. => alloc::vec![which.unsigned_abs()],
             0 | ..-1 => {
-                let group = if which == 0 { group } else { which.unsigned_abs() };
+                let group = if which == 0 {
+                    group
+                } else {
+                    which.unsigned_abs()
+                };
                 let all = self.processes.iter();
                 all.filter(|(_, process)| process.group == group)
                     .map(|(pid, _)| *pid)
@@ -299,7 +306,10 @@ impl Kernel {
     ) -> Result<(), crate::errno::Stop> {
         let process = self.process_of(tid);
         let (group, own) = (process.group, process.terminal == Some(terminal));
-        let foreground = self.terminals.get(terminal).map_or(0, |terminal| terminal.foreground);
+        let foreground = self
+            .terminals
+            .get(terminal)
+            .map_or(0, |terminal| terminal.foreground);
         if !own || foreground == group || foreground == 0 {
             return Ok(());
         }

@@ -10,6 +10,7 @@ use crate::wait::Tid;
 
 const AF_UNIX: u32 = 1;
 const SOCK_STREAM: u32 = 1;
+const SOCK_SEQPACKET: u32 = 5;
 /// The part of a socket's type that is none of its flags, which are `open`'s.
 const TYPE: u32 = 0xf;
 const MSG_DONTWAIT: u32 = 0x40;
@@ -19,12 +20,14 @@ impl Kernel {
         if domain != AF_UNIX {
             return Err(Errno::EAFNOSUPPORT.into());
         }
-        if kind & TYPE != SOCK_STREAM {
-            return Err(Errno::EOPNOTSUPP.into());
-        }
+        let make = match kind & TYPE {
+            SOCK_STREAM => Pipe::new,
+            SOCK_SEQPACKET => Pipe::of_messages,
+            _ => return Err(Errno::EOPNOTSUPP.into()),
+        };
         self.check_memory()?;
         let mut pipe = || {
-            let mut pipe = Pipe::new();
+            let mut pipe = make();
             (pipe.readers, pipe.writers) = (1, 1);
             self.pipes.insert(pipe)
         };

@@ -25,12 +25,28 @@ impl Kernel {
 
     pub(crate) fn sysinfo(&mut self, tid: Tid, address: u64) -> Outcome {
         let frames = &self.objects.frames;
-        let (total, free) = (frames.total() as u64 * 4096, frames.available() as u64 * 4096);
+        let (total, free) = (
+            frames.total() as u64 * 4096,
+            frames.available() as u64 * 4096,
+        );
         let processes = self.processes.len() as u64;
         let uptime = self.now() / 1_000_000_000;
         let unit = 1_u64;
         let words = [
-            uptime, 0, 0, 0, total, free, 0, 0, 0, 0, processes & 0xffff, 0, 0, unit,
+            uptime,
+            0,
+            0,
+            0,
+            total,
+            free,
+            0,
+            0,
+            0,
+            0,
+            processes & 0xffff,
+            0,
+            0,
+            unit,
         ];
         self.put(tid, address, &words)?;
         Ok(0)

@@ -1,7 +1,7 @@
 //! Terminals: making, opening and controlling them.
 
-use linux_raw_sys::general::{SIGCONT, SIGHUP, SIGWINCH};
 use linux_raw_sys::general::{O_NONBLOCK, O_RDWR};
+use linux_raw_sys::general::{SIGCONT, SIGHUP, SIGWINCH};
 use linux_raw_sys::ioctl::{
     FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, TCFLSH, TCGETS, TCSBRK, TCSETS, TCSETSF, TCSETSW, TCXONC,
     TIOCGPGRP, TIOCGPTN, TIOCGPTPEER, TIOCGSID, TIOCGWINSZ, TIOCNOTTY, TIOCSCTTY, TIOCSPGRP,
@@ -110,9 +110,7 @@ impl Kernel {
             }
             _ => match self.file(id).object {
                 Object::Master(terminal) => self.master_ioctl(tid, terminal, request, argument),
-                Object::Terminal(terminal) => {
-                    self.terminal_ioctl(tid, terminal, request, argument)
-                }
+                Object::Terminal(terminal) => self.terminal_ioctl(tid, terminal, request, argument),
                 Object::Device(Device::Console) => Err(Errno::EINVAL.into()),
                 _ => Err(Errno::ENOTTY.into()),
             },
@@ -125,7 +123,9 @@ impl Kernel {
         let bytes = match self.file(id).object {
             Object::PipeReader(pipe)
             | Object::PipeBoth(pipe)
-            | Object::Socket { reads: pipe, .. } => self.pipes.get(pipe).map_or(0, |pipe| pipe.len()),
+            | Object::Socket { reads: pipe, .. } => {
+                self.pipes.get(pipe).map_or(0, |pipe| pipe.len())
+            }
             Object::Terminal(number) => {
                 let terminal = self.terminals.get(number);
                 terminal.map_or(0, Terminal::waiting)

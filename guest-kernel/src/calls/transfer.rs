@@ -46,7 +46,10 @@ impl Kernel {
     /// Reads as much as there is into pieces of memory.
     fn read_file(&mut self, tid: Tid, id: FileId, pieces: &[(u64, u64)]) -> Outcome {
         let mut done = 0;
-        if matches!(self.file(id).object, Object::Directory { .. } | Object::ProcDirectory { .. }) {
+        if matches!(
+            self.file(id).object,
+            Object::Directory { .. } | Object::ProcDirectory { .. }
+        ) {
             return Err(Errno::EISDIR.into());
         }
         for (address, len) in pieces {
@@ -63,7 +66,11 @@ impl Kernel {
                     Moved::Bytes(count) => {
                         let stored = self.write_user(tid, address + at, &chunk[..count]);
                         if let Err(errno) = stored {
-                            return if done > 0 { Ok(done) } else { Err(errno.into()) };
+                            return if done > 0 {
+                                Ok(done)
+                            } else {
+                                Err(errno.into())
+                            };
                         }
                         done += count as u64;
                         at += count as u64;
@@ -87,7 +94,9 @@ impl Kernel {
     fn is_stream(&mut self, id: FileId) -> bool {
         !matches!(
             self.file(id).object,
-            Object::File | Object::Text(_) | Object::Device(Device::Zero | Device::Random | Device::Full)
+            Object::File
+                | Object::Text(_)
+                | Object::Device(Device::Zero | Device::Random | Device::Full)
         )
     }
 
@@ -97,7 +106,8 @@ impl Kernel {
             Object::PipeReader(pipe)
             | Object::PipeBoth(pipe)
             | Object::Socket { reads: pipe, .. } => {
-                self.pipes.get(pipe).is_none_or(|pipe| pipe.len() == 0)
+                let pipe = self.pipes.get(pipe);
+                pipe.is_none_or(|pipe| pipe.len() == 0 || pipe.keeps_messages())
             }
             Object::Device(Device::Launcher) => self.from_launcher.is_empty(),
             Object::Master(number) => {
@@ -270,7 +280,11 @@ impl Kernel {
                     }
                     Ok(Moved::End) => return Ok(done),
                     Ok(Moved::Wait(_)) if self.file(id).is_nonblocking() => {
-                        return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN.into()) };
+                        return if done > 0 {
+                            Ok(done)
+                        } else {
+                            Err(Errno::EAGAIN.into())
+                        };
                     }
                     Ok(Moved::Wait(key)) => return Err(self.block(tid, &[key], None)),
                     Err(Stop::Block) => return Err(Stop::Block),

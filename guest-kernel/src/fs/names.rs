@@ -94,7 +94,13 @@ pub(crate) fn attach(
 }
 
 /// Takes a node's name away.
-fn detach(objects: &mut Objects, directory: NodeId, name: &[u8], id: NodeId, now: u64) -> Result<()> {
+fn detach(
+    objects: &mut Objects,
+    directory: NodeId,
+    name: &[u8],
+    id: NodeId,
+    now: u64,
+) -> Result<()> {
     objects.directory(directory)?.entries.remove(name);
     let node = objects.node_mut(id);
     node.meta.ctime = now;

@@ -339,7 +339,9 @@ impl Objects {
             found.parent = directory;
         }
         let entry = Entry::Node(id);
-        self.directory(directory)?.entries.insert(name.into(), entry);
+        self.directory(directory)?
+            .entries
+            .insert(name.into(), entry);
         Ok(entry)
     }
 

@@ -197,9 +197,11 @@ impl ProcView<'_> {
                 b"self" | b"thread-self" => Some(P::Myself),
                 b"mounts" => Some(P::Mounts),
                 b"sys" => Some(P::Sys),
-                _ => named(&SYSTEM_FILES, name)
-                    .map(P::System)
-                    .or_else(|| number.filter(|pid| self.processes.contains_key(pid)).map(P::Process)),
+                _ => named(&SYSTEM_FILES, name).map(P::System).or_else(|| {
+                    number
+                        .filter(|pid| self.processes.contains_key(pid))
+                        .map(P::Process)
+                }),
             },
             P::Sys => match name {
                 b"kernel" => Some(P::SysKernel),
@@ -208,7 +210,9 @@ impl ProcView<'_> {
                 _ => None,
             },
             P::SysKernel => named(&KERNEL_FILES, name).map(P::System),
-            P::SysVm => named(&[("overcommit_memory", SystemFile::Overcommit)], name).map(P::System),
+            P::SysVm => {
+                named(&[("overcommit_memory", SystemFile::Overcommit)], name).map(P::System)
+            }
             P::SysNet => (name == b"core").then_some(P::SysNetCore),
             P::SysNetCore => named(&[("somaxconn", SystemFile::Somaxconn)], name).map(P::System),
             P::Process(pid) | P::Task(pid, _) => match name {
@@ -455,7 +459,9 @@ impl Kernel {
             ProcessFile::OomScore => Ok(String::from("0\n")),
             ProcessFile::Limits => {
                 let (soft, hard) = self.process(pid)?.limits[7];
-                Ok(format!("Max open files            {soft:<20} {hard:<20} files\n"))
+                Ok(format!(
+                    "Max open files            {soft:<20} {hard:<20} files\n"
+                ))
             }
             ProcessFile::Stat => self.stat_line(pid),
             ProcessFile::Statm => {
@@ -487,7 +493,11 @@ impl Kernel {
             State::Stopped(_) => 'T',
             State::Running => {
                 let waits = |tid: &Tid| self.threads.get(tid).is_some_and(|thread| thread.waits);
-                if process.threads.iter().all(waits) { 'S' } else { 'R' }
+                if process.threads.iter().all(waits) {
+                    'S'
+                } else {
+                    'R'
+                }
             }
         })
     }
@@ -495,7 +505,9 @@ impl Kernel {
     fn stat_line(&self, pid: Pid) -> Result<String> {
         let process = self.process(pid)?;
         let ticks = |ns: u64| ns / 10_000_000;
-        let terminal = process.terminal.map_or(0, |number| 136 << 8 | i64::from(number));
+        let terminal = process
+            .terminal
+            .map_or(0, |number| 136 << 8 | i64::from(number));
         let foreground = process
             .terminal
             .and_then(|number| self.terminals.get(number))
@@ -561,7 +573,13 @@ impl Kernel {
         };
         let mut text = String::new();
         for (start, region) in &space.regions {
-            let flag = |flag, letter| if region.prot.contains(flag) { letter } else { '-' };
+            let flag = |flag, letter| {
+                if region.prot.contains(flag) {
+                    letter
+                } else {
+                    '-'
+                }
+            };
             let shared = match region.sharing {
                 Sharing::Private => 'p',
                 Sharing::Shared => 's',

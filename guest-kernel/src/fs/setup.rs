@@ -8,10 +8,10 @@ use super::MEMORY_DEVICE;
 use super::names::attach;
 use super::node::{Entry, FileData, Kind, Maker, NodeId, Objects};
 use crate::errno::{Errno, Result};
+use crate::fs::walk::Viewer;
 use crate::kernel::Kernel;
 use crate::process::files::Device;
 use crate::wait::Tid;
-use crate::fs::walk::Viewer;
 
 /// Name of the port to the launcher, as a virtio console would have it.
 const PORT: &[u8] = b"vport0p1";
@@ -40,10 +40,16 @@ const SYSTEM_FILES: [(&str, &str); 8] = [
     ("devices/system/cpu/online", "0\n"),
     ("devices/system/cpu/possible", "0\n"),
     ("devices/system/cpu/present", "0\n"),
-    ("devices/system/cpu/cpu0/topology/thread_siblings_list", "0\n"),
+    (
+        "devices/system/cpu/cpu0/topology/thread_siblings_list",
+        "0\n",
+    ),
     ("devices/system/cpu/cpu0/topology/core_siblings_list", "0\n"),
     ("devices/system/node/online", "0\n"),
-    ("kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n"),
+    (
+        "kernel/mm/transparent_hugepage/enabled",
+        "always madvise [never]\n",
+    ),
 ];
 
 /// What a device with these numbers is.
@@ -76,7 +82,12 @@ fn fill(objects: &mut Objects, root: NodeId, maker: Maker) -> Result<()> {
     proc.entries.insert(b"proc"[..].into(), Entry::Proc);
     let dev = mount(objects, root, b"dev", 0o755, maker)?;
     for (name, major, minor, mode) in DEVICES {
-        let id = objects.make(Kind::Device(major, minor), S_IFCHR | mode, MEMORY_DEVICE, maker);
+        let id = objects.make(
+            Kind::Device(major, minor),
+            S_IFCHR | mode,
+            MEMORY_DEVICE,
+            maker,
+        );
         attach(objects, dev, name, id, maker.now)?;
     }
     mount(objects, dev, b"pts", 0o755, maker)?;
@@ -175,7 +186,9 @@ impl Kernel {
             ..self.maker(tid)
         };
         let kind = Kind::Device(TERMINALS, number);
-        let id = self.objects.make(kind, S_IFCHR | 0o620, MEMORY_DEVICE, maker);
+        let id = self
+            .objects
+            .make(kind, S_IFCHR | 0o620, MEMORY_DEVICE, maker);
         let name = alloc::format!("{number}");
         attach(&mut self.objects, directory, name.as_bytes(), id, maker.now)
     }
@@ -234,4 +247,3 @@ pub(crate) fn is_device(mode: u32) -> bool {
     let kind = mode & linux_raw_sys::general::S_IFMT;
     kind == S_IFCHR || kind == S_IFBLK
 }
-

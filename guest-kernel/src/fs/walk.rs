@@ -251,7 +251,9 @@ pub(crate) fn path_of(objects: &mut Objects, root: NodeId, mut id: NodeId) -> Op
             return None;
         }
         let entries = &objects.directory(above).ok()?.entries;
-        let mut named = entries.iter().filter(|(_, entry)| **entry == Entry::Node(id));
+        let mut named = entries
+            .iter()
+            .filter(|(_, entry)| **entry == Entry::Node(id));
         names.push(named.next()?.0.clone());
         id = above;
     }

@@ -96,7 +96,9 @@ impl Frames {
         self.page(from)
             .read_bytes(0, &mut bytes)
             .expect("a whole page");
-        self.page(frame).write_bytes(0, &bytes).expect("a whole page");
+        self.page(frame)
+            .write_bytes(0, &bytes)
+            .expect("a whole page");
         Some(frame)
     }
 

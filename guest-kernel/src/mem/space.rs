@@ -502,12 +502,7 @@ impl Space {
     }
 
     /// Changes a program's memory.
-    pub(crate) fn write(
-        &mut self,
-        objects: &mut Objects,
-        address: u64,
-        from: &[u8],
-    ) -> Result<()> {
+    pub(crate) fn write(&mut self, objects: &mut Objects, address: u64, from: &[u8]) -> Result<()> {
         let mut done = 0;
         while done < from.len() {
             let at = address.checked_add(done as u64).ok_or(Errno::EFAULT)?;
@@ -539,8 +534,11 @@ impl Space {
                 }
             }
             let tables = &mut child.tables;
-            self.tables
-                .update(&mut objects.frames, *start, region.end, |frames, at, leaf| {
+            self.tables.update(
+                &mut objects.frames,
+                *start,
+                region.end,
+                |frames, at, leaf| {
                     let shared = Leaf {
                         writable: false,
                         ..leaf
@@ -551,7 +549,8 @@ impl Space {
                         short = true;
                     }
                     Some(shared)
-                });
+                },
+            );
         }
         self.flush = Flush::All;
         if short {

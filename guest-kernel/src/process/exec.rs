@@ -4,8 +4,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use linux_raw_sys::auxvec::{
-    AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_EXECFN, AT_FLAGS, AT_GID, AT_HWCAP,
-    AT_NULL, AT_PAGESZ, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PLATFORM, AT_RANDOM, AT_SECURE, AT_UID,
+    AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_EXECFN, AT_FLAGS, AT_GID, AT_HWCAP, AT_NULL,
+    AT_PAGESZ, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PLATFORM, AT_RANDOM, AT_SECURE, AT_UID,
 };
 use linux_raw_sys::general::S_ISUID;
 use vmm_shared::addr::PAGE_SIZE;
@@ -68,7 +68,15 @@ impl Kernel {
             }
         };
         let mut space = Space::new(&mut self.objects.frames, self.model)?;
-        let loaded = self.load(&mut space, node, image, interpreter, &arguments, &environment, &path);
+        let loaded = self.load(
+            &mut space,
+            node,
+            image,
+            interpreter,
+            &arguments,
+            &environment,
+            &path,
+        );
         let registers = match loaded {
             Ok(registers) => registers,
             Err(errno) => {
@@ -164,7 +172,14 @@ impl Kernel {
             .sum();
         let len = page_up(FIRST_STACK + bytes as u64).ok_or(Errno::E2BIG)?;
         space.map(&mut self.objects, Some(STACK_TOP - len), true, len, stack)?;
-        let sp = self.write_stack(space, arguments, environment, path, &program, loader.as_ref())?;
+        let sp = self.write_stack(
+            space,
+            arguments,
+            environment,
+            path,
+            &program,
+            loader.as_ref(),
+        )?;
         let entry = loader.map_or(program.entry, |loader| loader.entry);
         Ok(Registers::start(entry, sp))
     }
@@ -232,7 +247,11 @@ impl Kernel {
             (AT_PLATFORM, platform),
             (AT_NULL, 0),
         ];
-        words.extend(pairs.iter().flat_map(|(key, value)| [u64::from(*key), *value]));
+        words.extend(
+            pairs
+                .iter()
+                .flat_map(|(key, value)| [u64::from(*key), *value]),
+        );
         let sp = random.wrapping_sub(words.len() as u64 * 8) & !15;
         space.write(&mut self.objects, sp, words.as_bytes())?;
         Ok(sp)
@@ -254,13 +273,7 @@ impl Kernel {
     }
 
     /// What a new program keeps of its process, and what not.
-    fn settle(
-        &mut self,
-        tid: Tid,
-        path: &[u8],
-        arguments: &[Vec<u8>],
-        environment: &[Vec<u8>],
-    ) {
+    fn settle(&mut self, tid: Tid, path: &[u8], arguments: &[Vec<u8>], environment: &[Vec<u8>]) {
         let joined = |all: &[Vec<u8>]| {
             let texts = all.iter().flat_map(|text| text.iter().copied().chain([0]));
             texts.collect()
@@ -370,7 +383,13 @@ fn map_image(
         if segment.file > 0 {
             let backing = Backing::File(node, page_down(segment.offset));
             objects.hold(node);
-            let mapped = space.map(objects, Some(first), true, file_pages - first, region(backing));
+            let mapped = space.map(
+                objects,
+                Some(first),
+                true,
+                file_pages - first,
+                region(backing),
+            );
             if let Err(errno) = mapped {
                 objects.release(node);
                 return Err(errno);
@@ -382,7 +401,13 @@ fn map_image(
         }
         let zeros = if segment.file > 0 { file_pages } else { first };
         if end > zeros {
-            space.map(objects, Some(zeros), true, end - zeros, region(Backing::Zeros))?;
+            space.map(
+                objects,
+                Some(zeros),
+                true,
+                end - zeros,
+                region(Backing::Zeros),
+            )?;
         }
     }
     Ok(Loaded {

@@ -31,18 +31,26 @@ pub(crate) enum Object {
     /// A regular file.
     File,
     /// A directory, and the name that was listed last.
-    Directory { last: Option<Box<[u8]>>, listed: u64 },
+    Directory {
+        last: Option<Box<[u8]>>,
+        listed: u64,
+    },
     /// A file of /proc: its text when it was opened.
     Text(Vec<u8>),
     /// A directory of /proc.
-    ProcDirectory { listed: u64 },
+    ProcDirectory {
+        listed: u64,
+    },
     Device(Device),
     PipeReader(u32),
     PipeWriter(u32),
     /// A named pipe opened for both.
     PipeBoth(u32),
     /// One end of a pair of connected sockets: the pipes it reads and writes.
-    Socket { reads: u32, writes: u32 },
+    Socket {
+        reads: u32,
+        writes: u32,
+    },
     /// The program's side of a terminal, and the other.
     Terminal(u32),
     Master(u32),

@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 
 use linux_raw_sys::general::{
-    SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIGCONT, SIGKILL, SIGSTOP, SIGSEGV,
+    SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIGCONT, SIGKILL, SIGSEGV, SIGSTOP,
 };
 
 use super::signal::{Action, Effect, Info, STOPPING, UNBLOCKABLE, bit};
@@ -157,7 +157,11 @@ impl Kernel {
     /// Lets a thread look at its signals, unless its process is stopped.
     fn wake_for_signal(&mut self, tid: Tid, signal: u8) {
         let stopped = matches!(self.process_of(tid).state, State::Stopped(_));
-        let vfork = self.thread(tid).keys.iter().any(|key| matches!(key, Key::Vfork(_)));
+        let vfork = self
+            .thread(tid)
+            .keys
+            .iter()
+            .any(|key| matches!(key, Key::Vfork(_)));
         if (stopped || vfork) && u32::from(signal) != SIGKILL {
             return;
         }
@@ -267,7 +271,10 @@ impl Kernel {
         let registers = &mut self.thread(tid).registers;
         if call.woken {
             registers.rax = 0;
-        } else if call.done > 0 && restart_rule(call.number) == Restart::IfWanted && is_transfer(call.number) {
+        } else if call.done > 0
+            && restart_rule(call.number) == Restart::IfWanted
+            && is_transfer(call.number)
+        {
             registers.rax = call.done;
         } else if restarts {
             registers.rax = call.number.into();
@@ -287,8 +294,7 @@ impl Kernel {
         let registers = thread.registers;
         let stack = thread.stack;
         let on_stack = registers.rsp.wrapping_sub(stack.base) < stack.len;
-        let switches =
-            action.flags & u64::from(SA_ONSTACK) != 0 && stack.len > 0 && !on_stack;
+        let switches = action.flags & u64::from(SA_ONSTACK) != 0 && stack.len > 0 && !on_stack;
         let top = match switches {
             true => stack.base.wrapping_add(stack.len),
             false => registers.rsp.wrapping_sub(RED_ZONE),

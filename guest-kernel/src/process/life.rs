@@ -4,9 +4,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use linux_raw_sys::general::{
-    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT_SETTID,
-    CLONE_SETTLS, CLONE_THREAD, CLONE_VFORK, CLONE_VM, O_CLOEXEC, O_RDWR, RLIMIT_NPROC, SIGCHLD,
-    SIGCONT, SIGHUP,
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT_SETTID, CLONE_SETTLS, CLONE_THREAD,
+    CLONE_VFORK, CLONE_VM, O_CLOEXEC, O_RDWR, RLIMIT_NPROC, SIGCHLD, SIGCONT, SIGHUP,
 };
 
 use super::files::{Descriptor, Descriptors, Device, Object, OpenFile};
@@ -110,11 +109,11 @@ impl Kernel {
             self.process_of(pid).files.put(number, descriptor);
         }
         let environment = vec![b"HOME=/".to_vec(), b"TERM=linux".to_vec()];
-        self.exec(pid, &path, vec![path.clone()], environment)
-            .map_err(|stop| match stop {
-                Stop::Failed(errno) => errno,
-                Stop::Block | Stop::Done => Errno::ENOEXEC,
-            })?;
+        match self.exec(pid, &path, vec![path.clone()], environment) {
+            Err(Stop::Failed(errno)) => return Err(errno),
+            // A new program leaves no result.
+            Ok(_) | Err(Stop::Block | Stop::Done) => {}
+        }
         self.make_ready(pid);
         Ok(())
     }
@@ -160,9 +159,7 @@ impl Kernel {
             thread.stack = parent.stack;
         }
         // The processor may hold newer registers than were copied.
-        let mut fpu = core::mem::replace(&mut thread.fpu, Fpu::new(0));
-        self.machine.save_fpu(tid, &mut fpu);
-        thread.fpu = fpu;
+        self.machine.save_fpu(tid, &mut thread.fpu);
         if has(CLONE_SETTLS) {
             thread.fs_base = request.tls;
         }

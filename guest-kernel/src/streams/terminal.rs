@@ -7,9 +7,9 @@
 use alloc::collections::VecDeque;
 
 use linux_raw_sys::general::{
-    B38400, CREAD, CS8, ECHO, ECHOCTL, ECHOE, ECHOK, ECHOKE, ECHONL, ICANON, ICRNL, IEXTEN,
-    IGNCR, INLCR, ISIG, ISTRIP, IXON, NOFLSH, OCRNL, ONLCR, ONLRET, ONOCR, OPOST, VEOF, VEOL,
-    VEOL2, VERASE, VINTR, VKILL, VLNEXT, VMIN, VQUIT, VSUSP, VTIME, VWERASE,
+    B38400, CREAD, CS8, ECHO, ECHOCTL, ECHOE, ECHOK, ECHOKE, ECHONL, ICANON, ICRNL, IEXTEN, IGNCR,
+    INLCR, ISIG, ISTRIP, IXON, NOFLSH, OCRNL, ONLCR, ONLRET, ONOCR, OPOST, VEOF, VEOL, VEOL2,
+    VERASE, VINTR, VKILL, VLNEXT, VMIN, VQUIT, VSUSP, VTIME, VWERASE,
 };
 use linux_raw_sys::general::{SIGINT, SIGQUIT, SIGTSTP};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -224,7 +224,11 @@ impl Terminal {
         }
         let Some(last) = last else { return };
         if self.has(ECHO) && self.has(ECHOE) {
-            let width = if last < 0x20 && self.has(ECHOCTL) { 2 } else { 1 };
+            let width = if last < 0x20 && self.has(ECHOCTL) {
+                2
+            } else {
+                1
+            };
             for _ in 0..width {
                 self.output.extend(b"\x08 \x08");
                 self.column = self.column.saturating_sub(1);
@@ -372,7 +376,10 @@ mod tests {
 
     fn typed(terminal: &mut Terminal, bytes: &[u8]) -> Vec<u8> {
         let mut signals = Vec::new();
-        assert_eq!(terminal.type_in(bytes, |signal| signals.push(signal)), bytes.len());
+        assert_eq!(
+            terminal.type_in(bytes, |signal| signals.push(signal)),
+            bytes.len()
+        );
         signals
     }
 
