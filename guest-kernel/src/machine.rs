@@ -135,6 +135,8 @@ pub trait Machine {
     /// Forgets what the processor holds for thread `tid`: its saved state has
     /// been changed, or it has ended.
     fn forget_fpu(&mut self, tid: u32);
+    /// Page tables are about to be freed: no processor may use them any more.
+    fn leave_tables(&mut self, root: u64);
     /// The thread whose state the processor holds.
     fn fpu_owner(&self) -> Option<u32>;
     /// Capabilities of the processor for the auxiliary vector: CPUID 1, EDX.

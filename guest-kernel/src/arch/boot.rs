@@ -200,7 +200,7 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
         to_launcher: ring(info.agent_out),
         from_launcher: ring(info.agent_in),
     };
-    let hardware = Hardware::new(info.tsc_khz, components);
+    let hardware = Hardware::new(info.tsc_khz, components, root);
     match Kernel::new(start, Box::new(hardware.clone())) {
         Ok(mut kernel) => run(&mut kernel, &hardware),
         Err(reason) => {

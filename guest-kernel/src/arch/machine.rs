@@ -9,6 +9,7 @@ use vmm_shared::pv::Hypercall;
 
 use super::{boot, cpu};
 use crate::machine::{Fpu, Machine};
+use crate::mem::space::Flush;
 
 const APIC_SPURIOUS: u32 = 0x80f;
 const APIC_TIMER: u32 = 0x832;
@@ -26,6 +27,9 @@ struct State {
     tsc_khz: u32,
     components: u64,
     fpu_len: usize,
+    /// The kernel's own page tables, and those that are loaded.
+    model: u64,
+    root: Cell<u64>,
     /// Whose extended state is loaded.
     owner: Cell<Option<u32>>,
     /// When the timer will interrupt, in ticks.
@@ -40,7 +44,7 @@ pub(super) struct Hardware(Rc<State>);
 
 impl Hardware {
     /// Switches on interrupt controller and timer.
-    pub(super) fn new(tsc_khz: u32, components: u64) -> Self {
+    pub(super) fn new(tsc_khz: u32, components: u64, model: u64) -> Self {
         let len = raw_cpuid::CpuId::new()
             .get_extended_state_info()
             .map_or(576, |state| state.xsave_area_size_enabled_features());
@@ -51,6 +55,8 @@ impl Hardware {
             tsc_khz,
             components,
             fpu_len: usize::try_from(len).expect("64-bit").next_multiple_of(64),
+            model,
+            root: Cell::new(model),
             owner: Cell::new(None),
             timer: Cell::new(None),
             seed: Cell::new(cpu::ticks()),
@@ -70,6 +76,15 @@ impl Hardware {
         }
         self.0.timer.set(Some(ticks));
         cpu::write_msr(TSC_DEADLINE, ticks);
+    }
+
+    /// Loads page tables, unless they are loaded and need no flush.
+    pub(super) fn load_tables(&self, root: u64, flush: &Flush) {
+        if self.0.root.replace(root) != root || *flush == Flush::All {
+            cpu::load_tables(root);
+        } else if let Flush::Pages(pages) = flush {
+            pages.iter().copied().for_each(cpu::forget_page);
+        }
     }
 
     /// Loads a thread's extended state, if another's is loaded.
@@ -128,6 +143,13 @@ impl Machine for Hardware {
     fn forget_fpu(&mut self, tid: u32) {
         if self.0.owner.get() == Some(tid) {
             self.0.owner.set(None);
+        }
+    }
+
+    fn leave_tables(&mut self, root: u64) {
+        if self.0.root.get() == root {
+            self.0.root.set(self.0.model);
+            cpu::load_tables(self.0.model);
         }
     }
 

@@ -16,13 +16,11 @@ use core::sync::atomic::Ordering;
 use vmm_shared::pv::{DOORBELL_VECTOR, Hypercall};
 
 use crate::kernel::{Kernel, Next};
-use crate::mem::space::Flush;
 use machine::Hardware;
 
 /// What of the last thread's state is in the processor.
 #[derive(Debug, Default)]
 struct Loaded {
-    root: u64,
     fs_base: Option<u64>,
     gs_base: Option<u64>,
 }
@@ -53,16 +51,7 @@ fn run(kernel: &mut Kernel, hardware: &Hardware) -> ! {
 
 fn run_thread(kernel: &mut Kernel, hardware: &Hardware, tid: u32, loaded: &mut Loaded) {
     let context = kernel.context(tid);
-    if loaded.root != context.root {
-        loaded.root = context.root;
-        cpu::load_tables(context.root);
-    } else {
-        match context.flush {
-            Flush::None => {}
-            Flush::Pages(pages) => pages.into_iter().for_each(cpu::forget_page),
-            Flush::All => cpu::load_tables(context.root),
-        }
-    }
+    hardware.load_tables(context.root, &context.flush);
     if loaded.fs_base != Some(context.fs_base) {
         loaded.fs_base = Some(context.fs_base);
         cpu::set_fs_base(context.fs_base);

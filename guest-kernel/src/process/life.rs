@@ -269,6 +269,7 @@ impl Kernel {
         if space.uses == 0
             && let Some(space) = self.spaces.remove(id)
         {
+            self.machine.leave_tables(space.root().0);
             space.free(&mut self.objects);
         }
     }
