@@ -22,7 +22,8 @@ use crate::fs::walk::Viewer;
 use crate::futex::Futexes;
 use crate::machine::{CALL_VECTOR, Fpu, Machine, Registers};
 use crate::mem::frames::{Frame, Frames};
-use crate::mem::space::{Access, Fault, Flush, Space};
+pub use crate::mem::space::Flush;
+use crate::mem::space::{Access, Fault, Space};
 use crate::process::files::OpenFile;
 use crate::process::signal::Info;
 use crate::process::{Call, Pid, Process, Thread};
@@ -96,7 +97,7 @@ pub enum Next {
 #[expect(missing_docs, reason = "named for the registers they are for")]
 pub struct Context<'a> {
     pub root: u64,
-    pub(crate) flush: Flush,
+    pub flush: Flush,
     pub fs_base: u64,
     pub gs_base: u64,
     pub registers: &'a mut Registers,
@@ -316,7 +317,7 @@ impl Kernel {
     }
 
     /// What to do next. Called whenever the processor is free.
-    pub fn next(&mut self) -> Next {
+    pub fn run_next(&mut self) -> Next {
         loop {
             if self.powered_off {
                 return Next::PowerOff;
@@ -426,7 +427,7 @@ impl Kernel {
     /// A thread's state for the processor.
     ///
     /// # Panics
-    /// If it is not one that [`Kernel::next`] has said to run.
+    /// If it is not one that [`Kernel::run_next`] has said to run.
     pub fn context(&mut self, tid: u32) -> Context<'_> {
         if let Some(owner) = self.machine.fpu_owner()
             && owner != tid

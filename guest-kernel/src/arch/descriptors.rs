@@ -91,6 +91,7 @@ fn set_gate(idt: &mut InterruptDescriptorTable, vector: u8, address: VirtAddr) {
             match vector {
                 // SAFETY: the stubs save all registers and return by IRETQ.
                 $($number => unsafe { let _ = idt.$field.set_handler_addr(address); },)*
+                // SAFETY: as above.
                 32.. => unsafe { let _ = idt[vector].set_handler_addr(address); },
                 _ => {}
             }

@@ -29,7 +29,7 @@ struct Loaded {
 fn run(kernel: &mut Kernel, hardware: &Hardware) -> ! {
     let mut loaded = Loaded::default();
     loop {
-        match kernel.next() {
+        match kernel.run_next() {
             Next::Run(tid) => {
                 hardware.set_timer(kernel.interrupt_at());
                 run_thread(kernel, hardware, tid, &mut loaded);

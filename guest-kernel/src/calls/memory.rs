@@ -70,10 +70,10 @@ impl Kernel {
         };
         let (objects, space) = self.memory_of(tid).ok_or(Errno::ESRCH)?;
         let occupied = flags & MAP_FIXED_NOREPLACE != 0
-            && space
-                .next_region(wanted)
-                .is_some_and(|(start, _)| start < wanted + len)
-            || flags & MAP_FIXED_NOREPLACE != 0 && space.region(wanted).is_some();
+            && (space.region(wanted).is_some()
+                || space
+                    .next_region(wanted)
+                    .is_some_and(|(start, _)| start < wanted.saturating_add(len)));
         let hint = (wanted != 0 || fixed).then_some(crate::mem::page_down(wanted));
         let mapped = if occupied {
             Err(Errno::EEXIST)

@@ -357,12 +357,15 @@ impl Kernel {
     }
 }
 
+/// A name and what it stands for.
+type Named = (alloc::boxed::Box<[u8]>, Entry);
+
 /// The name behind `last` and what it stands for.
 fn next_name(
     objects: &mut Objects,
     node: u32,
     last: Option<&[u8]>,
-) -> Result<Option<(alloc::boxed::Box<[u8]>, Entry)>, Errno> {
+) -> Result<Option<Named>, Errno> {
     use core::ops::Bound;
     let entries = &objects.directory(node)?.entries;
     let from = last.map_or(Bound::Unbounded, Bound::Excluded);

@@ -10,6 +10,7 @@ use linux_raw_sys::ioctl::{
 
 use super::low;
 use crate::errno::{Errno, Outcome, Result};
+use crate::fs::Place;
 use crate::kernel::Kernel;
 use crate::process::files::{Device, FileId, Object, OpenFile};
 use crate::process::signal::Info;
@@ -159,7 +160,11 @@ impl Kernel {
             TIOCGPTPEER => {
                 let object = self.open_terminal(tid, number, false)?;
                 let flags = low(argument);
-                let mut file = OpenFile::new(object, None, O_RDWR | flags & O_NONBLOCK);
+                let place = self.terminal_node(number).map(Place::Node);
+                if let Some(place) = place {
+                    self.hold_place(place);
+                }
+                let mut file = OpenFile::new(object, place, O_RDWR | flags & O_NONBLOCK);
                 file.path = Some(alloc::format!("/dev/pts/{number}").into_bytes().into());
                 Ok(self.add_file(tid, file, flags)?.into())
             }

@@ -193,22 +193,32 @@ impl Kernel {
         attach(&mut self.objects, directory, name.as_bytes(), id, maker.now)
     }
 
+    /// The node of a terminal's name, if it has one.
+    pub(crate) fn terminal_node(&mut self, number: u32) -> Option<NodeId> {
+        let directory = self.terminals_directory().ok()?;
+        let name = alloc::format!("{number}");
+        match self.objects.entry(directory, name.as_bytes()) {
+            Ok(Entry::Node(id)) => Some(id),
+            _ => None,
+        }
+    }
+
     /// Takes a terminal's name away.
     pub(crate) fn remove_terminal(&mut self, number: u32) {
         let now = self.wall();
+        let Some(id) = self.terminal_node(number) else {
+            return;
+        };
         let Ok(directory) = self.terminals_directory() else {
             return;
         };
-        let name: Box<[u8]> = alloc::format!("{number}").into_bytes().into();
         let viewer = Viewer {
             root: self.root,
             directory: super::Place::Node(directory),
             uid: 0,
             gid: 0,
         };
-        let Ok(Entry::Node(id)) = self.objects.entry(directory, &name) else {
-            return;
-        };
+        let name: Box<[u8]> = alloc::format!("{number}").into_bytes().into();
         let slot = super::walk::Slot {
             directory: super::Place::Node(directory),
             name,

@@ -110,10 +110,13 @@ pub(crate) enum Fault {
 
 /// What the processor must forget before the program goes on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Flush {
+pub enum Flush {
+    /// Nothing.
     #[default]
     None,
+    /// The translations of these pages.
     Pages(Vec<u64>),
+    /// All translations of this address space.
     All,
 }
 
