@@ -20,7 +20,7 @@ use crate::errno::{Errno, Result, Stop};
 use crate::fs::node::{Maker, NodeId, Objects};
 use crate::fs::walk::Viewer;
 use crate::futex::Futexes;
-use crate::machine::{CALL_VECTOR, Fpu, Machine, Registers};
+use crate::machine::{CALL_VECTOR, Fpu, Machine, Registers, ns_per_tick};
 use crate::mem::frames::{Frame, Frames};
 pub use crate::mem::space::Flush;
 use crate::mem::space::{Access, Fault, Space};
@@ -110,6 +110,9 @@ pub struct Kernel {
     pub(crate) objects: Objects,
     pub(crate) model: Frame,
     pub(crate) root: NodeId,
+    /// Nanoseconds of a tick, times 2^32: each call asks for the time, and a
+    /// division of this width would be most of it.
+    ns_per_tick: u64,
     pub(crate) boot_wall_ns: u64,
     pub(crate) command_line: Vec<u8>,
     pub(crate) console: ByteRing,
@@ -156,7 +159,9 @@ impl Kernel {
         let now = start.boot_wall_ns;
         let root = crate::fs::setup::root(&mut objects, now)
             .ok_or("the root image is missing, or no ext4 file system that can be read")?;
+        let ns_per_tick = ns_per_tick(machine.ticks_khz());
         let mut kernel = Self {
+            ns_per_tick,
             machine,
             objects,
             model: Frame(start.model),
@@ -193,9 +198,8 @@ impl Kernel {
     /// Nanoseconds since the VM was made.
     #[must_use]
     pub fn now(&self) -> u64 {
-        let ticks = u128::from(self.machine.ticks());
-        let ns = ticks * 1_000_000 / u128::from(self.machine.ticks_khz().max(1));
-        u64::try_from(ns).unwrap_or(u64::MAX)
+        let ns = u128::from(self.machine.ticks()) * u128::from(self.ns_per_tick);
+        u64::try_from(ns >> 32).unwrap_or(u64::MAX)
     }
 
     /// Nanoseconds since 1970.

@@ -115,6 +115,12 @@ impl Fpu {
     }
 }
 
+/// Nanoseconds of a tick, times 2^32.
+#[must_use]
+pub fn ns_per_tick(khz: u32) -> u64 {
+    (1_000_000 << 32) / u64::from(khz.max(1))
+}
+
 /// The machine under the kernel.
 pub trait Machine {
     /// Ticks since the VM was made.

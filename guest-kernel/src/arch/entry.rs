@@ -50,10 +50,19 @@ pub(super) fn per_cpu() -> *mut PerCpu {
     PER_CPU.0.get()
 }
 
-/// The launcher has rung while the processor slept.
+/// The launcher has rung.
 pub(super) static DOORBELL: AtomicBool = AtomicBool::new(false);
 /// Where the hypervisor lets us end interrupts: see KVM's `MSR_KVM_PV_EOI_EN`.
 pub(super) static END_OF_INTERRUPT: AtomicU32 = AtomicU32::new(0);
+
+/// The timer has run out since this was last looked at.
+static TIMER: AtomicBool = AtomicBool::new(false);
+pub(super) const TIMER_VECTOR: u8 = 0xf1;
+
+/// Whether the timer has run out since the last time.
+pub(super) fn take_timer() -> bool {
+    TIMER.swap(false, Ordering::Relaxed)
+}
 
 const APIC_EOI: u32 = 0x80b;
 
@@ -95,9 +104,14 @@ pub(super) fn enter(registers: &mut Registers) {
     *registers = frame.0;
 }
 
-/// Tells the interrupt controller that an interrupt has been taken: without
-/// an exit if the hypervisor has allowed it.
-pub(super) fn end_interrupt() {
+/// Notes an interrupt and tells the interrupt controller that it has been
+/// taken: without an exit if the hypervisor has allowed it.
+pub(super) fn end_interrupt(vector: u8) {
+    match vector {
+        DOORBELL_VECTOR => DOORBELL.store(true, Ordering::Relaxed),
+        TIMER_VECTOR => TIMER.store(true, Ordering::Relaxed),
+        _ => {}
+    }
     if END_OF_INTERRUPT.swap(0, Ordering::Relaxed) & 1 == 0 {
         cpu::write_msr(APIC_EOI, 0);
     }
@@ -106,10 +120,9 @@ pub(super) fn end_interrupt() {
 /// An interrupt while the processor slept.
 #[unsafe(no_mangle)]
 extern "C" fn interrupt_in_kernel(vector: u64) {
-    if vector == u64::from(DOORBELL_VECTOR) {
-        DOORBELL.store(true, Ordering::Relaxed);
+    if let Ok(vector) = u8::try_from(vector) {
+        end_interrupt(vector);
     }
-    end_interrupt();
 }
 
 /// An exception in the kernel. `frame`: vector, error code, RIP, CS, flags.

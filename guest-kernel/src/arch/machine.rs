@@ -7,8 +7,8 @@ use core::cell::Cell;
 
 use vmm_shared::pv::Hypercall;
 
-use super::{boot, cpu};
-use crate::machine::{Fpu, Machine};
+use super::{boot, cpu, entry};
+use crate::machine::{Fpu, Machine, ns_per_tick};
 use crate::mem::space::Flush;
 
 const APIC_SPURIOUS: u32 = 0x80f;
@@ -19,7 +19,7 @@ const PV_END_OF_INTERRUPT: u32 = 0x4b56_4d04;
 const APIC_ON: u64 = 0x1ff;
 /// The timer runs to a time of the TSC; its vector.
 const TIMER_MODE: u64 = 2 << 17;
-const TIMER_VECTOR: u64 = 0xf1;
+const TIMER_VECTOR: u64 = entry::TIMER_VECTOR as u64;
 
 /// State of the one processor.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ struct State {
     root: Cell<u64>,
     /// Whose extended state is loaded.
     owner: Cell<Option<u32>>,
-    /// When the timer will interrupt, in ticks.
+    /// When the timer will interrupt, in ns.
     timer: Cell<Option<u64>>,
     /// State of the generator that helps out where the processor has none.
     seed: Cell<u64>,
@@ -65,16 +65,19 @@ impl Hardware {
 
     /// Has the processor interrupted at a time in ns; a timer that would do
     /// so earlier is left alone, as each change costs an exit.
-    pub(super) fn set_timer(&self, at: Option<u64>) {
+    pub(super) fn set_timer(&self, now: u64, at: Option<u64>) {
         let Some(at) = at else { return };
-        let ticks = u128::from(at) * u128::from(self.0.tsc_khz) / 1_000_000;
-        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(1);
-        let now = cpu::ticks();
+        if entry::take_timer() {
+            self.0.timer.set(None);
+        }
         let pending = self.0.timer.get().filter(|armed| *armed > now);
-        if pending.is_some_and(|armed| armed <= ticks) {
+        if pending.is_some_and(|armed| armed <= at) {
             return;
         }
-        self.0.timer.set(Some(ticks));
+        // By the kernel's own scale, so that its clock has reached the time.
+        let ticks = (u128::from(at) << 32) / u128::from(ns_per_tick(self.0.tsc_khz));
+        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(2);
+        self.0.timer.set(Some(at));
         cpu::write_msr(TSC_DEADLINE, ticks);
     }
 

@@ -13,7 +13,7 @@ mod panic;
 
 use core::sync::atomic::Ordering;
 
-use vmm_shared::pv::{DOORBELL_VECTOR, Hypercall};
+use vmm_shared::pv::Hypercall;
 
 use crate::kernel::{Kernel, Next};
 use machine::Hardware;
@@ -31,11 +31,11 @@ fn run(kernel: &mut Kernel, hardware: &Hardware) -> ! {
     loop {
         match kernel.run_next() {
             Next::Run(tid) => {
-                hardware.set_timer(kernel.interrupt_at());
+                hardware.set_timer(kernel.now(), kernel.interrupt_at());
                 run_thread(kernel, hardware, tid, &mut loaded);
             }
             Next::Idle(until) => {
-                hardware.set_timer(until);
+                hardware.set_timer(kernel.now(), until);
                 cpu::sleep();
                 kernel.slept();
             }
@@ -65,10 +65,7 @@ fn run_thread(kernel: &mut Kernel, hardware: &Hardware, tid: u32, loaded: &mut L
     let vector = context.registers.vector;
     let address = cpu::fault_address();
     if let Ok(vector @ 32..) = u8::try_from(vector) {
-        entry::end_interrupt();
-        if vector == DOORBELL_VECTOR {
-            kernel.doorbell();
-        }
+        entry::end_interrupt(vector);
     }
     kernel.exit(tid, address);
 }
