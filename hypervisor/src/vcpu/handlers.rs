@@ -5,7 +5,7 @@ use vmm_shared::control::Counter;
 
 use super::Vcpu;
 use super::exit::{Direction, Exception, Exit, Outcome, PortAccess, StopReason};
-use super::lapic::LapicEffect;
+use super::lapic::{self, LapicEffect};
 use super::pv::{HYPERCALL_KICK_CPU, HYPERCALL_SEND_IPI, UNKNOWN_HYPERCALL};
 use super::registers::Gpr;
 use crate::arch::cpu;
@@ -46,6 +46,21 @@ pub(super) const DR7_RESET: u64 = 0x400;
 const CR0_PAGING: u64 = 1 << 31;
 
 impl Vcpu {
+    /// Handles an exit at once, if it is a frequent one that changes nothing
+    /// which the last entry has decided: what is delivered and what the guest
+    /// may end by itself. Otherwise leaves everything as it is.
+    pub(super) fn answer(&mut self, exit: Exit, vm: &Vm) -> bool {
+        let plain = match exit {
+            Exit::Cpuid => true,
+            Exit::WriteMsr => matches!(
+                msr::rule(self.registers.get_u32(Gpr::Rcx)),
+                MsrRule::TscDeadline | MsrRule::X2Apic(lapic::ICR)
+            ),
+            _ => false,
+        };
+        plain && self.handle(exit, vm) == Outcome::Resume
+    }
+
     /// Handles one exit.
     pub(super) fn handle(&mut self, exit: Exit, vm: &Vm) -> Outcome {
         match exit {

@@ -16,6 +16,9 @@ const SOFTWARE_ENABLE: u32 = 1 << 8;
 const SPURIOUS_RESET: u32 = 0xff;
 const ERROR_ILLEGAL_VECTOR_SENT: u32 = 1 << 5;
 
+/// The interrupt command register's number.
+pub const ICR: u8 = 0x30;
+
 mod register {
     pub(super) const ID: u8 = 0x02;
     pub(super) const VERSION: u8 = 0x03;
@@ -28,7 +31,7 @@ mod register {
     pub(super) const TMR: u8 = 0x18;
     pub(super) const IRR: u8 = 0x20;
     pub(super) const ERROR_STATUS: u8 = 0x28;
-    pub(super) const ICR: u8 = 0x30;
+    pub(super) use super::ICR;
     pub(super) const LVT_TIMER: u8 = 0x32;
     pub(super) const LVT_LAST: u8 = 0x37;
     pub(super) const INITIAL_COUNT: u8 = 0x38;

@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod exit;
+pub mod halt_poll;
 mod handlers;
 pub mod lapic;
 mod mmio;

@@ -180,7 +180,8 @@ impl PostedInterrupts {
     }
 
     /// Whether nothing is requested.
-    fn is_idle(&self) -> bool {
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
         self.signals().load(Ordering::SeqCst) == 0
             && (0..4).all(|word| self.requests(word).load(Ordering::SeqCst) == 0)
     }

@@ -7,13 +7,16 @@
 //!     │                                  ▼
 //!     │                       hold interrupts, arm, deliver
 //!     │                                  │
-//!     └── handle the exit <── #VMEXIT ── VMRUN
+//!     └── handle the exit <── #VMEXIT ── VMRUN <── answer ──┐
+//!                                │                          │
+//!                                └── a plain question ──────┘
 //! ```
 #![expect(unsafe_code, reason = "enters the guest")]
 
 use vmm_shared::control::Counter;
 
-use super::exit::{Outcome, StopReason};
+use super::exit::{Exit, Outcome, StopReason};
+use super::halt_poll::HaltPoll;
 use super::{RunState, Vcpu};
 use crate::arch::svm::state::Injection;
 use crate::arch::svm::{exit, switch};
@@ -52,10 +55,12 @@ impl Vcpu {
             apic_id: apic::id(),
             due: None,
         };
+        let mut halt_poll = HaltPoll::new(vm.tsc_khz);
         loop {
             self.take_requests(vm);
             if self.state != RunState::Running {
-                self.sleep(vm, clocks, &mut timer);
+                self.set_timer(vm, clocks, &mut timer);
+                self.sleep(vm, &timer, &mut halt_poll);
                 continue;
             }
             self.set_timer(vm, clocks, &mut timer);
@@ -65,16 +70,16 @@ impl Vcpu {
                 switch::release_interrupts();
                 continue;
             }
-            let entered = vm.memory.barrier.enter(self.core);
-            if let Some(tables) = entered {
+            let exit = vm.memory.barrier.enter(self.core).map(|tables| {
                 self.deliver(vm);
-                self.enter(tables);
+                let exit = self.run_guest(tables, vm, clocks, &mut timer);
                 vm.memory.barrier.leave(self.core);
-            }
+                exit
+            });
             vm.posted(self.id).disarm();
             switch::release_interrupts();
-            if entered.is_some()
-                && let Some(reason) = self.after_exit(vm)
+            if let Some(exit) = exit
+                && let Some(reason) = self.after_exit(exit, vm)
             {
                 return reason;
             }
@@ -108,16 +113,22 @@ impl Vcpu {
         doorbell || timer.due.is_some() && descriptors::timer_ran_out(timer.apic_id)
     }
 
-    /// Waits for an interrupt of the core.
-    fn sleep(&mut self, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) {
-        self.set_timer(vm, clocks, timer);
-        cpu::interrupts_off();
+    /// Waits until there is something to do: looks for it, then sleeps until
+    /// the core is interrupted.
+    fn sleep(&self, vm: &Vm, timer: &HostTimer, halt_poll: &mut HaltPoll) {
         let posted = vm.posted(self.id);
+        let start = cpu::rdtsc();
+        let is_called = || self.is_called(timer) || !posted.is_idle();
+        while cpu::rdtsc() - start < halt_poll.window() && !is_called() {
+            core::hint::spin_loop();
+        }
+        cpu::interrupts_off();
         if !self.is_called(timer) && posted.arm() {
             cpu::sleep_until_interrupt();
             posted.disarm();
         }
         cpu::interrupts_on();
+        halt_poll.learn(cpu::rdtsc() - start);
     }
 
     /// Sets the core's timer for the guest's; without one it is left alone.
@@ -153,6 +164,25 @@ impl Vcpu {
         vm.count(self.id, Counter::Injected);
     }
 
+    /// Runs the guest under a generation of the nested tables until an exit
+    /// that takes more than an answer.
+    ///
+    /// In between the vCPU stays armed and the core in the barrier, as if the
+    /// guest had not been left: a kick that comes then ends the next run as
+    /// soon as it has begun.
+    fn run_guest(&mut self, tables: u64, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) -> Exit {
+        loop {
+            self.enter(tables);
+            let exit = exit::decode(&self.vmcb.control);
+            vm.count_exit(self.id, &exit);
+            self.vmcb.requeue_interrupted_event();
+            if self.vmcb.has_event() || !self.answer(exit, vm) {
+                return exit;
+            }
+            self.set_timer(vm, clocks, timer);
+        }
+    }
+
     /// Enters under a generation of the nested tables.
     fn enter(&mut self, tables: u64) {
         if core::mem::take(&mut self.must_load) {
@@ -170,10 +200,7 @@ impl Vcpu {
     }
 
     /// Handles the exit; a reason if the VM is to stop.
-    fn after_exit(&mut self, vm: &Vm) -> Option<StopReason> {
-        let exit = exit::decode(&self.vmcb.control);
-        vm.count_exit(self.id, &exit);
-        self.vmcb.requeue_interrupted_event();
+    fn after_exit(&mut self, exit: Exit, vm: &Vm) -> Option<StopReason> {
         self.lapic.set_cr8(self.vmcb.cr8());
         if let Some(vector) = self.offered.take()
             && (!self.vmcb.is_offer_open() || self.vmcb.queued_interrupt() == Some(vector))
