@@ -4,6 +4,7 @@
 use vmm_shared::control::Counter;
 
 use super::Vcpu;
+use super::decode;
 use super::exit::{Direction, Exception, Exit, Outcome, PortAccess, StopReason};
 use super::lapic::{self, LapicEffect};
 use super::pv::{HYPERCALL_KICK_CPU, HYPERCALL_SEND_IPI, UNKNOWN_HYPERCALL};
@@ -17,8 +18,7 @@ use crate::platform::cpuid::{CpuidVcpu, OsXsave};
 use crate::platform::msr::{self, MsrRule, PvMsr, WriteRule};
 use crate::vm::Vm;
 
-/// Lengths of instructions without operands in memory; SVM on some hosts
-/// doesn't tell where the next one starts.
+/// Lengths of instructions without operands in memory, and without prefixes.
 mod length {
     pub(super) const CPUID: u64 = 2;
     pub(super) const HLT: u64 = 1;
@@ -67,7 +67,7 @@ impl Vcpu {
             Exit::HostInterrupt => Outcome::Resume,
             Exit::Cpuid => self.cpuid(vm),
             Exit::Halt => {
-                self.advance(length::HLT);
+                self.step_over(length::HLT, vm);
                 Outcome::Block
             }
             Exit::Port(access) => self.port(access, vm),
@@ -78,7 +78,7 @@ impl Vcpu {
             // Memory is coherent, and another guest's cache lines are not
             // this guest's to drop.
             Exit::CacheInstruction => {
-                self.advance(length::CACHE);
+                self.step_over(length::CACHE, vm);
                 Outcome::Resume
             }
             Exit::DebugControl(direction) => self.debug_control(direction, vm),
@@ -119,7 +119,7 @@ impl Vcpu {
         self.registers.set(Gpr::Rbx, result.ebx.into());
         self.registers.set(Gpr::Rcx, result.ecx.into());
         self.registers.set(Gpr::Rdx, result.edx.into());
-        self.advance(length::CPUID);
+        self.step_over(length::CPUID, vm);
         Outcome::Resume
     }
 
@@ -188,7 +188,7 @@ impl Vcpu {
         };
         self.registers.set(Gpr::Rax, value & 0xffff_ffff);
         self.registers.set(Gpr::Rdx, value >> 32);
-        self.advance(length::MSR);
+        self.step_over(length::MSR, vm);
         Outcome::Resume
     }
 
@@ -255,7 +255,7 @@ impl Vcpu {
         if !done {
             return Outcome::Inject(Exception::GP);
         }
-        self.advance(length::MSR);
+        self.step_over(length::MSR, vm);
         Outcome::Resume
     }
 
@@ -293,15 +293,16 @@ impl Vcpu {
             return Outcome::Inject(Exception::GP);
         }
         cpu::set_guest_xcr0(value);
-        self.advance(length::XSETBV);
+        self.step_over(length::XSETBV, vm);
         Outcome::Resume
     }
 
     /// A DR7 that remembers and arms nothing, where the real one would stay
     /// armed while the hypervisor runs.
     fn debug_control(&mut self, direction: Direction, vm: &Vm) -> Outcome {
-        let Some((register, len)) = self.fetch(vm).and_then(|bytes| decode_mov_debug(&bytes))
-        else {
+        let bitness = self.vmcb.bitness();
+        let decode = |code: FetchedInstruction| decode::mov_debug(code.as_bytes(), bitness);
+        let Some((register, len)) = self.fetch(vm).and_then(decode) else {
             return Outcome::Inject(Exception::UD);
         };
         match direction {
@@ -344,33 +345,9 @@ impl Vcpu {
             _ => UNKNOWN_HYPERCALL,
         };
         self.registers.set(Gpr::Rax, result);
-        self.advance(length::HYPERCALL);
+        self.step_over(length::HYPERCALL, vm);
         Outcome::Resume
     }
-}
-
-/// The general-purpose register of a MOV to or from a debug register, and the
-/// instruction's length.
-fn decode_mov_debug(instruction: &FetchedInstruction) -> Option<(Gpr, u64)> {
-    const LEGACY_PREFIXES: [u8; 11] = [
-        0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
-    ];
-    let bytes = instruction.as_bytes();
-    let prefixes = bytes
-        .iter()
-        .take_while(|byte| LEGACY_PREFIXES.contains(byte))
-        .count();
-    let rest = bytes.get(prefixes..)?;
-    let (rex, opcode) = match rest {
-        [rex @ 0x40..=0x4f, opcode @ ..] => (*rex, opcode),
-        opcode => (0, opcode),
-    };
-    let [0x0f, 0x21 | 0x23, operands, ..] = *opcode else {
-        return None;
-    };
-    let register = Gpr::from_number(operands & 7 | (rex & 1) << 3)?;
-    let len = bytes.len() - opcode.len() + 3;
-    Some((register, len as u64))
 }
 
 /// What XSETBV accepts: x87 always, AVX only with SSE, AVX-512 as a whole and

@@ -15,6 +15,7 @@ use alloc::boxed::Box;
 
 use vmm_shared::addr::{Hpa, VcpuId};
 
+use self::decode::Bitness;
 use self::lapic::Lapic;
 use self::posted::Signal;
 use self::pv::PvState;
@@ -25,6 +26,8 @@ use crate::loader::LinuxEntry;
 use crate::platform::msr::StoredMsrs;
 use crate::vm::Vm;
 
+/// HLT's only byte; the other instructions that exit begin with 0x0f.
+const HLT: u8 = 0xf4;
 /// What RDX holds after reset: family, model and stepping, as in CPUID.
 const RDX_RESET: u64 = 0x00a0_0f10;
 
@@ -132,8 +135,31 @@ impl Vcpu {
         self.advance_to(next);
     }
 
+    /// Steps over the instruction that exited, `unprefixed` bytes long but for
+    /// its prefixes.
+    fn step_over(&mut self, unprefixed: u64, vm: &Vm) {
+        match self.vmcb.next_rip() {
+            Some(next) => self.advance_to(next),
+            None => {
+                let code = self.fetch(vm);
+                let code = code.as_ref().map_or(&[][..], |code| code.as_bytes());
+                self.advance(length_of(code, self.vmcb.bitness(), unprefixed));
+            }
+        }
+    }
+
     fn advance_to(&mut self, next: u64) {
         self.registers.rip = next;
         self.vmcb.end_shadow();
+    }
+}
+
+/// The length of an instruction that has exited, told by its code as far as
+/// that can be read.
+fn length_of(code: &[u8], bitness: Bitness, unprefixed: u64) -> u64 {
+    match code {
+        // What they all begin with: no prefix.
+        [] | [0x0f | HLT, ..] => unprefixed,
+        _ => decode::length(code, bitness).unwrap_or(unprefixed),
     }
 }

@@ -231,6 +231,13 @@ impl Vmcb {
             && !self.has_event()
     }
 
+    /// Where the instruction behind the one that exited starts, on processors
+    /// that tell: others leave the field at 0.
+    #[must_use]
+    pub fn next_rip(&self) -> Option<u64> {
+        Some(self.control.next_rip).filter(|next| *next != 0)
+    }
+
     /// Makes the next entry forget all translations.
     pub fn drop_translations(&mut self) {
         self.control.tlb_control = TLB_FLUSH_ALL;
