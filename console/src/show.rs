@@ -62,15 +62,28 @@ pub(crate) fn nodes(report: &Report) -> String {
     print(&table)
 }
 
+fn percent(part: u64, of: u64) -> String {
+    match part.saturating_mul(100).checked_div(of) {
+        Some(percent) => format!("{percent}%"),
+        None => "-".to_owned(),
+    }
+}
+
+/// Which node gives which part of the VM's memory; and of how much of it the
+/// node has mappings, how much of that by large pages and how much on others.
 pub(crate) fn memory(report: &Report) -> String {
-    let mut table = table(&["NODE", "FROM", "GIVES", "SHARE"]);
-    let total = report.vm.memory_bytes.max(1);
+    let mut table = table(&["NODE", "FROM", "GIVES", "SHARE", "MAPS", "LARGE", "REMOTE"]);
+    let total = report.vm.memory_bytes;
     for node in &report.nodes {
+        let mapped = node.counter("memory_mapped_bytes");
         table.add_row([
             node.id.to_string(),
             Size(node.memory_offset_bytes).to_string(),
             Size(node.memory_bytes).to_string(),
-            format!("{}%", node.memory_bytes.saturating_mul(100) / total),
+            percent(node.memory_bytes, total),
+            Size(mapped).to_string(),
+            percent(node.counter("memory_mapped_large_bytes"), mapped),
+            percent(node.counter("memory_mapped_remote_bytes"), mapped),
         ]);
     }
     print(&table)
@@ -126,6 +139,10 @@ mod tests {
                 memory_bytes: 1 << 30,
                 memory_offset_bytes: 0,
                 pid: 4711,
+                counters: vec![
+                    ("memory_mapped_bytes".into(), 512 << 20),
+                    ("memory_mapped_large_bytes".into(), 384 << 20),
+                ],
             }],
             vcpus: [10, 20_000]
                 .into_iter()
@@ -147,6 +164,16 @@ mod tests {
                         NODE  STATE  CORES  VCPUS  MEMORY  PID\n\
                         0     ready  2      2      1G      4711\n";
         assert_eq!(status(&report()), expected);
+    }
+
+    #[test]
+    fn the_memory_of_a_node_is_given_and_mapped() {
+        let expected = "NODE  FROM  GIVES  SHARE  MAPS  LARGE  REMOTE\n\
+                        0     0     1G     100%   512M  75%    0%\n";
+        assert_eq!(memory(&report()), expected);
+        let mut report = report();
+        report.nodes[0].counters.clear();
+        assert!(memory(&report).contains("0     -      -"), "nothing yet");
     }
 
     #[test]

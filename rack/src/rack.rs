@@ -352,6 +352,10 @@ impl Rack {
                 // Acquire: as in `vm_state`.
                 .and_then(|state| NodeState::from_raw(state.load(Ordering::Acquire))),
         };
+        let counters = |node| match self.memory.control.node_counters(node) {
+            Some(counters) => counters.values().collect(),
+            None => Vec::new(),
+        };
         let mut offset = 0;
         let node_status = |(node, share): (&Node, &NodeShare)| {
             let memory_offset = offset;
@@ -364,6 +368,7 @@ impl Rack {
                 memory: share.memory,
                 memory_offset,
                 pid: node.pid(),
+                counters: counters(node.id()),
             }
         };
         RackStatus {

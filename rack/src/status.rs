@@ -41,6 +41,9 @@ pub struct NodeStatus {
     pub memory_offset: u64,
     /// The process that is the node.
     pub pid: i32,
+    /// Names and values of what it has counted, in the order of
+    /// [`NodeCounter::ALL`](vmm_shared::control::NodeCounter::ALL).
+    pub counters: Vec<(&'static str, u64)>,
 }
 
 /// What one vCPU has counted.

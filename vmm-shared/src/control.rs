@@ -10,8 +10,11 @@
 //!   0x004000  vCPU counters, 512 B each, one writer: the node that runs the vCPU
 //!   0x040000  rings: console out, console in, agent out, agent in
 //!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
+//!   0x360000  node counters, 1 KiB each: see `NodeCounters`
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
+
+mod node_counters;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -23,6 +26,9 @@ use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
 
+use node_counters::NODE_COUNTERS_SIZE;
+pub use node_counters::{NodeCounter, NodeCounters};
+
 const BOOT_CONFIG: usize = 0;
 const NODE_RECORDS: usize = 0x1000;
 const NODE_RECORD_SIZE: usize = 128;
@@ -32,6 +38,7 @@ const COUNTERS: usize = 0x4000;
 const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
 const VCPU_HOMES: usize = 0x32_0000;
 const VCPU_HOME_SIZE: usize = 1 << 10;
+const NODE_COUNTERS: usize = 0x36_0000;
 /// Where the launcher puts kernel and initramfs, in bytes of content.
 pub const BUNDLE_OFFSET: u64 = 8 << 20;
 
@@ -268,7 +275,8 @@ const _: () = assert!(0x4_0000 + ring_size(1 << 18) <= 0x9_0000);
 const _: () = assert!(0x9_0000 + ring_size(1 << 12) <= 0x10_0000);
 const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
 const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
-const _: () = assert!((VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE) as u64 <= BUNDLE_OFFSET);
+const _: () = assert!(VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE <= NODE_COUNTERS);
+const _: () = assert!((NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE) as u64 <= BUNDLE_OFFSET);
 
 /// What is known of a node.
 ///
@@ -402,6 +410,19 @@ impl ControlRegion {
         }
         self.content
             .atomic_u32(NODE_RECORDS + node * NODE_RECORD_SIZE)
+    }
+
+    /// What a node has counted; the id must be below [`MAX_NODES`].
+    #[must_use]
+    pub fn node_counters(&self, node: NodeId) -> Option<NodeCounters> {
+        let node = usize::from(node.0);
+        if node >= MAX_NODES {
+            return None;
+        }
+        let offset = NODE_COUNTERS + node * NODE_COUNTERS_SIZE;
+        self.content
+            .window(offset, NODE_COUNTERS_SIZE)
+            .and_then(NodeCounters::new)
     }
 
     /// The VM's record.

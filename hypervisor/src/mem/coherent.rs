@@ -10,10 +10,11 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
-use vmm_shared::addr::{Gpa, Hpa, PAGE_SIZE};
+use vmm_shared::addr::{Gpa, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{
     Access, CoherenceError, CoherenceMap, Grant, Member, NodeSet, Rights, Step, Unit, refresh,
 };
+use vmm_shared::control::{NodeCounter, NodeCounters};
 
 use super::barrier::EntryBarrier;
 use super::guest::{GuestMemory, GuestMemoryError};
@@ -25,6 +26,8 @@ const REMIND_AFTER: u32 = 1 << 20;
 
 /// How this node reaches others and its own cores.
 pub trait Bells: core::fmt::Debug {
+    /// This node.
+    fn node(&self) -> NodeId;
     /// Makes a core of this node leave the guest.
     fn kick_core(&self, core: usize);
     /// Makes other nodes look at their revocations.
@@ -58,28 +61,64 @@ pub struct MappedMemory<B> {
     pub barrier: EntryBarrier,
     membership: Option<Membership>,
     bells: B,
+    counters: NodeCounters,
     transitions: AtomicU64,
     served: AtomicU64,
 }
 
 impl<B: Bells> MappedMemory<B> {
     /// Memory under these tables; with a membership, the tables map only what
-    /// it says.
+    /// it says. `counters` are this node's.
     pub fn new(
         slices: Slices,
         tables: NestedTables,
         cores: usize,
         membership: Option<Membership>,
         bells: B,
+        counters: NodeCounters,
     ) -> Self {
-        Self {
+        let memory = Self {
             slices,
             tables: Mutex::new(tables),
             barrier: EntryBarrier::new(cores),
             membership,
             bells,
+            counters,
             transitions: AtomicU64::new(0),
             served: AtomicU64::new(0),
+        };
+        if memory.membership.is_none() {
+            for slice in memory.slices.iter() {
+                let len = slice.memory.len() as u64;
+                memory.change_tables(slice.node, |tables| {
+                    tables.map_range(slice.gpa, slice.hpa(0), len, Rights::ALL);
+                });
+            }
+        }
+        memory
+    }
+
+    /// Changes what the nested tables say about memory that `giver` gives, and
+    /// publishes how much they map.
+    fn change_tables(&self, giver: NodeId, change: impl FnOnce(&mut NestedTables)) {
+        let mut tables = self.tables.lock();
+        let before = tables.mapped();
+        change(&mut tables);
+        let after = tables.mapped();
+        // The lock makes the counters' one writer.
+        let add = |counter, before, after| {
+            let value = self.counters.get(counter);
+            self.counters
+                .set(counter, value.wrapping_add(after).wrapping_sub(before));
+        };
+        add(NodeCounter::MemoryMappedLarge, before.large, after.large);
+        add(NodeCounter::MemoryMapped, before.bytes(), after.bytes());
+        if giver != self.bells.node() {
+            add(
+                NodeCounter::MemoryMappedRemote,
+                before.bytes(),
+                after.bytes(),
+            );
         }
     }
 
@@ -129,8 +168,9 @@ impl<B: Bells> MappedMemory<B> {
 
     fn install(&self, unit: Unit, rights: Rights) {
         if let Some((page, slice, offset)) = self.page(unit) {
-            let hpa = Hpa(slice.memory.as_ptr().addr() as u64 + offset);
-            self.tables.lock().map(page, hpa, rights);
+            self.change_tables(slice.node, |tables| {
+                tables.map(page, slice.hpa(offset), rights);
+            });
         }
     }
 
@@ -200,8 +240,8 @@ impl<B: Bells> MappedMemory<B> {
         while map.has_revocations(*member)
             && let Some(revocation) = map.next_revocation(*member)?
         {
-            if let Some((page, ..)) = self.page(revocation.unit) {
-                self.tables.lock().restrict(page, revocation.keep);
+            if let Some((page, slice, _)) = self.page(revocation.unit) {
+                self.change_tables(slice.node, |tables| tables.restrict(page, revocation.keep));
             }
             self.barrier.advance(|core| self.bells.kick_core(core));
             map.acknowledge(*member, &revocation);

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use vmm_shared::addr::Gpa;
+use vmm_shared::addr::{Gpa, Hpa, NodeId};
 use vmm_shared::shm::SharedMem;
 
 use super::guest::{GuestMemory, GuestMemoryError};
@@ -10,10 +10,20 @@ use super::guest::{GuestMemory, GuestMemoryError};
 /// A run of guest memory that is contiguous on this node too.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice {
+    /// The node that gives it.
+    pub node: NodeId,
     /// Where the guest sees it.
     pub gpa: Gpa,
     /// Where this node sees it.
     pub memory: SharedMem,
+}
+
+impl Slice {
+    /// Where this node sees the byte at `offset`.
+    #[must_use]
+    pub fn hpa(&self, offset: u64) -> Hpa {
+        Hpa(self.memory.as_ptr().addr() as u64 + offset)
+    }
 }
 
 /// All slices of the VM.
@@ -128,6 +138,7 @@ mod tests {
         // SAFETY: leaked, aligned, and reached through the window only.
         let memory = unsafe { SharedMem::new(base, words * 8) };
         Slice {
+            node: NodeId(0),
             gpa: Gpa(gpa),
             memory,
         }

@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
+use vmm_shared::addr::{Hpa, NodeId, VcpuId};
 use vmm_shared::coherence::{CoherenceMap, Rights};
 use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry};
 use vmm_shared::shm::SharedMem;
@@ -15,7 +15,7 @@ use super::{Node, Reason};
 use crate::arch::cpu;
 use crate::arch::pci::Window;
 use crate::arch::svm::bitmaps::PermissionMaps;
-use crate::arch::svm::npt::{GuestPage, NestedTables};
+use crate::arch::svm::npt::NestedTables;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::fabric::{self, Fabric, Regions, clock};
@@ -56,7 +56,7 @@ pub(super) fn build(
         .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
     let image = regions.image.filter(|_| config.image_len > 0);
     let membership = membership(&config, &regions.control, id)?;
-    let nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
+    let nested = nested_tables(image);
     let nested_root = nested.root();
     let memory = Slices::new(slices);
 
@@ -74,7 +74,11 @@ pub(super) fn build(
         DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform)?),
         _ => None,
     };
-    let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric);
+    let counters = regions
+        .control
+        .node_counters(id)
+        .expect("`join` has checked the id");
+    let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric, counters);
     if id == DEVICE_NODE {
         memory
             .claim_all()
@@ -220,6 +224,7 @@ fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Option<Vec<Slice
             let memory = memories.get(node)?.window(*offset, len)?;
             *offset += len;
             Some(Slice {
+                node: NodeId(u16::try_from(node).ok()?),
                 gpa: range.gpa,
                 memory,
             })
@@ -247,32 +252,14 @@ fn membership(
     Ok(Some(Membership { map, member }))
 }
 
-fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {
+/// Tables that map what is not RAM.
+fn nested_tables(image: Option<SharedMem>) -> NestedTables {
     let mut nested = NestedTables::new();
-    for slice in slices {
-        map(&mut nested, slice, Rights::ALL);
-    }
     if let Some(memory) = image {
-        map(
-            &mut nested,
-            &Slice {
-                gpa: PMEM_BASE,
-                memory,
-            },
-            Rights::READ_EXECUTE,
-        );
+        let hpa = Hpa(memory.as_ptr().addr() as u64);
+        nested.map_range(PMEM_BASE, hpa, memory.len() as u64, Rights::READ_EXECUTE);
     }
     nested
-}
-
-fn map(nested: &mut NestedTables, slice: &Slice, rights: Rights) {
-    let start = Hpa(slice.memory.as_ptr().addr() as u64);
-    let mut offset = 0;
-    while offset < slice.memory.len() as u64 {
-        let page = GuestPage::Large(Gpa(slice.gpa.0 + offset));
-        nested.map(page, Hpa(start.0 + offset), rights);
-        offset += LARGE_PAGE_SIZE;
-    }
 }
 
 fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
