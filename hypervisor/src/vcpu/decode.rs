@@ -214,14 +214,14 @@ pub fn length(bytes: &[u8], bitness: Bitness) -> Option<u64> {
     Some(len(&instruction(bytes, 0, bitness).ok()?))
 }
 
-/// The general-purpose register of a move to or from a debug register, and
-/// the instruction's length; `None` if it is something else.
+/// The general-purpose register of a move to or from a control or debug
+/// register, and the instruction's length; `None` if it is something else.
 #[must_use]
-pub fn mov_debug(bytes: &[u8], bitness: Bitness) -> Option<(Gpr, u64)> {
+pub fn mov_special(bytes: &[u8], bitness: Bitness) -> Option<(Gpr, u64)> {
     let instruction = instruction(bytes, 0, bitness).ok()?;
+    let is_special = |name: Name| name.is_cr() || name.is_dr();
     let register = match (instruction.op0_register(), instruction.op1_register()) {
-        (debug, register) if debug.is_dr() => register,
-        (register, debug) if debug.is_dr() => register,
+        (special, register) | (register, special) if is_special(special) => register,
         _ => return None,
     };
     Some((gpr(register.full_register())?, len(&instruction)))
@@ -776,10 +776,11 @@ mod tests {
     }
 
     #[test]
-    fn moves_to_and_from_debug_registers_name_their_register() {
-        let long = |code: &[u8]| mov_debug(code, Bitness::Bits64);
+    fn moves_to_and_from_special_registers_name_their_register() {
+        let long = |code: &[u8]| mov_special(code, Bitness::Bits64);
         assert_eq!(long(&[0x0f, 0x23, 0xf8]), Some((Gpr::Rax, 3)));
         assert_eq!(long(&[0x41, 0x0f, 0x21, 0xff]), Some((Gpr::R15, 4)));
+        assert_eq!(long(&[0x44, 0x0f, 0x22, 0xc3]), Some((Gpr::Rbx, 4)), "CR8");
         assert_eq!(long(&[0x0f, 0xa2, 0x90]), None);
     }
 }

@@ -46,6 +46,8 @@ pub enum Exit {
     Hypercall,
     /// XSETBV.
     Xsetbv,
+    /// MOV to CR8.
+    WriteCr8,
     /// MOV to or from DR7.
     DebugControl(Direction),
     /// RDPMC.

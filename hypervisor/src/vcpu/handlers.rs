@@ -13,7 +13,6 @@ use crate::arch::cpu;
 use crate::arch::svm::state::EFER_SVME;
 use crate::devices::Width;
 use crate::fabric::forward::{Access, Request, Space};
-use crate::mem::walk::FetchedInstruction;
 use crate::platform::cpuid::{CpuidVcpu, OsXsave};
 use crate::platform::msr::{self, MsrRule, PvMsr, WriteRule};
 use crate::vm::Vm;
@@ -58,7 +57,9 @@ impl Vcpu {
             ),
             _ => false,
         };
-        plain && self.handle(exit, vm) == Outcome::Resume
+        // The guest may have changed what it takes: look at all of it again.
+        let settled = !self.lapic.has_requests();
+        plain && settled && self.handle(exit, vm) == Outcome::Resume
     }
 
     /// Handles one exit.
@@ -81,6 +82,7 @@ impl Vcpu {
                 self.step_over(length::CACHE, vm);
                 Outcome::Resume
             }
+            Exit::WriteCr8 => self.write_cr8(vm),
             Exit::DebugControl(direction) => self.debug_control(direction, vm),
             Exit::Rdpmc => Outcome::Inject(Exception::GP),
             Exit::Undefined => Outcome::Inject(Exception::UD),
@@ -297,12 +299,32 @@ impl Vcpu {
         Outcome::Resume
     }
 
+    /// The register that the instruction at RIP moves to or from a control or
+    /// debug register, and its length.
+    fn mov_special(&self, vm: &Vm) -> Option<(Gpr, u64)> {
+        let code = self.fetch(vm)?;
+        decode::mov_special(code.as_bytes(), self.vmcb.bitness())
+    }
+
+    /// The task priority, when something waits for it.
+    fn write_cr8(&mut self, vm: &Vm) -> Outcome {
+        let Some((register, len)) = self.mov_special(vm) else {
+            return Outcome::Inject(Exception::UD);
+        };
+        match u8::try_from(self.registers.get(register)) {
+            Ok(priority @ 0..=15) => {
+                self.lapic.set_cr8(priority);
+                self.advance(len);
+                Outcome::Resume
+            }
+            _ => Outcome::Inject(Exception::GP),
+        }
+    }
+
     /// A DR7 that remembers and arms nothing, where the real one would stay
     /// armed while the hypervisor runs.
     fn debug_control(&mut self, direction: Direction, vm: &Vm) -> Outcome {
-        let bitness = self.vmcb.bitness();
-        let decode = |code: FetchedInstruction| decode::mov_debug(code.as_bytes(), bitness);
-        let Some((register, len)) = self.fetch(vm).and_then(decode) else {
+        let Some((register, len)) = self.mov_special(vm) else {
             return Outcome::Inject(Exception::UD);
         };
         match direction {

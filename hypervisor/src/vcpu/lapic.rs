@@ -385,6 +385,12 @@ impl Lapic {
         (vector & 0xf0 > self.processor_priority() & 0xf0).then_some(vector)
     }
 
+    /// Whether anything is requested that has not been accepted.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        self.irr != VectorSet::default()
+    }
+
     /// Moves an interrupt from requested to in service.
     pub fn accept(&mut self, vector: u8) {
         self.irr.remove(vector);

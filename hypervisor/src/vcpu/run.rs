@@ -27,6 +27,9 @@ use crate::vm::{DOORBELL_VCPU, Vm};
 /// The core that hears the node's doorbell.
 const DOORBELL_CORE: usize = 0;
 
+/// Looks for work between two looks at the clock: a few microseconds.
+const LOOKS: usize = 64;
+
 /// The core's own timer.
 #[derive(Clone, Copy, Debug)]
 struct HostTimer {
@@ -119,7 +122,9 @@ impl Vcpu {
         let posted = vm.posted(self.id);
         let start = cpu::rdtsc();
         let is_called = || self.is_called(timer) || !posted.is_idle();
-        while cpu::rdtsc() - start < halt_poll.window() && !is_called() {
+        // Under TCG a PAUSE and a look at the clock take locks that the
+        // others need: seldom.
+        while cpu::rdtsc() - start < halt_poll.window() && !(0..LOOKS).any(|_| is_called()) {
             core::hint::spin_loop();
         }
         cpu::interrupts_off();
@@ -144,19 +149,21 @@ impl Vcpu {
     fn deliver(&mut self, vm: &Vm) {
         self.vmcb.set_cr8(self.lapic.cr8());
         self.vmcb.withdraw_offer();
-        let Some(vector) = self.lapic.deliverable() else {
-            return;
-        };
-        if self.lapic.is_only(vector) {
-            self.pv.offer_eoi(&vm.memory);
+        if let Some(vector) = self.lapic.deliverable() {
+            if self.lapic.is_only(vector) {
+                self.pv.offer_eoi(&vm.memory);
+            }
+            if self.vmcb.is_interruptible(&self.registers) {
+                self.vmcb.inject_interrupt(vector);
+                self.accept(vector, vm);
+            } else {
+                self.vmcb.offer_interrupt(vector);
+                self.offered = Some(vector);
+            }
         }
-        if self.vmcb.is_interruptible(&self.registers) {
-            self.vmcb.inject_interrupt(vector);
-            self.accept(vector, vm);
-        } else {
-            self.vmcb.offer_interrupt(vector);
-            self.offered = Some(vector);
-        }
+        // While anything is requested, the task priority matters at once.
+        // Besides, QEMU 7.2 aborts if a guest sets it with an offer open.
+        self.vmcb.intercept_cr8_writes(self.lapic.has_requests());
     }
 
     fn accept(&mut self, vector: u8, vm: &Vm) {

@@ -13,6 +13,7 @@ const EXCEPTION_BASE: u64 = 0x40;
 #[must_use]
 pub fn decode(control: &Control) -> Exit {
     match control.exit_code {
+        0x18 => Exit::WriteCr8,
         0x27 => Exit::DebugControl(Direction::In),
         0x37 => Exit::DebugControl(Direction::Out),
         code @ 0x40..=0x5f => Exit::Exception {

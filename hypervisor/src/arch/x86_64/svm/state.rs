@@ -35,6 +35,8 @@ const V_VECTOR_SHIFT: u32 = 32;
 /// What an offer doesn't change: V_TPR and the masking mode.
 const V_INTR_KEPT: u64 = V_TPR_MASK | VIntr::V_INTR_MASKING.bits();
 
+/// Writes of CR8.
+const INTERCEPT_CR8_WRITE: u32 = 1 << 24;
 /// Reads and writes of DR7.
 const INTERCEPT_DR7: u32 = 1 << 7 | 1 << 23;
 
@@ -331,6 +333,15 @@ impl Vmcb {
     #[must_use]
     pub fn is_offer_open(&self) -> bool {
         self.control.v_intr & VIntr::V_IRQ.bits() != 0
+    }
+
+    /// Whether the guest's writes of CR8 end its run.
+    pub fn intercept_cr8_writes(&mut self, intercept: bool) {
+        if intercept {
+            self.control.intercept_cr |= INTERCEPT_CR8_WRITE;
+        } else {
+            self.control.intercept_cr &= !INTERCEPT_CR8_WRITE;
+        }
     }
 
     /// CR8 as the guest left it.
