@@ -72,6 +72,15 @@ impl Slices {
         None
     }
 
+    /// That a range is guest memory.
+    ///
+    /// # Errors
+    /// If any byte of it is not.
+    pub fn check(&self, gpa: Gpa, len: usize) -> Result<(), GuestMemoryError> {
+        self.parts(gpa, len, |_, _, _| Some(()))
+            .ok_or(GuestMemoryError { gpa, len })
+    }
+
     /// Splits an access where slices meet, and calls `copy` with the memory,
     /// the offset in it and the range of the buffer, for each part.
     fn parts(
@@ -116,9 +125,8 @@ impl GuestMemory for Slices {
             gpa,
             len: from.len(),
         };
-        // A first pass without effect: all or nothing.
-        self.parts(gpa, from.len(), |_, _, _| Some(()))
-            .ok_or(error)?;
+        // All or nothing.
+        self.check(gpa, from.len())?;
         self.parts(gpa, from.len(), |memory, offset, range| {
             memory.write_bytes(offset, &from[range])
         })

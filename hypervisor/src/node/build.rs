@@ -20,7 +20,7 @@ use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::fabric::{self, Fabric, Regions, clock};
 use crate::loader::{self, LinuxBoot, LinuxEntry};
-use crate::mem::coherent::{MappedMemory, Membership};
+use crate::mem::coherent::{MappedMemory, Membership, MemoryParts};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
 use crate::platform::layout::PMEM_BASE;
@@ -78,7 +78,15 @@ pub(super) fn build(
         .control
         .node_counters(id)
         .expect("`join` has checked the id");
-    let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric, counters);
+    let memory = MappedMemory::new(MemoryParts {
+        slices: memory,
+        tables: nested,
+        membership,
+        bells: fabric,
+        counters,
+        cores: cores.len(),
+        tsc_khz: tsc.khz,
+    });
     if id == DEVICE_NODE {
         memory
             .claim_all()

@@ -1,12 +1,13 @@
 //! Accesses to guest physical addresses that are not RAM.
 
 use vmm_shared::addr::{Gpa, Gva};
-use vmm_shared::coherence::Access;
+use vmm_shared::coherence::{Access, Place};
 use vmm_shared::control::Counter;
 
 use super::Vcpu;
 use super::decode::{self, MmioAccess};
-use super::exit::{Direction, Exception, Outcome, StopReason};
+use super::exit::{Direction, Exception, Exit, Outcome, StopReason};
+use super::registers::Gpr;
 use crate::fabric::forward::{Access as DeviceAccess, Request, Space};
 use crate::mem::coherent::Resolution;
 use crate::mem::walk::{self, FetchedInstruction, Privilege};
@@ -17,15 +18,27 @@ const FAULT_FETCH: u64 = 1 << 4;
 const FAULT_TABLE_WALK: u64 = 1 << 33;
 
 impl Vcpu {
-    /// Memory that this node has to ask for, a device register, or nothing at all: reads of nothing give ones,
-    /// writes to it are dropped, both are counted.
+    /// Memory that this node has to ask for, a device register, or nothing at
+    /// all: reads of nothing give ones, writes to it are dropped, both are
+    /// counted.
     pub(super) fn nested_fault(&mut self, gpa: Gpa, error: u64, vm: &Vm) -> Outcome {
         let kind = match error {
             _ if error & FAULT_WRITE != 0 => Access::Write,
             _ if error & FAULT_FETCH != 0 => Access::Execute,
             _ => Access::Read,
         };
-        match vm.memory.fault(gpa, kind) {
+        let resolved = vm
+            .memory
+            .guest_fault(self.core, self.place(), gpa, kind)
+            .and_then(|resolution| {
+                if resolution == Resolution::NotMemory {
+                    // The instruction is executed here, which may wait for a
+                    // node that needs what it held.
+                    vm.memory.guest_got_on(self.core)?;
+                }
+                Ok(resolution)
+            });
+        match resolved {
             Ok(Resolution::Mapped) => return Outcome::Resume,
             Ok(Resolution::NotMemory) => {}
             Err(why) => {
@@ -70,6 +83,28 @@ impl Vcpu {
         }
         self.advance(access.len);
         Outcome::Resume
+    }
+
+    /// Where the guest is.
+    fn place(&self) -> Place {
+        Place {
+            rip: self.registers.rip,
+            rcx: self.registers.get(Gpr::Rcx),
+        }
+    }
+
+    /// Lets other nodes have what the guest has used, if the exit shows that
+    /// it has. Damage to the shared state shows again at this node's own next
+    /// fault, which stops the VM.
+    pub(super) fn note_progress(&self, exit: &Exit, vm: &Vm) {
+        let served = match exit {
+            Exit::NestedFault { .. } => Ok(()),
+            Exit::HostInterrupt => vm.memory.guest_was_interrupted(self.core, self.place()),
+            _ => vm.memory.guest_got_on(self.core),
+        };
+        if let Err(why) = served {
+            log::error!("instruction coherence: {why:?}");
+        }
     }
 
     /// The instruction at RIP, as far as it can be read.

@@ -208,6 +208,7 @@ impl Vcpu {
 
     /// Handles the exit; a reason if the VM is to stop.
     fn after_exit(&mut self, exit: Exit, vm: &Vm) -> Option<StopReason> {
+        self.note_progress(&exit, vm);
         self.lapic.set_cr8(self.vmcb.cr8());
         if let Some(vector) = self.offered.take()
             && (!self.vmcb.is_offer_open() || self.vmcb.queued_interrupt() == Some(vector))
