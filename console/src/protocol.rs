@@ -89,6 +89,8 @@ pub(crate) struct NodeReport {
     pub pid: i32,
     /// In the order in which operators want to see them.
     pub counters: Vec<(String, u64)>,
+    /// Interrupts that its vCPUs have sent to vCPUs on each node.
+    pub ipis_to: Vec<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -169,6 +169,7 @@ impl Server {
                     memory_offset_bytes: node.memory_offset,
                     pid: node.pid,
                     counters: named(&node.counters),
+                    ipis_to: node.ipis_to.clone(),
                 })
                 .collect(),
             vcpus: counters

@@ -352,9 +352,9 @@ impl Rack {
                 // Acquire: as in `vm_state`.
                 .and_then(|state| NodeState::from_raw(state.load(Ordering::Acquire))),
         };
-        let counters = |node| match self.memory.control.node_counters(node) {
-            Some(counters) => counters.values().collect(),
-            None => Vec::new(),
+        let counters = |node: &Node| {
+            let counters = self.memory.control.node_counters(node.id());
+            counters.expect("the spec has checked how many nodes there are")
         };
         let mut offset = 0;
         let node_status = |(node, share): (&Node, &NodeShare)| {
@@ -368,7 +368,8 @@ impl Rack {
                 memory: share.memory,
                 memory_offset,
                 pid: node.pid(),
-                counters: counters(node.id()),
+                counters: counters(node).values().collect(),
+                ipis_to: counters(node).ipis(self.nodes.len()).collect(),
             }
         };
         RackStatus {

@@ -42,8 +42,10 @@ pub struct NodeStatus {
     /// The process that is the node.
     pub pid: i32,
     /// Names and values of what it has counted, in the order of
-    /// [`NodeCounter::ALL`](vmm_shared::control::NodeCounter::ALL).
+    /// [`NodeCounters::values`](vmm_shared::control::NodeCounters::values).
     pub counters: Vec<(&'static str, u64)>,
+    /// Interrupts that its vCPUs have sent to vCPUs on each node.
+    pub ipis_to: Vec<u64>,
 }
 
 /// What one vCPU has counted.

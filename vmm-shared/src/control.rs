@@ -220,13 +220,15 @@ pub enum Counter {
     Faults,
     /// Instructions decoded to emulate an access.
     Decoded,
+    /// Device accesses that another node has served.
+    Forwarded,
 }
 
 impl Counter {
     /// Counters there is room for, per vCPU.
     pub const SLOTS: usize = 64;
     /// All counters with the names operators see.
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 17] = [
         (Self::Exits, "exits"),
         (Self::ExitIo, "exit_io"),
         (Self::ExitMsr, "exit_msr"),
@@ -243,6 +245,7 @@ impl Counter {
         (Self::UnknownAddress, "unknown_address"),
         (Self::Faults, "faults"),
         (Self::Decoded, "decoded"),
+        (Self::Forwarded, "forwarded"),
     ];
 }
 

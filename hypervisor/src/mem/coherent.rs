@@ -146,6 +146,11 @@ impl<B: Bells> MappedMemory<B> {
         &self.bells
     }
 
+    /// What this node counts.
+    pub fn counters(&self) -> &NodeCounters {
+        &self.counters
+    }
+
     /// Takes all memory that nobody has touched, for the node that has loaded
     /// the guest and will run it alone for a while.
     ///

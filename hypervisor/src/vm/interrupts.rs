@@ -34,11 +34,21 @@ impl Vm {
         self.kick(&posted, posted.signal(signal));
     }
 
+    /// Counts an interrupt from a vCPU of this node to another vCPU.
+    fn count_ipi(&self, to: VcpuId) {
+        let location = self.posted(to).location();
+        self.memory.counters().count_ipi(location.node);
+    }
+
     /// Sends an inter-processor interrupt.
     pub fn send(&self, sender: ApicId, ipi: Ipi) {
         let meant = |vcpu: &VcpuId| ipi.destination.includes(self.apic_id(*vcpu), sender);
-        let mut targets = self.vcpus().filter(meant);
-        match ipi.delivery {
+        let targets = self.vcpus().filter(meant);
+        self.send_to(targets.inspect(|vcpu| self.count_ipi(*vcpu)), ipi.delivery);
+    }
+
+    fn send_to(&self, mut targets: impl Iterator<Item = VcpuId>, delivery: Delivery) {
+        match delivery {
             Delivery::Fixed(vector) => targets.for_each(|vcpu| self.post(vcpu, vector)),
             Delivery::Lowest(vector) => {
                 if let Some(vcpu) = targets.next() {
@@ -60,6 +70,7 @@ impl Vm {
             let id = u64::from(self.apic_id(vcpu).0);
             let bit = id.checked_sub(base).filter(|bit| *bit < 128);
             if bit.is_some_and(|bit| set & 1 << bit != 0) {
+                self.count_ipi(vcpu);
                 self.post(vcpu, vector);
                 sent += 1;
             }
@@ -97,12 +108,8 @@ impl Vm {
             _ => return,
         };
         // The sender only matters for shorthands, which a pin doesn't use.
-        self.send(
-            ApicId(u32::MAX),
-            Ipi {
-                destination,
-                delivery,
-            },
-        );
+        let sender = ApicId(u32::MAX);
+        let meant = |vcpu: &VcpuId| destination.includes(self.apic_id(*vcpu), sender);
+        self.send_to(self.vcpus().filter(meant), delivery);
     }
 }
