@@ -96,6 +96,7 @@ pub(super) fn build(
         apic_ids,
         memory,
         cpuid,
+        clocks,
         tsc_khz: tsc.khz,
         tsc_offset: tsc.offset,
         boot_wall_ns: tsc.boot_wall_ns,

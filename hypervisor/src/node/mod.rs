@@ -33,6 +33,9 @@ use crate::vcpu::exit::StopReason;
 use crate::vcpu::posted::Location;
 use crate::vm::{DEVICE_NODE, Vm};
 
+/// The most that a node sleeps before it looks whether the VM has started.
+const START_NAP_US: u64 = 10_000;
+
 /// Why a node can't start, for its log.
 type Reason = String;
 
@@ -59,6 +62,7 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
             node.vm.fabric().set_state(NodeState::Ready);
             if node.vm.fabric().node() == DEVICE_NODE {
                 node.vm.fabric().set_vm_state(VmState::Running);
+                wake_all_nodes(node);
             } else {
                 wait_until_running(node);
             }
@@ -76,8 +80,23 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
 fn wait_until_running(node: &Node) {
     let state = node.vm.fabric().control().vm_state();
     // Acquire: what node 0 has loaded is visible.
-    while VmState::from_raw(state.load(Ordering::Acquire)) == Some(VmState::NotStarted) {
-        core::hint::spin_loop();
+    let has_started =
+        || VmState::from_raw(state.load(Ordering::Acquire)) != Some(VmState::NotStarted);
+    cpu::interrupts_on();
+    while !has_started() {
+        node.vm.nap(START_NAP_US, has_started);
+    }
+    cpu::interrupts_off();
+}
+
+/// Ends the other nodes' wait.
+fn wake_all_nodes(node: &Node) {
+    let nodes = node.vm.fabric().control().boot_config().nodes;
+    for other in (1..u16::try_from(nodes).unwrap_or(0)).map(NodeId) {
+        node.vm.fabric().kick(Location {
+            node: other,
+            core: 0,
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Accesses to guest physical addresses that are not RAM.
 
 use vmm_shared::addr::{Gpa, Gva};
-use vmm_shared::coherence::{Access, Place};
+use vmm_shared::coherence::{Access, CoherenceError, Place};
 use vmm_shared::control::Counter;
 
 use super::Vcpu;
@@ -27,25 +27,19 @@ impl Vcpu {
             _ if error & FAULT_FETCH != 0 => Access::Execute,
             _ => Access::Read,
         };
-        let resolved = vm
-            .memory
-            .guest_fault(self.core, self.place(), gpa, kind)
-            .and_then(|resolution| {
-                if resolution == Resolution::NotMemory {
-                    // The instruction is executed here, which may wait for a
-                    // node that needs what it held.
-                    vm.memory.guest_got_on(self.core)?;
+        if !Vm::has_device_at(gpa) {
+            match vm.memory.guest_fault(self.core, self.place(), gpa, kind) {
+                Ok(Resolution::Mapped) => return Outcome::Resume,
+                Ok(Resolution::NotMemory) => {}
+                Err(why) => {
+                    log::error!("instruction coherence: {why:?}");
+                    return Outcome::Stop(StopReason::Incoherent { gpa });
                 }
-                Ok(resolution)
-            });
-        match resolved {
-            Ok(Resolution::Mapped) => return Outcome::Resume,
-            Ok(Resolution::NotMemory) => {}
-            Err(why) => {
-                log::error!("instruction coherence: {why:?}");
-                return Outcome::Stop(StopReason::Incoherent { gpa });
             }
         }
+        // The instruction is executed here, which may wait for a node that
+        // needs what it held.
+        self.note_instruction(vm);
         if error & (FAULT_FETCH | FAULT_TABLE_WALK) != 0 || self.vmcb.has_event() {
             // Code, page tables, a descriptor table or a stack where there is
             // no memory. A real bus would give ones; nothing sensible can
@@ -94,17 +88,19 @@ impl Vcpu {
     }
 
     /// Lets other nodes have what the guest has used, if the exit shows that
-    /// it has. Damage to the shared state shows again at this node's own next
-    /// fault, which stops the VM.
+    /// it has.
     pub(super) fn note_progress(&self, exit: &Exit, vm: &Vm) {
-        let served = match exit {
-            Exit::NestedFault { .. } => Ok(()),
-            Exit::HostInterrupt => vm.memory.guest_was_interrupted(self.core, self.place()),
-            _ => vm.memory.guest_got_on(self.core),
-        };
-        if let Err(why) = served {
-            log::error!("instruction coherence: {why:?}");
+        match exit {
+            Exit::NestedFault { .. } => {}
+            Exit::HostInterrupt => {
+                report(vm.memory.guest_was_interrupted(self.core, self.place()));
+            }
+            _ => self.note_instruction(vm),
         }
+    }
+
+    fn note_instruction(&self, vm: &Vm) {
+        report(vm.memory.guest_got_on(self.core));
     }
 
     /// The instruction at RIP, as far as it can be read.
@@ -125,5 +121,13 @@ impl Vcpu {
         let bytes = self.fetch(vm).ok_or(unemulated)?;
         decode::decode(bytes.as_bytes(), rip, self.vmcb.bitness(), &self.registers)
             .map_err(|_| unemulated)
+    }
+}
+
+/// Damage to the shared state shows again at this node's own next fault, which
+/// stops the VM.
+fn report(served: Result<(), CoherenceError>) {
+    if let Err(why) = served {
+        log::error!("instruction coherence: {why:?}");
     }
 }

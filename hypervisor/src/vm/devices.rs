@@ -3,11 +3,11 @@
 use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, VcpuId};
-use vmm_shared::control::RingId;
+use vmm_shared::control::{Counter, RingId};
 use vmm_shared::ring::ByteRing;
 
-use super::{DEVICE_NODE, DOORBELL_VCPU, Vm};
-use crate::arch::descriptors;
+use super::{DEVICE_NODE, DOORBELL_VCPU, Vm, Woken};
+use crate::arch::{cpu, descriptors};
 use crate::devices::pipe::Pipes;
 use crate::devices::uart::{Uart, UartEffect};
 use crate::devices::virtio::console::{Console, Effects};
@@ -17,7 +17,13 @@ use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::layout;
 use crate::platform::ports::{self, PortRule};
 use crate::vcpu::exit::{Direction, StopReason};
-use crate::vcpu::posted::Location;
+use crate::vcpu::posted::{Kick, Location};
+
+/// How long a vCPU's core looks for an answer before it sleeps: about as long
+/// as one takes from a node that has nothing else to do.
+const SPIN_US: u64 = 100;
+/// The most that it sleeps before it asks again.
+const NAP_US: u64 = 10_000;
 
 /// All bits set: what a bus reads when nothing answers.
 fn all_ones(width: Width) -> u64 {
@@ -57,6 +63,7 @@ impl Vm {
 
     /// Has the devices' node do it, and waits.
     fn forward(&self, vcpu: VcpuId, access: &Access) -> (u64, Request) {
+        self.count(vcpu, Counter::Forwarded);
         let slot = self.fabric().slot(vcpu);
         slot.ask(access);
         let index = usize::from(vcpu.0);
@@ -70,17 +77,30 @@ impl Vm {
             // Release: the question is visible to who takes the bit.
             word.fetch_or(1 << (index % 64), Ordering::Release);
         }
-        self.fabric().kick(Location {
-            node: DEVICE_NODE,
-            core: 0,
-        });
+        let ring = || {
+            self.fabric().kick(Location {
+                node: DEVICE_NODE,
+                core: 0,
+            });
+        };
+        ring();
+        let asked_at = cpu::rdtsc();
+        let patience = self.clocks.ticks(SPIN_US);
         loop {
             if let Some(answer) = slot.take_answer() {
                 return answer;
             }
             // The owner may need something of this node first.
             self.serve_revocations();
-            core::hint::spin_loop();
+            if cpu::rdtsc().wrapping_sub(asked_at) < patience {
+                core::hint::spin_loop();
+                continue;
+            }
+            // From here on the owner wakes this core; and if it never heard of
+            // the question, it does when time has run out.
+            if self.nap(NAP_US, || !slot.may_sleep()) == Woken::ByTime {
+                ring();
+            }
         }
     }
 
@@ -114,7 +134,9 @@ impl Vm {
                     Some(access) => self.access_here(&access),
                     None => (u64::MAX, Request::Unknown),
                 };
-                slot.answer(value, request);
+                if slot.answer(value, request) == Kick::Needed {
+                    self.fabric().kick(self.posted(vcpu).location());
+                }
             }
         }
     }
@@ -244,6 +266,13 @@ impl Vm {
         if let Some(message) = message {
             self.deliver(message);
         }
+    }
+
+    /// Whether a device's registers are at this address.
+    #[must_use]
+    pub fn has_device_at(gpa: Gpa) -> bool {
+        within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE).is_some()
+            || within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE).is_some()
     }
 
     /// Reads a device register; `None` if nothing answers there.

@@ -9,6 +9,8 @@ use spin::Mutex;
 use vmm_shared::addr::{ApicId, NodeId, VcpuId};
 use vmm_shared::control::Counter;
 
+use crate::arch::time::Clocks;
+use crate::arch::{apic, cpu, descriptors};
 use crate::devices::ioapic::Ioapic;
 use crate::devices::pci_host::PciHost;
 use crate::devices::uart::Uart;
@@ -25,6 +27,15 @@ pub const DOORBELL_VCPU: VcpuId = VcpuId(0);
 /// The node that owns the devices.
 pub const DEVICE_NODE: NodeId = NodeId(0);
 
+/// Why a core sleeps no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The time has run out.
+    ByTime,
+    /// It was interrupted, or need not have slept.
+    ByEvent,
+}
+
 /// Locks, in the order in which they may be taken together:
 /// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
 /// while it enters the guest or sleeps, and interrupt handlers take none.
@@ -36,6 +47,8 @@ pub struct Vm {
     pub cpuid: CpuidTable,
     /// Rate of the TSC in kHz.
     pub tsc_khz: u32,
+    /// This node's clocks.
+    clocks: Clocks,
     /// How its ticks become time.
     pub clock: ClockScale,
     /// Guest TSC minus host TSC, modulo 2^64.
@@ -57,6 +70,7 @@ pub struct VmParts {
     pub apic_ids: Vec<ApicId>,
     pub memory: MappedMemory<Fabric>,
     pub cpuid: CpuidTable,
+    pub clocks: Clocks,
     pub tsc_khz: u32,
     pub tsc_offset: u64,
     pub boot_wall_ns: u64,
@@ -70,6 +84,7 @@ impl Vm {
             memory: parts.memory,
             cpuid: parts.cpuid,
             tsc_khz: parts.tsc_khz,
+            clocks: parts.clocks,
             clock: ClockScale::new(parts.tsc_khz),
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
@@ -100,6 +115,28 @@ impl Vm {
     #[must_use]
     pub fn guest_tsc(&self) -> u64 {
         crate::arch::cpu::rdtsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Lets this core sleep until it is interrupted or so many microseconds
+    /// have passed, unless `is_due` says that there is something to do.
+    /// Interrupts must be on. Whoever uses the core's timer has to set it anew.
+    pub fn nap(&self, us: u64, is_due: impl FnOnce() -> bool) -> Woken {
+        let core = apic::id();
+        cpu::interrupts_off();
+        descriptors::forget_timer(core);
+        self.clocks.set_timer(self.clocks.ticks(us));
+        // With interrupts off: who makes it due from now on ends the sleep.
+        if !is_due() {
+            cpu::sleep_until_interrupt();
+        }
+        let by_time = descriptors::timer_ran_out(core);
+        descriptors::let_timer_run_out(core);
+        cpu::interrupts_on();
+        if by_time {
+            Woken::ByTime
+        } else {
+            Woken::ByEvent
+        }
     }
 
     /// What is requested of a vCPU.
