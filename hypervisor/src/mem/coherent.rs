@@ -298,6 +298,13 @@ impl<B: Bells> MappedMemory<B> {
         Ok(())
     }
 
+    /// Whether other nodes may have asked for something.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        let membership = self.membership.as_ref();
+        membership.is_some_and(|own| own.map.has_revocations(own.member))
+    }
+
     /// Gives up what other nodes have asked for and no core holds. Never waits
     /// for them.
     ///
@@ -402,3 +409,6 @@ impl<B: Bells> GuestMemory for MappedMemory<B> {
         one.then(|| self.store(gpa, from)).flatten().ok_or(error)?
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,7 +98,8 @@ impl Vm {
             }
             // From here on the owner wakes this core; and if it never heard of
             // the question, it does when time has run out.
-            if self.nap(NAP_US, || !slot.may_sleep()) == Woken::ByTime {
+            let is_due = || !slot.may_sleep() || self.memory.is_asked();
+            if self.nap(NAP_US, is_due) == Woken::ByTime {
                 ring();
             }
         }
