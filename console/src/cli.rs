@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use rack::{Guest, NodeSpec, RackFile, RackSpec, RootFs, Size, VmSpec};
+use rack::{Guest, ModuleFile, NodeSpec, PlatformSpec, RackFile, RackSpec, RootFs, Size, VmSpec};
 
 use crate::names::RackName;
 
@@ -12,6 +12,9 @@ const EXIT_STATUSES: &str = "\
 Exit statuses:
   run, exec   the command's own; 128 + n if signal n killed it;
               126 if it cannot be run, 127 if it is not found in the guest
+  run --guest IMAGE of multiboot or PVH
+              (v << 1 | 1) & 255 if it wrote v to its exit port 0xf4;
+              0 if it switched itself off; 124 if --timeout ended it
   others      0
   all         125 if Viaduct itself failed (one line on stderr says why);
               128 + n if Viaduct was ended by signal n (130: Ctrl-C)";
@@ -102,12 +105,21 @@ pub(crate) struct VmArgs {
     /// Memory, a multiple of 2M.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     memory: Size,
-    /// "linux" (Debian's kernel), "pv", or a bzImage.
+    /// "linux" (Debian's kernel), "pv", a bzImage, or an image that runs
+    /// without a kernel: ELF with a multiboot 1 header or a PVH note.
     #[arg(long, value_name = "linux|pv|IMAGE", default_value = "linux")]
     pub guest: Guest,
     /// "debian", "busybox", or an ext4 image.
     #[arg(long, value_name = "busybox|debian|PATH", default_value = "debian")]
     pub rootfs: RootFs,
+    /// "lean", or "legacy" for a PC's interval timer, interrupt controllers,
+    /// clock and ACPI timer.
+    #[arg(long, value_name = "lean|legacy", default_value = "lean")]
+    pub platform: PlatformSpec,
+    /// Give a multiboot or PVH image this file as its next module; words behind
+    /// a blank are the module's command line.
+    #[arg(long = "module", value_name = "FILE [WORDS]")]
+    pub modules: Vec<ModuleFile>,
     /// Boot this initial RAM file system instead of Viaduct's own.
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
@@ -149,10 +161,15 @@ pub(crate) struct RunArgs {
     /// Give the command a terminal.
     #[arg(long, short)]
     pub tty: bool,
+    /// End a VM that runs a multiboot or PVH image after so many seconds, and
+    /// say where it was.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
     /// Attach to the VM's serial console, and run nothing; ends with the VM.
     #[arg(long, conflicts_with_all = ["command", "tty"])]
     pub console: bool,
     /// The command and its arguments; a shell on a terminal if there is none.
+    /// For a multiboot or PVH image, its arguments.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }

@@ -1,6 +1,7 @@
 //! `viaduct`: the operator's console.
 
 mod attach;
+mod bare;
 mod cli;
 mod client;
 mod machine;
@@ -108,7 +109,10 @@ fn dispatch(cli: Cli) -> Result<u8> {
 
 fn up(args: &UpArgs) -> Result<u8> {
     supervise::check_free(&args.target.name)?;
-    let plan = Plan::make(&args.rack, &args.vm)?;
+    if machine::bare_image(&args.vm)?.is_some() {
+        bail!("up needs a guest that takes commands; use viaduct run for this image");
+    }
+    let plan = Plan::make(&args.rack, &args.vm, &[])?;
     supervise::start(&args.target.name, plan).map(|()| 0)
 }
 

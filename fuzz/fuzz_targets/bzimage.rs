@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use hypervisor::loader::{LinuxBoot, load_linux};
 use hypervisor::mem::{GuestMemory, GuestMemoryError};
-use hypervisor::platform::{PlatformConfig, Topology};
+use hypervisor::platform::{Machine, PlatformConfig, Topology};
 use libfuzzer_sys::fuzz_target;
 use vmm_shared::addr::Gpa;
 
@@ -70,6 +70,7 @@ fuzz_target!(|kernel: &[u8]| {
     let platform = PlatformConfig {
         topology: Topology::one_node(2, MEMORY).expect("a possible machine"),
         image: None,
+        machine: Machine::LINUX,
     };
     let boot = LinuxBoot {
         platform: &platform,

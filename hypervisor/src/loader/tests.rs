@@ -3,7 +3,7 @@
 use super::bzimage::field;
 use super::*;
 use crate::platform::layout::{MIN_MEMORY, PMEM_BASE, RamRange};
-use crate::platform::{PlatformNode, PmemInterface, PmemRange, Topology, golden};
+use crate::platform::{Machine, PlatformNode, PmemInterface, PmemRange, Topology, golden};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -19,6 +19,7 @@ fn platform(memory: u64) -> PlatformConfig {
     PlatformConfig {
         topology: Topology::one_node(2, memory).expect("possible"),
         image: None,
+        machine: Machine::LINUX,
     }
 }
 
@@ -217,7 +218,7 @@ fn zero_page(platform: &PlatformConfig) -> ZeroPage {
         gpa: Gpa(0xe_0000),
         len: 0x1234,
     };
-    page.set_memory_map(platform, acpi);
+    page.set_memory_map(&memory_map(platform, acpi));
     page
 }
 
