@@ -52,6 +52,10 @@ pub(crate) enum Command {
     Vcpus(ShowArgs),
     /// The VM's memory and the nodes that give it.
     Memory(ShowArgs),
+    /// Run a built tree of kvm-unit-tests, and compare with plain QEMU.
+    ///
+    /// The exit status is 1 if a test fails that passes without Viaduct.
+    KvmUnitTests(UnitTestArgs),
     /// Holds a rack for `up`.
     #[command(hide = true)]
     Supervise,
@@ -172,6 +176,34 @@ pub(crate) struct RunArgs {
     /// For a multiboot or PVH image, its arguments.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnitTestArgs {
+    /// The tree, configured for x86_64 and built.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Only tests with this in their name, or of this group.
+    #[arg(long, value_name = "WORD")]
+    pub filter: Option<String>,
+    /// Nodes in the rack of a test that has as many vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub nodes: u32,
+    /// Seconds for each test [default: what the tree says, or 90].
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Don't run what fails under plain QEMU, too: all failures are ours.
+    #[arg(long)]
+    pub no_reference: bool,
+    /// Write the results as TAP.
+    #[arg(long, value_name = "FILE")]
+    pub tap: Option<PathBuf>,
+    /// Write the results as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Print what tests printed that did not pass.
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 #[derive(Debug, Args)]

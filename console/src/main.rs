@@ -17,6 +17,7 @@ mod signals;
 mod stdio;
 mod supervise;
 mod terminal;
+mod unit_tests;
 
 use std::process::ExitCode;
 
@@ -103,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Memory(args) => show(&args, show::memory, |report| {
             serde_json::to_value(&report.nodes)
         }),
+        Command::KvmUnitTests(args) => unit_tests::run(&args),
         Command::Supervise => supervise::supervise().map(|()| 0),
     }
 }
