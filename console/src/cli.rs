@@ -201,7 +201,8 @@ pub(crate) struct UnitTestArgs {
     /// Write the results as JUnit XML.
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
-    /// Print what tests printed that did not pass.
+    /// Say how each test ends when it does, and print what those printed that
+    /// did not pass.
     #[arg(long, short)]
     pub verbose: bool,
 }

@@ -67,6 +67,7 @@ pub(crate) fn run(args: &UnitTestArgs) -> Result<u8> {
         shape: Shape { nodes: args.nodes },
         compares: !args.no_reference,
         limit: args.timeout,
+        verbose: args.verbose,
         expected: ExpectedFailures::list(),
     };
     let results = suite.run(&tests);
@@ -91,6 +92,7 @@ struct Suite<'a> {
     shape: Shape,
     compares: bool,
     limit: Option<u64>,
+    verbose: bool,
     expected: ExpectedFailures,
 }
 
@@ -111,6 +113,10 @@ impl Suite<'_> {
                 let cores = &cores;
                 running.push(scope.spawn(move || {
                     let judged = self.judge(test);
+                    if self.verbose {
+                        let word = judged.verdict.word();
+                        progress::print_line(&format!("{word:<10}{}", test.name));
+                    }
                     cores.give_back(taken);
                     judged
                 }));
