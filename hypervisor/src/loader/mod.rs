@@ -18,6 +18,8 @@
 //! ```
 
 mod bare;
+#[cfg(test)]
+mod bare_tests;
 mod bzimage;
 mod copy;
 mod entry;

@@ -7,7 +7,7 @@ use crate::platform::{Machine, PlatformNode, PmemInterface, PmemRange, Topology,
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-const MEMORY: u64 = MIN_MEMORY;
+pub(super) const MEMORY: u64 = MIN_MEMORY;
 const SETUP_SECTORS: usize = 3;
 const SETUP_LEN: usize = (SETUP_SECTORS + 1) * 512;
 const PAYLOAD_LEN: usize = 0x1800;
@@ -15,7 +15,7 @@ const LOAD: u64 = 16 << 20;
 const INIT_SIZE: u32 = 8 << 20;
 
 /// A machine on one node, without a root image.
-fn platform(memory: u64) -> PlatformConfig {
+pub(super) fn platform(memory: u64) -> PlatformConfig {
     PlatformConfig {
         topology: Topology::one_node(2, memory).expect("possible"),
         image: None,
@@ -63,7 +63,7 @@ fn kernel_with(at: usize, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Memory of any size, of which only what was written takes room.
-struct Sparse {
+pub(super) struct Sparse {
     len: u64,
     pages: RefCell<HashMap<u64, [u8; 4096]>>,
 }
@@ -110,7 +110,7 @@ impl GuestMemory for Sparse {
     }
 }
 
-fn memory() -> Sparse {
+pub(super) fn memory() -> Sparse {
     Sparse {
         len: MEMORY,
         pages: RefCell::default(),
