@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use rack::{
-    Accelerator, BootFiles, ConsoleRead, Faults, NodeSpec, NodeStatus, Programs, Rack, RackSpec,
-    Size, StartOptions, VmSpec,
+    Accelerator, BootFiles, ConsoleRead, Faults, NodeSpec, NodeStatus, PlatformSpec, Programs,
+    Rack, RackSpec, Size, StartOptions, VmSpec,
 };
 use serde::Serialize;
 
@@ -93,6 +93,8 @@ fn viaduct(guest: &Guest, images: &BenchImages) -> Result<Outcome> {
     let boot = BootFiles {
         kernel: images.kernel.clone(),
         initramfs: Some(images.initramfs.clone()),
+        modules: Vec::new(),
+        platform: PlatformSpec::Lean,
         image: None,
         command_line: images.command_line.clone(),
     };

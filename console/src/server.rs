@@ -258,6 +258,7 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
         VmState::PoweredOff => "powered-off",
         VmState::Reset => "reset",
         VmState::Crashed => "crashed",
+        VmState::Exited => "exited",
         VmState::NotStarted | VmState::Running if reason.is_some() => "failed",
         VmState::NotStarted => "starting",
         VmState::Running => "running",

@@ -80,6 +80,8 @@ pub struct RackEnd {
     pub how: NodeEnd,
     /// What had become of the VM.
     pub vm: VmState,
+    /// What the guest wrote to its exit port, if it did.
+    pub exit_value: Option<u32>,
 }
 
 impl Rack {
@@ -200,9 +202,10 @@ impl Rack {
             let rings = self.bell.rings();
             if let Some(end) = self.ended() {
                 return match (end.how, end.vm) {
-                    (NodeEnd::Orderly, VmState::PoweredOff | VmState::Reset | VmState::Crashed) => {
-                        Ok(())
-                    }
+                    (
+                        NodeEnd::Orderly,
+                        VmState::PoweredOff | VmState::Reset | VmState::Crashed | VmState::Exited,
+                    ) => Ok(()),
                     _ => Err(self.failure(&end)),
                 };
             }
@@ -265,10 +268,20 @@ impl Rack {
     #[must_use]
     pub fn ended(&self) -> Option<RackEnd> {
         let (node, how) = self.fleet.first_end()?;
+        let vm = self.vm_state();
+        // Relaxed: behind the state's Acquire.
+        let value = self
+            .memory
+            .control
+            .vm()
+            .exit_value()
+            .load(Ordering::Relaxed);
+        let value = u32::try_from(value).ok();
         Some(RackEnd {
             node,
             how,
-            vm: self.vm_state(),
+            vm,
+            exit_value: value.filter(|_| vm == VmState::Exited),
         })
     }
 
@@ -302,6 +315,10 @@ impl Rack {
             }
             (NodeEnd::Orderly, VmState::PoweredOff) => (
                 "stopped the VM: the guest switched itself off",
+                self.guest_words(),
+            ),
+            (NodeEnd::Orderly, VmState::Exited) => (
+                "stopped the VM: the guest wrote to its exit port",
                 self.guest_words(),
             ),
             (how, VmState::Running) if self.nodes.len() > 1 => {
@@ -403,6 +420,7 @@ impl Rack {
                 id,
                 node,
                 core,
+                rip: self.memory.control.last_rip(id).load(Ordering::Relaxed),
                 values: Counter::ALL
                     .iter()
                     .map(|(counter, name)| (*name, value(id, *counter)))

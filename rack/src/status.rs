@@ -57,6 +57,8 @@ pub struct VcpuCounters {
     pub node: NodeId,
     /// The core of that node, counted from 0.
     pub core: u32,
+    /// Where it was at its last exit.
+    pub rip: u64,
     /// Names and values, in the order of
     /// [`Counter::ALL`](vmm_shared::control::Counter::ALL).
     pub values: Vec<(&'static str, u64)>,

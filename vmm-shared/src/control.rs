@@ -39,6 +39,8 @@ const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
 const VCPU_HOMES: usize = 0x32_0000;
 const VCPU_HOME_SIZE: usize = 1 << 10;
 const NODE_COUNTERS: usize = 0x36_0000;
+/// Offset in a vCPU's home.
+const LAST_RIP: usize = 0x100;
 /// Where the launcher puts kernel and initramfs, in bytes of content.
 pub const BUNDLE_OFFSET: u64 = 8 << 20;
 
@@ -49,6 +51,11 @@ const _: () = assert!(LAUNCHER_PEER as usize == MAX_NODES);
 /// Longest kernel command line, in bytes.
 pub const MAX_COMMAND_LINE: usize = 2048;
 
+/// The most modules that a VM boots with.
+pub const MAX_MODULES: usize = 8;
+/// Longest command line of a module, in bytes.
+pub const MAX_MODULE_WORDS: usize = 256;
+
 /// A blob in the boot bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -57,6 +64,40 @@ pub struct Blob {
     pub offset: u64,
     /// Bytes; 0 if there is none.
     pub len: u64,
+}
+
+/// A file that a multiboot or PVH image is booted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Module {
+    /// Its bytes.
+    pub content: Blob,
+    /// Its own command line, without a terminator; at most
+    /// [`MAX_MODULE_WORDS`] bytes.
+    pub words: Blob,
+}
+
+/// The devices that a VM has besides those that every VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Platform {
+    /// None.
+    #[default]
+    Lean = 0,
+    /// A PC's interval timer, interrupt controllers, clock and ACPI timer.
+    Legacy = 1,
+}
+
+impl Platform {
+    /// The platform with this number, if there is one.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Lean),
+            1 => Some(Self::Legacy),
+            _ => None,
+        }
+    }
 }
 
 /// What one node gives to the VM.
@@ -95,15 +136,18 @@ pub struct BootConfig {
     pub image_len: u64,
     /// Bytes of `command_line` in use.
     pub command_line_len: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// A [`Platform`].
+    pub platform: u32,
     /// The kernel command line.
     pub command_line: [u8; MAX_COMMAND_LINE],
+    /// Modules of a multiboot or PVH image; the first that is empty ends them.
+    pub modules: [Module; MAX_MODULES],
     /// What each node gives; zero from `nodes` on.
     pub shares: [NodeShare; MAX_NODES],
 }
 
-const _: () = assert!(size_of::<BootConfig>() == 88 + MAX_COMMAND_LINE + 16 * MAX_NODES);
+const _: () =
+    assert!(size_of::<BootConfig>() == 88 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 16 * MAX_NODES);
 const _: () = assert!(size_of::<BootConfig>() <= NODE_RECORDS - BOOT_CONFIG);
 const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
@@ -167,6 +211,8 @@ pub enum VmState {
     Reset = 3,
     /// A vCPU shut down: a triple fault, or a state the CPU refuses to enter.
     Crashed = 4,
+    /// The guest wrote to its exit port: see [`VmRecord::exit_value`].
+    Exited = 5,
 }
 
 impl VmState {
@@ -179,6 +225,7 @@ impl VmState {
             2 => Some(Self::PoweredOff),
             3 => Some(Self::Reset),
             4 => Some(Self::Crashed),
+            5 => Some(Self::Exited),
             _ => None,
         }
     }
@@ -322,6 +369,8 @@ impl NodeRecord {
 ///   0    state, a `VmState`                          who stops it writes
 ///   8    rate of the TSC in kHz                      node 0 writes
 ///   16   guest TSC minus node 0's TSC, modulo 2^64   node 0 writes
+///   24   what the guest wrote to its exit port        who stops it writes
+///   32   vectors of level-triggered pins, 256 bits   node 0 writes
 ///   64   vCPUs that wait for a device access, one bit each
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -342,6 +391,18 @@ impl VmRecord {
     #[must_use]
     pub fn tsc_offset(&self) -> &AtomicU64 {
         self.word(16)
+    }
+
+    /// What the guest wrote to its exit port, if it is [`VmState::Exited`].
+    #[must_use]
+    pub fn exit_value(&self) -> &AtomicU64 {
+        self.word(24)
+    }
+
+    /// The words of the set of vectors that level-triggered pins send.
+    #[must_use]
+    pub fn level_vectors(&self) -> [&AtomicU64; 4] {
+        core::array::from_fn(|index| self.word(32 + index * 8))
     }
 
     /// The words of the set of vCPUs that wait for a device access.
@@ -466,6 +527,19 @@ impl ControlRegion {
         }
         self.content
             .window(VCPU_HOMES + vcpu * VCPU_HOME_SIZE, VCPU_HOME_SIZE)
+    }
+
+    /// Where a vCPU was at its last exit. The node that runs it writes.
+    ///
+    /// # Panics
+    /// If the id is not below [`MAX_VCPUS`].
+    #[must_use]
+    pub fn last_rip(&self, vcpu: VcpuId) -> &AtomicU64 {
+        let place = VCPU_HOMES + usize::from(vcpu.0) * VCPU_HOME_SIZE + LAST_RIP;
+        assert!(usize::from(vcpu.0) < MAX_VCPUS, "no such vCPU");
+        self.content
+            .atomic_u64(place)
+            .expect("`new` has checked the size")
     }
 
     /// One of the byte rings.

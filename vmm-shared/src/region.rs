@@ -12,7 +12,7 @@ use crate::shm::SharedMem;
 /// "VIADUCT\0", read as a little-endian word.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VIADUCT\0");
 /// Version of every layout in this crate; a node refuses any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where a region's contents start, in bytes.
 pub const CONTENT_OFFSET: u64 = LARGE_PAGE_SIZE;
 

@@ -133,6 +133,9 @@ impl Slot {
             0 => Request::None,
             2 => Request::Stop(StopReason::PowerOff),
             3 => Request::Stop(StopReason::Reset),
+            4 => Request::Stop(StopReason::Exit {
+                value: u32::try_from(self.value().load(Ordering::Relaxed)).unwrap_or(u32::MAX),
+            }),
             _ => Request::Unknown,
         };
         Some((self.value().load(Ordering::Relaxed), request))
@@ -176,9 +179,14 @@ impl Slot {
 
     /// Answers; whether the asker must be woken.
     pub fn answer(&self, value: u64, request: Request) -> Kick {
+        let mut value = value;
         let request = match request {
             Request::None => 0,
             Request::Unknown => 1,
+            Request::Stop(StopReason::Exit { value: exit }) => {
+                value = exit.into();
+                4
+            }
             Request::Stop(StopReason::Reset) => 3,
             Request::Stop(_) => 2,
         };

@@ -8,7 +8,9 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Hpa, NodeId, VcpuId};
 use vmm_shared::coherence::{CoherenceMap, Rights};
-use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry};
+use vmm_shared::control::{
+    BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, NodeState, Platform, coherence_geometry,
+};
 use vmm_shared::shm::SharedMem;
 
 use super::{Node, Reason};
@@ -18,14 +20,15 @@ use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::npt::NestedTables;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
+use crate::devices::fw_cfg::FwCfg;
 use crate::fabric::{self, Fabric, Regions, clock};
-use crate::loader::{self, LinuxBoot, LinuxEntry};
+use crate::loader::{self, BareBoot, GuestEntry, LinuxBoot, Module};
 use crate::mem::coherent::{MappedMemory, Membership, MemoryParts};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
 use crate::platform::layout::PMEM_BASE;
 use crate::platform::{
-    Domain, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
+    Domain, Machine, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
 };
 use crate::vm::{DEVICE_NODE, Vm, VmParts};
 
@@ -63,7 +66,8 @@ pub(super) fn build(
     let apic_ids: Vec<_> = (0..topology.vcpus())
         .map(|vcpu| topology.apic_id(VcpuId(vcpu)))
         .collect();
-    let platform = platform(topology, image);
+    let machine = machine(&regions, &config)?;
+    let platform = platform(topology, image, machine);
     let cpuid_config = CpuidConfig {
         topology: &platform.topology,
         tsc_khz: tsc.khz,
@@ -94,6 +98,8 @@ pub(super) fn build(
     }
     let vm = Vm::new(VmParts {
         apic_ids,
+        machine,
+        firmware: FwCfg::new(platform.topology.vcpus(), config.memory),
         memory,
         cpuid,
         clocks,
@@ -271,7 +277,19 @@ fn nested_tables(image: Option<SharedMem>) -> NestedTables {
     nested
 }
 
-fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
+/// What the launcher wants the VM for: its image says that, too.
+fn machine(regions: &Regions, config: &BootConfig) -> Result<Machine, Reason> {
+    let image = regions.control.blob(config.kernel);
+    let image = image.ok_or_else(|| String::from("the image lies outside of its region"))?;
+    Ok(Machine {
+        protocol: loader::protocol(&image)
+            .map_err(|why| format!("the guest cannot be loaded: it is {why}"))?,
+        platform: Platform::from_raw(config.platform)
+            .ok_or_else(|| format!("there is no platform {}", config.platform))?,
+    })
+}
+
+fn platform(topology: Topology, image: Option<SharedMem>, machine: Machine) -> PlatformConfig {
     PlatformConfig {
         topology,
         image: image.map(|memory| PmemRange {
@@ -279,6 +297,7 @@ fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
             len: memory.len() as u64,
             interface: PmemInterface::E820,
         }),
+        machine,
     }
 }
 
@@ -287,23 +306,48 @@ fn load_guest(
     regions: &Regions,
     config: &BootConfig,
     platform: &PlatformConfig,
-) -> Result<LinuxEntry, Reason> {
+) -> Result<GuestEntry, Reason> {
     let blob = |blob, name: &str| {
         let outside = || format!("the {name} lies outside of the control region");
         regions.control.blob(blob).ok_or_else(outside)
     };
     let kernel = blob(config.kernel, "kernel")?;
-    let initramfs = blob(config.initramfs, "initramfs")?;
     let len = usize::try_from(config.command_line_len).unwrap_or(usize::MAX);
     let command_line = config
         .command_line
         .get(..len)
         .ok_or_else(|| String::from("the command line is too long"))?;
-    let boot = LinuxBoot {
-        platform,
-        kernel: &kernel,
-        initramfs: &initramfs,
-        command_line,
+    let entry = if platform.machine.is_bare() {
+        let given = config.modules.iter();
+        let given = given.take_while(|module| module.content.len != 0);
+        let mut modules = Vec::new();
+        for module in given {
+            let words = blob(module.words, "module's command line")?;
+            let mut line = vec![0; words.len().min(MAX_MODULE_WORDS)];
+            words
+                .read_bytes(0, &mut line)
+                .expect("no longer than what it reads");
+            modules.push((blob(module.content, "module")?, line));
+        }
+        let modules: Vec<_> = modules
+            .iter()
+            .map(|(content, words)| Module { content, words })
+            .collect();
+        let boot = BareBoot {
+            platform,
+            image: &kernel,
+            modules: &modules,
+            command_line,
+        };
+        loader::load_bare(memory, &boot).map(GuestEntry::Bare)
+    } else {
+        let boot = LinuxBoot {
+            platform,
+            kernel: &kernel,
+            initramfs: &blob(config.initramfs, "initramfs")?,
+            command_line,
+        };
+        loader::load_linux(memory, &boot).map(GuestEntry::Linux)
     };
-    loader::load_linux(memory, &boot).map_err(|why| format!("the guest cannot be loaded: {why:?}"))
+    entry.map_err(|why| format!("the guest cannot be loaded: {why:?}"))
 }

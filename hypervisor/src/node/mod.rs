@@ -27,7 +27,7 @@ use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::arch::{apic, boot, cpu, descriptors};
-use crate::loader::LinuxEntry;
+use crate::loader::GuestEntry;
 use crate::vcpu::Vcpu;
 use crate::vcpu::exit::StopReason;
 use crate::vcpu::posted::Location;
@@ -47,7 +47,7 @@ pub struct Node {
     nested_root: Hpa,
     maps: PermissionMaps,
     /// How vCPU 0 enters the guest, on the node that has it.
-    entry: Option<LinuxEntry>,
+    entry: Option<GuestEntry>,
     /// APIC ids of the cores; a core's number is its place here.
     cores: Vec<u8>,
     /// The vCPUs that run here, one for each of the first cores.
@@ -120,7 +120,7 @@ pub fn run_core(node: &'static Node) -> ! {
     node.vm.posted(id).set_location(location);
     let mut vcpu = Vcpu::new(id, usize::from(core), &node.vm, node.maps, node.nested_root);
     if let (VcpuId(0), Some(entry)) = (id, &node.entry) {
-        vcpu.start_linux(entry);
+        vcpu.start(entry);
         // What the launcher sent before this node could hear is waiting.
         descriptors::set_doorbell();
     }
@@ -141,6 +141,12 @@ fn stop(node: &Node, reason: StopReason) -> ! {
     let state = match reason {
         StopReason::PowerOff => VmState::PoweredOff,
         StopReason::Reset => VmState::Reset,
+        StopReason::Exit { value } => {
+            let record = node.vm.fabric().control().vm();
+            // The state is stored after it, with Release.
+            record.exit_value().store(value.into(), Ordering::Relaxed);
+            VmState::Exited
+        }
         _ => {
             log::error!("the VM has crashed: {reason:x?}");
             VmState::Crashed

@@ -34,6 +34,8 @@ pub enum Exit {
     HostInterrupt,
     /// CPUID.
     Cpuid,
+    /// IRET, after an NMI.
+    Iret,
     /// HLT.
     Halt,
     /// IN, OUT, INS or OUTS.
@@ -133,6 +135,11 @@ pub enum StopReason {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest wrote to its exit port.
+    Exit {
+        /// What it wrote.
+        value: u32,
+    },
     /// A triple fault.
     TripleFault {
         /// Where the guest was.

@@ -30,9 +30,6 @@ mod length {
 /// Delivery mode of an NMI.
 const NMI: u8 = 4;
 const CR4_OSXSAVE: u64 = 1 << 18;
-/// APIC on, x2APIC mode, and the window's address, which nothing answers at.
-const APIC_BASE: u64 = 0xfee0_0c00;
-const APIC_BASE_BOOT_CPU: u64 = 1 << 8;
 /// EFER bits the guest may set: SCE, LME, NXE, FFXSR, TCE and the read-only
 /// LMA.
 const EFER_WRITABLE: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 14;
@@ -52,7 +49,7 @@ impl Vcpu {
         let plain = match exit {
             Exit::Cpuid => true,
             Exit::WriteMsr => matches!(
-                msr::rule(self.registers.get_u32(Gpr::Rcx)),
+                msr::rule(self.registers.get_u32(Gpr::Rcx), vm.machine),
                 MsrRule::TscDeadline | MsrRule::X2Apic(lapic::ICR)
             ),
             _ => false,
@@ -70,6 +67,10 @@ impl Vcpu {
             Exit::Halt => {
                 self.step_over(length::HLT, vm);
                 Outcome::Block
+            }
+            Exit::Iret => {
+                self.nmi.returns(self.registers.rip);
+                Outcome::Resume
             }
             Exit::Port(access) => self.port(access, vm),
             Exit::ReadMsr => self.read_msr(vm),
@@ -113,6 +114,7 @@ impl Vcpu {
             apic_id: self.lapic.id(),
             osxsave,
             xcr0: cpu::xgetbv0(),
+            apic: self.lapic.base().mode(),
         };
         let leaf = self.registers.get_u32(Gpr::Rax);
         let subleaf = self.registers.get_u32(Gpr::Rcx);
@@ -164,11 +166,11 @@ impl Vcpu {
 
     fn read_msr(&mut self, vm: &Vm) -> Outcome {
         let number = self.registers.get_u32(Gpr::Rcx);
-        let value = match msr::rule(number) {
+        let value = match msr::rule(number, vm.machine) {
             MsrRule::Fixed { value, .. } => Some(value),
             MsrRule::Stored(stored) => Some(self.msrs.read(stored)),
-            MsrRule::ApicBase => Some(self.apic_base()),
-            MsrRule::X2Apic(register) => self.lapic.read(register, vm.guest_tsc()).ok(),
+            MsrRule::ApicBase => Some(self.lapic.base().value()),
+            MsrRule::X2Apic(register) => self.lapic.read_msr(register, vm.guest_tsc()).ok(),
             MsrRule::TscDeadline => Some(self.lapic.deadline()),
             MsrRule::Efer => Some(self.vmcb.save.efer & !EFER_SVME),
             MsrRule::Pat => Some(self.vmcb.save.g_pat),
@@ -194,39 +196,29 @@ impl Vcpu {
         Outcome::Resume
     }
 
-    fn apic_base(&self) -> u64 {
-        if self.id.0 == 0 {
-            APIC_BASE | APIC_BASE_BOOT_CPU
-        } else {
-            APIC_BASE
-        }
-    }
-
     fn write_msr(&mut self, vm: &Vm) -> Outcome {
         let number = self.registers.get_u32(Gpr::Rcx);
         let value = u64::from(self.registers.get_u32(Gpr::Rdx)) << 32
             | u64::from(self.registers.get_u32(Gpr::Rax));
-        let done = match msr::rule(number) {
+        let done = match msr::rule(number, vm.machine) {
             MsrRule::TscDeadline => {
                 self.lapic.set_deadline(value);
                 true
             }
-            MsrRule::X2Apic(register) => match self.lapic.write(register, value, vm.guest_tsc()) {
-                Ok(LapicEffect::None) => true,
-                Ok(LapicEffect::Send(ipi)) => {
-                    vm.count(self.id, Counter::IpiSent);
-                    vm.send(self.lapic.id(), ipi);
-                    true
-                }
-                Err(_) => false,
-            },
+            MsrRule::X2Apic(register) => {
+                let effect = self.lapic.write_msr(register, value, vm.guest_tsc());
+                effect.map(|effect| self.settle_apic(effect, vm)).is_ok()
+            }
             MsrRule::Fixed { writes, .. } => writes == WriteRule::Ignore,
             MsrRule::Stored(stored) => {
                 self.msrs.write(stored, value);
                 true
             }
-            // The mode can't be left: there is no xAPIC window to go back to.
-            MsrRule::ApicBase => value == self.apic_base(),
+            MsrRule::ApicBase => {
+                let done = self.lapic.set_base(value, vm.cpuid.physical_bits());
+                self.settle_apic(LapicEffect::Addressed, vm);
+                done.is_ok()
+            }
             MsrRule::Efer => self.write_efer(value),
             MsrRule::Pat => self.write_pat(value),
             // One clock for all vCPUs: nobody may set it.
@@ -259,6 +251,22 @@ impl Vcpu {
         }
         self.step_over(length::MSR, vm);
         Outcome::Resume
+    }
+
+    /// Does what a write to the local APIC asks for.
+    pub(super) fn settle_apic(&mut self, effect: LapicEffect, vm: &Vm) {
+        match effect {
+            LapicEffect::None => {}
+            LapicEffect::Send(ipi) => {
+                vm.count(self.id, Counter::IpiSent);
+                vm.send(self.lapic.id(), ipi);
+            }
+            LapicEffect::Ended(vector) => vm.end_of_interrupt(self.id, vector),
+            LapicEffect::Addressed => {
+                let address = self.lapic.logical_address();
+                vm.posted(self.id).set_logical_address(address);
+            }
+        }
     }
 
     /// Manual: vol. 2, 3.1.7. LMA follows LME and paging; LME can't change
@@ -355,7 +363,9 @@ impl Vcpu {
                 let set = u128::from(argument(Gpr::Rcx)) << 64 | u128::from(argument(Gpr::Rbx));
                 let [vector, mode, ..] = argument(Gpr::Rsi).to_le_bytes();
                 match mode & 7 {
-                    0 if vector >= 16 => {
+                    // Below 16 there is no such interrupt: it reaches nobody.
+                    0 if vector < 16 => 0,
+                    0 => {
                         vm.count(self.id, Counter::IpiSent);
                         vm.send_to_set(set, argument(Gpr::Rdx), vector)
                     }

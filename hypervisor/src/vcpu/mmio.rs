@@ -8,6 +8,7 @@ use super::Vcpu;
 use super::decode::{self, MmioAccess};
 use super::exit::{Direction, Exception, Exit, Outcome, StopReason};
 use super::registers::Gpr;
+use crate::devices::Width;
 use crate::fabric::forward::{Access as DeviceAccess, Request, Space};
 use crate::mem::coherent::Resolution;
 use crate::mem::walk::{self, FetchedInstruction, Privilege};
@@ -52,6 +53,11 @@ impl Vcpu {
             Err(outcome) => return outcome(gpa),
         };
         vm.count(self.id, Counter::Decoded);
+        if let Some(offset) = self.lapic.window_offset(gpa) {
+            self.access_apic(offset, &access, vm);
+            self.advance(access.len);
+            return Outcome::Resume;
+        }
         let device = |direction, value| {
             let access = DeviceAccess {
                 space: Space::Memory,
@@ -101,6 +107,22 @@ impl Vcpu {
 
     fn note_instruction(&self, vm: &Vm) {
         report(vm.memory.guest_got_on(self.core));
+    }
+
+    /// An access to the local APIC's window, which knows only 32 bits at once.
+    fn access_apic(&mut self, offset: u64, access: &MmioAccess, vm: &Vm) {
+        let whole = access.width == Width::Dword;
+        let now = vm.guest_tsc();
+        let loaded = match access.reads() && whole {
+            true => self.lapic.read_window(offset, now),
+            false => 0,
+        };
+        let stored = access.complete(&mut self.registers, loaded.into());
+        if let Some(value) = stored.filter(|_| whole) {
+            let value = u32::try_from(value).expect("as wide as the access");
+            let effect = self.lapic.write_window(offset, value, now);
+            self.settle_apic(effect, vm);
+        }
     }
 
     /// The instruction at RIP, as far as it can be read.

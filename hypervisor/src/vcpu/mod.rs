@@ -6,6 +6,7 @@ pub mod halt_poll;
 mod handlers;
 pub mod lapic;
 mod mmio;
+mod nmi;
 pub mod posted;
 pub mod pv;
 pub mod registers;
@@ -16,13 +17,14 @@ use alloc::boxed::Box;
 use vmm_shared::addr::{Hpa, VcpuId};
 
 use self::decode::Bitness;
-use self::lapic::Lapic;
+use self::lapic::{ApicBase, Lapic, LapicEffect, Mode, Role};
+use self::nmi::NmiState;
 use self::posted::Signal;
 use self::pv::PvState;
 use self::registers::{Gpr, Registers};
 use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::vmcb::Vmcb;
-use crate::loader::LinuxEntry;
+use crate::loader::GuestEntry;
 use crate::platform::msr::StoredMsrs;
 use crate::vm::Vm;
 
@@ -42,6 +44,23 @@ enum RunState {
     WaitForStartUp,
 }
 
+/// An interrupt by its vector and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interrupt {
+    /// The local APIC.
+    Apic(u8),
+    /// A PC's old interrupt controllers, past the local APIC.
+    External(u8),
+}
+
+impl Interrupt {
+    const fn vector(self) -> u8 {
+        match self {
+            Self::Apic(vector) | Self::External(vector) => vector,
+        }
+    }
+}
+
 /// One virtual CPU.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -59,11 +78,26 @@ pub struct Vcpu {
     /// DR7 as the guest sees it, where the real one is kept from it.
     dr7: u64,
     /// An interrupt that the processor may have delivered by itself.
-    offered: Option<u8>,
+    offered: Option<Interrupt>,
     /// The registers that VMLOAD loads have been set from outside.
     must_load: bool,
     /// A kick came while nothing was halted: the next HLT returns at once.
     unhalted: bool,
+    nmi: NmiState,
+}
+
+/// APIC_BASE after reset: Linux is spared the way through xAPIC mode, which
+/// nothing of it needs.
+fn apic_base(id: VcpuId, vm: &Vm) -> ApicBase {
+    let role = match id {
+        VcpuId(0) => Role::Boot,
+        _ => Role::Application,
+    };
+    let mode = match vm.machine.is_bare() {
+        true => Mode::XApic,
+        false => Mode::X2Apic,
+    };
+    ApicBase::new(role, mode)
 }
 
 impl Vcpu {
@@ -77,7 +111,7 @@ impl Vcpu {
             tables: 0,
             vmcb: Vmcb::new(maps, root, vm.tsc_offset),
             registers: Registers::default(),
-            lapic: Lapic::new(vm.apic_id(id), vm.tsc_khz),
+            lapic: Lapic::new(vm.apic_id(id), vm.tsc_khz, apic_base(id, vm)),
             pv: PvState::default(),
             msrs: StoredMsrs::new(),
             state: RunState::WaitForStartUp,
@@ -85,14 +119,22 @@ impl Vcpu {
             offered: None,
             must_load: true,
             unhalted: false,
+            nmi: NmiState::default(),
         };
         vcpu.start_at_page(0);
+        if vm.machine.is_legacy() && id == VcpuId(0) {
+            vcpu.lapic.open_external();
+        }
+        vcpu.settle_apic(LapicEffect::Addressed, vm);
         vcpu
     }
 
-    /// Makes this the vCPU that boots Linux.
-    pub fn start_linux(&mut self, entry: &LinuxEntry) {
-        self.vmcb.start_linux(&mut self.registers, entry);
+    /// Makes this the vCPU that boots the guest.
+    pub fn start(&mut self, entry: &GuestEntry) {
+        match entry {
+            GuestEntry::Linux(entry) => self.vmcb.start_linux(&mut self.registers, entry),
+            GuestEntry::Bare(entry) => self.vmcb.start_bare(&mut self.registers, entry),
+        }
         self.state = RunState::Running;
         self.must_load = true;
     }
@@ -113,6 +155,7 @@ impl Vcpu {
                 self.state = RunState::WaitForStartUp;
                 self.dr7 = handlers::DR7_RESET;
                 self.unhalted = false;
+                self.nmi = NmiState::default();
             }
             Signal::StartUp(page) if self.state == RunState::WaitForStartUp => {
                 self.start_at_page(page);
@@ -120,13 +163,25 @@ impl Vcpu {
             }
             Signal::StartUp(_) => {}
             Signal::Unhalt => self.unhalted = true,
+            Signal::Nmi(count) => self.nmi.request(count),
         }
     }
 
     /// Whether a halted vCPU has a reason to go on; consumes a kick.
-    fn may_go_on(&mut self) -> bool {
+    fn may_go_on(&mut self, vm: &Vm) -> bool {
         core::mem::take(&mut self.unhalted)
-            || self.lapic.deliverable().is_some() && self.vmcb.is_interruptible(&self.registers)
+            || self.nmi.is_deliverable()
+            || self.next_interrupt(vm).is_some() && self.vmcb.is_interruptible(&self.registers)
+    }
+
+    /// The interrupt to take as soon as the guest can.
+    fn next_interrupt(&self, vm: &Vm) -> Option<Interrupt> {
+        if self.lapic.passes_external()
+            && let Some(vector) = vm.external_interrupt(self.id)
+        {
+            return Some(Interrupt::External(vector));
+        }
+        self.lapic.deliverable().map(Interrupt::Apic)
     }
 
     /// Steps over the instruction that exited, `len` bytes long.

@@ -17,7 +17,9 @@ use vmm_shared::control::Counter;
 
 use super::exit::{Exit, Outcome, StopReason};
 use super::halt_poll::HaltPoll;
-use super::{RunState, Vcpu};
+use super::lapic::LapicEffect;
+use super::nmi::NmiEntry;
+use super::{Interrupt, RunState, Vcpu};
 use crate::arch::svm::state::Injection;
 use crate::arch::svm::{exit, switch};
 use crate::arch::time::Clocks;
@@ -100,12 +102,15 @@ impl Vcpu {
         let posted = vm.posted(self.id);
         for signal in posted.take_signals() {
             self.obey(signal);
+            // A reset has changed it, perhaps.
+            self.settle_apic(LapicEffect::Addressed, vm);
         }
         self.lapic.request_all(posted.take_vectors());
         if self.lapic.next_timer().is_some() {
             self.lapic.run_timer(vm.guest_tsc());
         }
-        if self.state == RunState::Halted && self.may_go_on() {
+        vm.run_ticks(self.id);
+        if self.state == RunState::Halted && self.may_go_on(vm) {
             self.state = RunState::Running;
         }
     }
@@ -138,7 +143,8 @@ impl Vcpu {
 
     /// Sets the core's timer for the guest's; without one it is left alone.
     fn set_timer(&self, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) {
-        match self.lapic.next_timer() {
+        let ticks = [self.lapic.next_timer(), vm.next_tick(self.id)];
+        match ticks.into_iter().flatten().min() {
             Some(due) => timer.set(due, vm, clocks),
             None => timer.due = None,
         }
@@ -149,25 +155,49 @@ impl Vcpu {
     fn deliver(&mut self, vm: &Vm) {
         self.vmcb.set_cr8(self.lapic.cr8());
         self.vmcb.withdraw_offer();
-        if let Some(vector) = self.lapic.deliverable() {
-            if self.lapic.is_only(vector) {
-                self.pv.offer_eoi(&vm.memory);
-            }
-            if self.vmcb.is_interruptible(&self.registers) {
-                self.vmcb.inject_interrupt(vector);
-                self.accept(vector, vm);
-            } else {
-                self.vmcb.offer_interrupt(vector);
-                self.offered = Some(vector);
-            }
+        let ready = !self.vmcb.has_event() && !self.vmcb.is_in_shadow();
+        let nmi = self.nmi.enter(ready, &mut self.registers.rflags);
+        self.vmcb.intercept_iret(self.nmi.awaits_iret());
+        match nmi {
+            NmiEntry::Nothing => self.deliver_interrupt(vm),
+            NmiEntry::Deliver => self.vmcb.inject_nmi(),
+            NmiEntry::Step => {}
         }
         // While anything is requested, the task priority matters at once.
         // Besides, QEMU 7.2 aborts if a guest sets it with an offer open.
-        self.vmcb.intercept_cr8_writes(self.lapic.has_requests());
+        let watched = self.lapic.has_requests() || self.offered.is_some();
+        self.vmcb.intercept_cr8_writes(watched);
     }
 
-    fn accept(&mut self, vector: u8, vm: &Vm) {
-        self.lapic.accept(vector);
+    fn deliver_interrupt(&mut self, vm: &Vm) {
+        let Some(interrupt) = self.next_interrupt(vm) else {
+            return;
+        };
+        let vector = interrupt.vector();
+        if interrupt == Interrupt::Apic(vector)
+            && self.lapic.is_only(vector)
+            && !vm.is_level(vector)
+        {
+            self.pv.offer_eoi(&vm.memory);
+        }
+        if self.vmcb.is_interruptible(&self.registers) {
+            self.vmcb.inject_interrupt(vector);
+            self.accept(interrupt, vm);
+        } else {
+            match interrupt {
+                Interrupt::Apic(vector) => self.vmcb.offer_interrupt(vector),
+                Interrupt::External(vector) => self.vmcb.offer_external(vector),
+            }
+            self.offered = Some(interrupt);
+        }
+    }
+
+    fn accept(&mut self, interrupt: Interrupt, vm: &Vm) {
+        match interrupt {
+            Interrupt::External(_) => vm.acknowledge_external(),
+            Interrupt::Apic(vector) if vm.is_level(vector) => self.lapic.accept_level(vector),
+            Interrupt::Apic(vector) => self.lapic.accept(vector),
+        }
         vm.count(self.id, Counter::Injected);
     }
 
@@ -181,9 +211,9 @@ impl Vcpu {
         loop {
             self.enter(tables);
             let exit = exit::decode(&self.vmcb.control);
-            vm.count_exit(self.id, &exit);
+            vm.count_exit(self.id, &exit, self.registers.rip);
             self.vmcb.requeue_interrupted_event();
-            if self.vmcb.has_event() || !self.answer(exit, vm) {
+            if self.vmcb.has_event() || self.nmi.is_busy() || !self.answer(exit, vm) {
                 return exit;
             }
             self.set_timer(vm, clocks, timer);
@@ -209,14 +239,22 @@ impl Vcpu {
     /// Handles the exit; a reason if the VM is to stop.
     fn after_exit(&mut self, exit: Exit, vm: &Vm) -> Option<StopReason> {
         self.note_progress(&exit, vm);
+        let is_debug = matches!(exit, Exit::Exception { vector: 1, .. });
+        let (rip, rflags) = (self.registers.rip, &mut self.registers.rflags);
+        let stepped = self.nmi.leave(is_debug, rip, rflags);
         self.lapic.set_cr8(self.vmcb.cr8());
-        if let Some(vector) = self.offered.take()
-            && (!self.vmcb.is_offer_open() || self.vmcb.queued_interrupt() == Some(vector))
+        if let Some(interrupt) = self.offered.take()
+            && (!self.vmcb.is_offer_open()
+                || self.vmcb.queued_interrupt() == Some(interrupt.vector()))
         {
-            self.accept(vector, vm);
+            self.accept(interrupt, vm);
         }
         if self.pv.take_eoi(&vm.memory) {
             self.lapic.end_of_interrupt();
+        }
+        if stepped {
+            self.vmcb.forget_step();
+            return None;
         }
         match self.handle(exit, vm) {
             Outcome::Resume => None,

@@ -12,7 +12,7 @@ use crate::devices::pipe::Pipes;
 use crate::devices::uart::{Uart, UartEffect};
 use crate::devices::virtio::console::{Console, Effects};
 use crate::devices::virtio::mmio::TransportEffect;
-use crate::devices::{IrqLevel, Width};
+use crate::devices::{IrqLevel, Width, ioapic};
 use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::layout;
 use crate::platform::ports::{self, PortRule};
@@ -144,7 +144,7 @@ impl Vm {
 
     /// Reads from a port.
     fn port_in(&self, port: u16, width: Width) -> (u64, Request) {
-        match ports::rule(port) {
+        match ports::rule(port, self.machine) {
             PortRule::Serial(offset) if width == Width::Byte => {
                 let mut serial = self.serial.lock();
                 let value = serial.read(offset);
@@ -157,9 +157,21 @@ impl Vm {
                 (self.pci.lock().address().into(), Request::None)
             }
             PortRule::PciData(offset) => (self.pci.lock().data(offset, width), Request::None),
-            PortRule::Serial(_) | PortRule::PciAddress | PortRule::Legacy => {
-                (all_ones(width), Request::None)
+            PortRule::FwCfgData if width == Width::Byte => {
+                (self.firmware.lock().read().into(), Request::None)
             }
+            PortRule::Scratch(offset) => (self.scratch.lock().read(offset, width), Request::None),
+            rule @ (PortRule::Pic(_)
+            | PortRule::Pit(_)
+            | PortRule::Clock(_)
+            | PortRule::PmTimer) => (self.legacy_in(rule, width), Request::None),
+            PortRule::Serial(_)
+            | PortRule::PciAddress
+            | PortRule::Exit
+            | PortRule::FwCfgSelect
+            | PortRule::FwCfgData
+            | PortRule::Line(_)
+            | PortRule::Legacy => (all_ones(width), Request::None),
             PortRule::Unknown => (all_ones(width), Request::Unknown),
         }
     }
@@ -167,7 +179,7 @@ impl Vm {
     /// Writes to a port.
     fn port_out(&self, port: u16, width: Width, value: u64) -> Request {
         let [byte, ..] = value.to_le_bytes();
-        match ports::rule(port) {
+        match ports::rule(port, self.machine) {
             PortRule::Serial(offset) if width == Width::Byte => {
                 self.write_serial(offset, byte);
                 Request::None
@@ -182,6 +194,30 @@ impl Vm {
                 self.pci
                     .lock()
                     .set_address(u32::from_le_bytes([a, b, c, d]));
+                Request::None
+            }
+            PortRule::Exit => Request::Stop(StopReason::Exit {
+                value: u32::try_from(value & width.mask()).unwrap_or(u32::MAX),
+            }),
+            PortRule::FwCfgSelect if width == Width::Word => {
+                let [low, high, ..] = value.to_le_bytes();
+                self.firmware.lock().select(u16::from_le_bytes([low, high]));
+                Request::None
+            }
+            PortRule::Scratch(offset) => {
+                self.scratch.lock().write(offset, width, value);
+                Request::None
+            }
+            PortRule::Line(line) => {
+                let level = match byte {
+                    0 => IrqLevel::Deasserted,
+                    _ => IrqLevel::Asserted,
+                };
+                self.set_line(line.into(), level);
+                Request::None
+            }
+            rule @ (PortRule::Pic(_) | PortRule::Pit(_) | PortRule::Clock(_)) => {
+                self.legacy_out(rule, byte);
                 Request::None
             }
             PortRule::Unknown => Request::Unknown,
@@ -261,7 +297,20 @@ impl Vm {
         self.settle_agent(&agent, effects);
     }
 
+    /// An edge on an input of the IOAPIC alone.
+    pub(super) fn pulse(&self, gsi: u32) {
+        let pin = usize::try_from(gsi).expect("a small number");
+        let mut ioapic = self.ioapic.lock();
+        let message = ioapic.set_line(pin, IrqLevel::Asserted);
+        let _ = ioapic.set_line(pin, IrqLevel::Deasserted);
+        drop(ioapic);
+        message
+            .into_iter()
+            .for_each(|message| self.deliver(message));
+    }
+
     fn set_line(&self, gsi: u32, level: IrqLevel) {
+        self.set_legacy_line(gsi, level);
         let pin = usize::try_from(gsi).expect("a small number");
         let message = self.ioapic.lock().set_line(pin, level);
         if let Some(message) = message {
@@ -276,6 +325,34 @@ impl Vm {
             || within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE).is_some()
     }
 
+    fn write_ioapic(&self, offset: u64, value: u64) {
+        let [a, b, c, d, ..] = value.to_le_bytes();
+        if offset == ioapic::EOI {
+            for pin in 0..ioapic::PINS {
+                let message = self.ioapic.lock().end(pin, a);
+                message
+                    .into_iter()
+                    .for_each(|message| self.deliver(message));
+            }
+            return;
+        }
+        let mut ioapic = self.ioapic.lock();
+        let message = ioapic.write(offset, u32::from_le_bytes([a, b, c, d]));
+        let record = self.fabric().control().vm();
+        for (word, vectors) in record
+            .level_vectors()
+            .into_iter()
+            .zip(ioapic.level_vectors())
+        {
+            // Relaxed: no such vector can be under way before its message.
+            word.store(vectors, Ordering::Relaxed);
+        }
+        drop(ioapic);
+        message
+            .into_iter()
+            .for_each(|message| self.deliver(message));
+    }
+
     /// Reads a device register; `None` if nothing answers there.
     fn mmio_read(&self, gpa: Gpa, width: Width) -> Option<u64> {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
@@ -288,14 +365,7 @@ impl Vm {
     /// Writes a device register; `None` if nothing answers there.
     fn mmio_write(&self, gpa: Gpa, width: Width, value: u64) -> Option<()> {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
-            let [a, b, c, d, ..] = value.to_le_bytes();
-            let message = self
-                .ioapic
-                .lock()
-                .write(offset, u32::from_le_bytes([a, b, c, d]));
-            if let Some(message) = message {
-                self.deliver(message);
-            }
+            self.write_ioapic(offset, value);
             return Some(());
         }
         let offset = within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE)?;

@@ -2,21 +2,27 @@
 
 mod devices;
 mod interrupts;
+mod legacy;
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use spin::Mutex;
 use vmm_shared::addr::{ApicId, NodeId, VcpuId};
 use vmm_shared::control::Counter;
 
+use self::legacy::Legacy;
 use crate::arch::time::Clocks;
 use crate::arch::{apic, cpu, descriptors};
+use crate::devices::fw_cfg::FwCfg;
 use crate::devices::ioapic::Ioapic;
 use crate::devices::pci_host::PciHost;
+use crate::devices::scratch::Scratch;
 use crate::devices::uart::Uart;
 use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
 use crate::mem::coherent::MappedMemory;
+use crate::platform::Machine;
 use crate::platform::cpuid::CpuidTable;
 use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
@@ -37,7 +43,7 @@ pub enum Woken {
 }
 
 /// Locks, in the order in which they may be taken together:
-/// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
+/// a device (agent or serial port), then the old devices, then the IOAPIC. Nobody holds a lock
 /// while it enters the guest or sleeps, and interrupt handlers take none.
 #[derive(Debug)]
 pub struct Vm {
@@ -57,10 +63,15 @@ pub struct Vm {
     pub boot_wall_ns: u64,
     /// APIC ids of the vCPUs, by their numbers.
     apic_ids: Vec<ApicId>,
+    /// What it is for.
+    pub machine: Machine,
     ioapic: Mutex<Ioapic>,
     pci: Mutex<PciHost>,
     serial: Mutex<Uart>,
     agent: Mutex<Console>,
+    firmware: Mutex<FwCfg>,
+    scratch: Mutex<Scratch>,
+    legacy: Mutex<Legacy>,
 }
 
 /// What a VM is made of.
@@ -68,6 +79,8 @@ pub struct Vm {
 #[expect(missing_docs, reason = "as in `Vm`")]
 pub struct VmParts {
     pub apic_ids: Vec<ApicId>,
+    pub machine: Machine,
+    pub firmware: FwCfg,
     pub memory: MappedMemory<Fabric>,
     pub cpuid: CpuidTable,
     pub clocks: Clocks,
@@ -89,6 +102,10 @@ impl Vm {
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
             apic_ids: parts.apic_ids,
+            machine: parts.machine,
+            firmware: Mutex::new(parts.firmware),
+            scratch: Mutex::new(Scratch::default()),
+            legacy: Mutex::default(),
             ioapic: Mutex::new(Ioapic::new(0)),
             pci: Mutex::new(PciHost::new()),
             serial: Mutex::new(Uart::new()),
@@ -148,8 +165,12 @@ impl Vm {
         self.fabric().posted(vcpu)
     }
 
-    /// Counts an exit of a vCPU, in all and by its reason.
-    pub fn count_exit(&self, vcpu: VcpuId, exit: &Exit) {
+    /// Counts an exit of a vCPU, in all and by its reason, and notes where it
+    /// was.
+    pub fn count_exit(&self, vcpu: VcpuId, exit: &Exit, rip: u64) {
+        // Relaxed: for an operator who wonders.
+        let last_rip = self.fabric().control().last_rip(vcpu);
+        last_rip.store(rip, Ordering::Relaxed);
         self.fabric().count(vcpu, Counter::Exits);
         self.fabric().count(vcpu, exit.counter());
     }

@@ -36,9 +36,7 @@ cases! {
         for (what, flip) in [
             ("switch off", 0x800_u64),
             ("leave x2APIC mode", 0x400),
-            ("both", 0xc00),
             ("boot processor", 0x100),
-            ("move", 1 << 12),
             ("reserved", 1),
             ("reserved", 1 << 9),
             ("far away", 1 << 52),

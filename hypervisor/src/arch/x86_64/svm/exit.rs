@@ -23,6 +23,7 @@ pub fn decode(control: &Control) -> Exit {
         0x60..=0x63 => Exit::HostInterrupt,
         0x6f => Exit::Rdpmc,
         0x72 => Exit::Cpuid,
+        0x74 => Exit::Iret,
         0x76 => Exit::CacheInstruction,
         0x78 => Exit::Halt,
         0x7b => Exit::Port(port_access(control)),
