@@ -133,7 +133,7 @@ fn a_silent_node_is_named_long_before_the_boot_timeout() {
 }
 
 #[test]
-fn a_node_that_dies_takes_the_rack_with_it_and_is_named() {
+fn a_node_that_dies_freezes_the_vm_and_is_named() {
     let bench = Bench::new();
     for victim in [0, 1, 2] {
         let named = format!("node {victim} was killed");
@@ -158,7 +158,7 @@ fn a_node_that_dies_takes_the_rack_with_it_and_is_named() {
         let out = bench.viaduct(&["status", "--name", "loss"], &[]);
         let report = text(&out.stdout);
         assert!(
-            report.contains("failed") && report.contains(&named),
+            report.contains("frozen") && report.contains(&named),
             "{report}"
         );
         let out = bench.viaduct(&["down", "--name", "loss"], &[]);

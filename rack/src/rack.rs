@@ -8,7 +8,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vmm_shared::addr::{NodeId, VcpuId};
-use vmm_shared::control::{BUNDLE_OFFSET, Counter, NodeShare, NodeState, RingId, VmState};
+use vmm_shared::coherence::NodeSet;
+use vmm_shared::control::{
+    BUNDLE_OFFSET, Counter, NodeShare, NodeState, RingId, VmState, needed_nodes,
+};
 use vmm_shared::region::RegionKind;
 
 use crate::boot::BootFiles;
@@ -16,7 +19,7 @@ use crate::console::ConsoleLog;
 use crate::doorbell::{BellThread, Doorbells, Plug};
 use crate::error::RackError;
 use crate::fault::{FaultKind, Faults};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Stake};
 use crate::image::Image;
 use crate::memory::Memory;
 use crate::node::{Audience, Node, NodeEnd, Sink};
@@ -24,9 +27,11 @@ use crate::placement::placement;
 use crate::preflight::{Accelerator, Programs};
 use crate::qemu::{NodeConfig, arguments};
 use crate::region::Region;
+use crate::size::Size;
 use crate::spec::{RackSpec, VmSpec};
 use crate::status::{NodeStatus, RackStatus, VcpuCounters};
 use crate::stream::{Link, RingReader, RingWriter};
+use crate::watch::Watcher;
 
 /// How long a node gets to join the rack, without the time that it waits for
 /// a processor of this host. An idle host needs less than a second; the
@@ -57,6 +62,8 @@ pub struct StartOptions {
 #[derive(Debug)]
 pub struct Rack {
     // Fields drop in this order: first the nodes end, then their memory goes.
+    /// None watches a node that is alone.
+    _watcher: Option<Watcher>,
     nodes: Vec<Node>,
     fleet: Arc<Fleet>,
     _bell_thread: BellThread,
@@ -71,10 +78,10 @@ pub struct Rack {
     started: Instant,
 }
 
-/// How and where a rack ended.
+/// How and where a rack's VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RackEnd {
-    /// The node that ended first.
+    /// The node that ended it.
     pub node: NodeId,
     /// How.
     pub how: NodeEnd,
@@ -121,8 +128,16 @@ impl Rack {
         let (doorbells, clients) = Doorbells::new(&plugs)?;
         let doorbells = Arc::new(doorbells);
         let bell_thread = BellThread::start(&doorbells)?;
+        let members = (0..).map(NodeId).zip(&shares);
+        let members = members.fold(NodeSet::EMPTY, |set, (node, _)| set.with(node));
+        let stake = Stake {
+            control: memory.control,
+            doorbells: Arc::clone(&doorbells),
+            nodes: members,
+            needed: needed_nodes(&shares),
+        };
         let audience = Audience {
-            fleet: Arc::default(),
+            fleet: Arc::new(Fleet::new(stake)),
             bell: bell_thread.bell(),
             sink: options.log.clone(),
         };
@@ -172,10 +187,17 @@ impl Rack {
             doorbells: Arc::clone(&doorbells),
             node: Arc::clone(running[0].shared()),
             id: FIRST,
+            fleet: Arc::clone(&fleet),
         };
         let ring = memory.control.ring(RingId::ConsoleOut);
         let console = ConsoleLog::start(RingReader::new(ring, link))?;
+        let (watched, rung) = (Arc::clone(&fleet), Arc::clone(&bell));
+        let watcher = match members.len() {
+            1 => None,
+            _ => Some(Watcher::start(memory.control, members, watched, rung)?),
+        };
         Ok(Self {
+            _watcher: watcher,
             nodes: running,
             fleet,
             _bell_thread: bell_thread,
@@ -261,7 +283,7 @@ impl Rack {
         }
     }
 
-    /// How the rack ended, if it has.
+    /// How the VM ended, if it has: with all its nodes, or frozen.
     #[must_use]
     pub fn ended(&self) -> Option<RackEnd> {
         let (node, how) = self.fleet.first_end()?;
@@ -272,7 +294,7 @@ impl Rack {
         })
     }
 
-    /// Waits up to `limit` for the rack's end.
+    /// Waits up to `limit` for the VM's end.
     #[must_use]
     pub fn wait_end(&self, limit: Duration) -> Option<RackEnd> {
         let deadline = Instant::now() + limit;
@@ -304,10 +326,11 @@ impl Rack {
                 "stopped the VM: the guest switched itself off",
                 self.guest_words(),
             ),
-            (how, VmState::Running) if self.nodes.len() > 1 => {
-                let said = shared.last_words();
+            (how, VmState::Frozen) => {
                 let cause = format!(
-                    "the VM has ended with it, as it needs all its nodes; it last said: {said}"
+                    "the VM is frozen, as {}; it last said: {}",
+                    self.needed_for(end.node),
+                    shared.last_words()
                 );
                 (how.what(), cause)
             }
@@ -324,6 +347,21 @@ impl Rack {
             },
             _ => RackError::NodeFailed { node, what, cause },
         }
+    }
+
+    /// Why the VM can't go on without a node.
+    fn needed_for(&self, node: NodeId) -> String {
+        let share = self.shares[usize::from(node.0)];
+        let devices = if node == FIRST {
+            ", and its devices"
+        } else {
+            ""
+        };
+        let memory = Size(share.memory);
+        format!(
+            "the node gave {} vCPU(s) and {memory} of its memory{devices}",
+            share.vcpus
+        )
     }
 
     /// What the console says of a guest that has ended.
@@ -364,6 +402,7 @@ impl Rack {
                 memory: share.memory,
                 memory_offset,
                 pid: node.pid(),
+                is_out: self.memory.control.membership().is_out(node.id()),
             }
         };
         RackStatus {
@@ -424,6 +463,7 @@ impl Rack {
             doorbells: Arc::clone(&self.doorbells),
             node: Arc::clone(self.nodes[0].shared()),
             id: FIRST,
+            fleet: Arc::clone(&self.fleet),
         }
     }
 
@@ -446,6 +486,12 @@ impl Rack {
     /// Ends all nodes at once.
     pub fn kill(&self) {
         self.fleet.kill();
+    }
+
+    /// Ends all nodes at once and waits up to `limit` until they are gone.
+    pub fn stop(&self, limit: Duration) {
+        self.kill();
+        self.fleet.wait_gone(limit);
     }
 }
 

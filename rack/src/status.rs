@@ -41,6 +41,8 @@ pub struct NodeStatus {
     pub memory_offset: u64,
     /// The process that is the node.
     pub pid: i32,
+    /// It has been put out of the rack.
+    pub is_out: bool,
 }
 
 /// What one vCPU has counted.

@@ -10,15 +10,17 @@
 //!   0x004000  vCPU counters, 512 B each, one writer: the node that runs the vCPU
 //!   0x040000  rings: console out, console in, agent out, agent in
 //!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
+//!   0x700000  membership             see `Membership`
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
-use crate::coherence::{Geometry, MAX_SLOTS};
+use crate::coherence::{Geometry, MAX_SLOTS, NodeSet};
+use crate::membership::Membership;
 use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
@@ -32,6 +34,7 @@ const COUNTERS: usize = 0x4000;
 const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
 const VCPU_HOMES: usize = 0x32_0000;
 const VCPU_HOME_SIZE: usize = 1 << 10;
+const MEMBERSHIP: usize = 0x70_0000;
 /// Where the launcher puts kernel and initramfs, in bytes of content.
 pub const BUNDLE_OFFSET: u64 = 8 << 20;
 
@@ -102,6 +105,17 @@ const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
 
+/// The nodes without which the VM can't go on: those that give it vCPUs or
+/// memory, and the first, which owns its devices.
+#[must_use]
+pub fn needed_nodes(shares: &[NodeShare]) -> NodeSet {
+    (0..)
+        .map(NodeId)
+        .zip(shares)
+        .filter(|(node, share)| *node == NodeId(0) || share.vcpus > 0 || share.memory > 0)
+        .fold(NodeSet::EMPTY, |set, (node, _)| set.with(node))
+}
+
 /// What the table of instruction coherence is about, if the nodes give these
 /// shares. All who use the table work it out alike.
 #[must_use]
@@ -160,6 +174,8 @@ pub enum VmState {
     Reset = 3,
     /// A vCPU shut down: a triple fault, or a state the CPU refuses to enter.
     Crashed = 4,
+    /// A node that had a part of it has died: no vCPU runs any more.
+    Frozen = 5,
 }
 
 impl VmState {
@@ -172,6 +188,7 @@ impl VmState {
             2 => Some(Self::PoweredOff),
             3 => Some(Self::Reset),
             4 => Some(Self::Crashed),
+            5 => Some(Self::Frozen),
             _ => None,
         }
     }
@@ -268,7 +285,8 @@ const _: () = assert!(0x4_0000 + ring_size(1 << 18) <= 0x9_0000);
 const _: () = assert!(0x9_0000 + ring_size(1 << 12) <= 0x10_0000);
 const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
 const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
-const _: () = assert!((VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE) as u64 <= BUNDLE_OFFSET);
+const _: () = assert!(VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE <= MEMBERSHIP);
+const _: () = assert!((MEMBERSHIP + Membership::SIZE) as u64 <= BUNDLE_OFFSET);
 
 /// What is known of a node.
 ///
@@ -404,6 +422,15 @@ impl ControlRegion {
             .atomic_u32(NODE_RECORDS + node * NODE_RECORD_SIZE)
     }
 
+    /// Who takes part in the rack.
+    #[must_use]
+    pub fn membership(&self) -> Membership {
+        self.content
+            .window(MEMBERSHIP, Membership::SIZE)
+            .and_then(Membership::new)
+            .expect("`new` has checked the size")
+    }
+
     /// The VM's record.
     #[must_use]
     pub fn vm(&self) -> VmRecord {
@@ -420,6 +447,16 @@ impl ControlRegion {
         self.content
             .atomic_u32(VM_RECORD)
             .expect("`new` has checked the size")
+    }
+
+    /// Marks a running VM as frozen: it has lost a node that it needs.
+    pub fn freeze_vm(&self) {
+        let (from, to) = (VmState::Running as u32, VmState::Frozen as u32);
+        // Release: the loss is visible to who sees the state. A VM that has
+        // ended in another way has ended.
+        let _ = self
+            .vm_state()
+            .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
     }
 
     /// One counter of one vCPU; the id must be below [`MAX_VCPUS`].

@@ -29,6 +29,8 @@ pub trait Bells: core::fmt::Debug {
     fn kick_core(&self, core: usize);
     /// Makes other nodes look at their revocations.
     fn ring_nodes(&self, nodes: NodeSet);
+    /// The nodes that have died. Who waits for others asks again and again.
+    fn lost(&self) -> NodeSet;
 }
 
 /// This node's part in instruction coherence.
@@ -165,6 +167,11 @@ impl<B: Bells> MappedMemory<B> {
                 Step::Revoking(_) | Step::Busy => {}
             }
             self.serve()?;
+            for node in self.bells.lost() {
+                // As this one, in its first life.
+                let epoch = member.epoch;
+                map.fence(Member { node, epoch })?;
+            }
             polls = polls.wrapping_add(1);
             if polls.is_multiple_of(REMIND_AFTER) {
                 self.bells.ring_nodes(fault.nudge());

@@ -48,7 +48,7 @@ pub(super) fn build(
     let config = regions.control.boot_config();
     let topology = topology(&config)?;
     let vcpus = local_vcpus(&topology, id, cores.len())?;
-    let fabric = Fabric::join(id, regions.control, windows, cores.clone())
+    let fabric = Fabric::join(id, regions.control, windows, cores.clone(), &clocks)
         .map_err(|why| format!("joining the rack: {why:?}"))?;
     let tsc = agree_on_time(&fabric, &config, &clocks)?;
 

@@ -54,6 +54,9 @@ impl Vcpu {
         };
         loop {
             self.take_requests(vm);
+            if let Some(why) = vm.fabric().held() {
+                return StopReason::Held(why);
+            }
             if self.state != RunState::Running {
                 self.sleep(vm, clocks, &mut timer);
                 continue;
@@ -61,7 +64,7 @@ impl Vcpu {
             self.set_timer(vm, clocks, &mut timer);
             switch::hold_interrupts();
             // What came since it was looked for would not end the guest's run.
-            if self.is_called(&timer) || !vm.posted(self.id).arm() {
+            if self.is_called(vm, &timer) || !vm.posted(self.id).arm() {
                 switch::release_interrupts();
                 continue;
             }
@@ -83,7 +86,9 @@ impl Vcpu {
 
     /// Takes everything that others have left for this vCPU.
     fn take_requests(&mut self, vm: &Vm) {
+        vm.fabric().attend();
         if self.core == DOORBELL_CORE && descriptors::take_doorbell() {
+            vm.fabric().look_for_losses();
             vm.serve_revocations();
             if self.id == DOORBELL_VCPU {
                 vm.poll_devices();
@@ -102,10 +107,13 @@ impl Vcpu {
         }
     }
 
-    /// Whether an interrupt of this core has left something to do.
-    fn is_called(&self, timer: &HostTimer) -> bool {
+    /// Whether an interrupt of this core has left something to do, or the
+    /// guest must not be entered at all.
+    fn is_called(&self, vm: &Vm, timer: &HostTimer) -> bool {
         let doorbell = self.core == DOORBELL_CORE && descriptors::doorbell_rung();
-        doorbell || timer.due.is_some() && descriptors::timer_ran_out(timer.apic_id)
+        doorbell
+            || vm.fabric().held().is_some()
+            || timer.due.is_some() && descriptors::timer_ran_out(timer.apic_id)
     }
 
     /// Waits for an interrupt of the core.
@@ -113,16 +121,22 @@ impl Vcpu {
         self.set_timer(vm, clocks, timer);
         cpu::interrupts_off();
         let posted = vm.posted(self.id);
-        if !self.is_called(timer) && posted.arm() {
+        if !self.is_called(vm, timer) && posted.arm() {
             cpu::sleep_until_interrupt();
             posted.disarm();
         }
         cpu::interrupts_on();
     }
 
-    /// Sets the core's timer for the guest's; without one it is left alone.
+    /// Sets the core's timer for the guest's, and on the node's first core for
+    /// its next sign of life; without any it is left alone.
     fn set_timer(&self, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) {
-        match self.lapic.next_timer() {
+        let beat = match self.core {
+            DOORBELL_CORE => vm.next_beat(),
+            _ => None,
+        };
+        let due = [self.lapic.next_timer(), beat].into_iter().flatten().min();
+        match due {
             Some(due) => timer.set(due, vm, clocks),
             None => timer.due = None,
         }

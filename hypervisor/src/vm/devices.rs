@@ -78,8 +78,13 @@ impl Vm {
             if let Some(answer) = slot.take_answer() {
                 return answer;
             }
+            if self.fabric().held().is_some() {
+                // The guest will not run to see this.
+                return (all_ones(access.width), Request::None);
+            }
             // The owner may need something of this node first.
             self.serve_revocations();
+            self.fabric().attend();
             core::hint::spin_loop();
         }
     }

@@ -102,6 +102,13 @@ impl Vm {
         crate::arch::cpu::rdtsc().wrapping_add(self.tsc_offset)
     }
 
+    /// The guest's TSC at which this node has to give a sign of life, if ever.
+    #[must_use]
+    pub fn next_beat(&self) -> Option<u64> {
+        let due = self.fabric().next_due()?;
+        Some(due.wrapping_add(self.tsc_offset))
+    }
+
     /// What is requested of a vCPU.
     ///
     /// # Panics
