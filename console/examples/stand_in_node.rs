@@ -248,7 +248,7 @@ fn node_id(arguments: &[String]) -> NodeId {
 fn regions(arguments: &[String], node: NodeId) -> Result<ControlRegion, String> {
     let refuse = |what: &str| {
         let what = what.to_owned();
-        move |why: RegionError| format!("{what}: {why:?}")
+        move |why: RegionError| format!("{what}: {why}")
     };
     let control = map(&control_file(arguments).ok_or("no doorbell server")?);
     let (kind, control_header) = RegionHeader::check(&control).map_err(refuse("control"))?;

@@ -95,7 +95,11 @@ fn a_node_that_cannot_join_is_named_with_the_cause() {
         (stand_in("idle@1"), "node 1", "not in service"),
         (fault("paused@1"), "node 1", "has not joined"),
         (fault("doorbell@2"), "node 2", "doorbell server"),
-        (fault("version@1"), "node 1", "Version { found: 2 }"),
+        (
+            fault("version@1"),
+            "node 1",
+            "has version 3, and this is version 2",
+        ),
         (fault("header@2"), "memory region of node 2", "no header"),
         (fault("size@0"), "memory region of node 0", "promises"),
         (fault("size@-1"), "VIADUCT_FAULT", "docs/console.md"),

@@ -25,7 +25,7 @@ use crate::memory::Memory;
 use crate::node::{Audience, Node, NodeEnd, Sink};
 use crate::placement::placement;
 use crate::preflight::{Accelerator, Programs};
-use crate::qemu::{NodeConfig, arguments};
+use crate::qemu::{Atomics, NodeConfig, arguments};
 use crate::region::Region;
 use crate::size::Size;
 use crate::spec::{RackSpec, VmSpec};
@@ -68,6 +68,8 @@ pub struct Rack {
     fleet: Arc<Fleet>,
     _bell_thread: BellThread,
     doorbells: Arc<Doorbells>,
+    /// Server's ends of connections beyond one for each node.
+    _servers: Vec<UnixStream>,
     bell: Arc<crate::doorbell::Bell>,
     console: Arc<ConsoleLog>,
     memory: Memory,
@@ -144,17 +146,19 @@ impl Rack {
 
         memory.configure(vm, &shares, boot, &bundle, image.as_ref());
         for (node, region) in (0..).map(NodeId).zip(&memory.given) {
-            if faulty(FaultKind::Header, node) {
-                region.change_header(|header| header.magic = 0)?;
-            }
-            if faulty(FaultKind::Size, node) {
-                region.change_header(|header| header.content_len = region.len())?;
-            }
+            options.faults.apply_to_header(node, region)?;
         }
         let started = Instant::now();
         let mut running = Vec::new();
         let vectors = shares.iter().map(|share| share.cores).max().unwrap_or(1);
-        for ((node, share), client) in (0..).map(NodeId).zip(&shares).zip(clients) {
+        let mut clients: Vec<_> = (0..).map(NodeId).zip(clients).collect();
+        let mut servers = Vec::new();
+        for node in members.filter(|node| faulty(FaultKind::Twice, *node)) {
+            let (server, client) = doorbells.again(node, memory.control_file())?;
+            servers.push(server);
+            clients.push((node, client));
+        }
+        for (node, client) in clients {
             let windows = memory.windows(image.as_ref())?;
             let doorbell = match faulty(FaultKind::Doorbell, node) {
                 true => orphan()?,
@@ -164,9 +168,13 @@ impl Rack {
             let config = NodeConfig {
                 node,
                 rack: &options.name,
-                cores: share.cores,
+                cores: shares[usize::from(node.0)].cores,
                 vectors,
                 accelerator: options.accelerator,
+                atomics: match faulty(FaultKind::Atomics, node) {
+                    true => Atomics::Broken,
+                    false => Atomics::Exact,
+                },
                 hypervisor: &options.programs.hypervisor,
                 doorbell: &doorbell,
                 regions: &windows,
@@ -202,6 +210,7 @@ impl Rack {
             fleet,
             _bell_thread: bell_thread,
             doorbells,
+            _servers: servers,
             bell,
             console,
             memory,
@@ -314,7 +323,12 @@ impl Rack {
     /// An unexpected end as an error that quotes the node's last words.
     #[must_use]
     pub fn failure(&self, end: &RackEnd) -> RackError {
-        let shared = self.nodes[usize::from(end.node.0)].shared();
+        // If two run as one node, it is the one that has ended.
+        let of_it = |node: &&Node| node.id() == end.node;
+        let has_ended = |node: &&Node| node.shared().ended().is_some();
+        let its = || self.nodes.iter().filter(of_it);
+        let node = its().find(has_ended).or_else(|| its().next());
+        let shared = node.expect("it was started").shared();
         let (what, cause) = match (end.how, end.vm) {
             (NodeEnd::Orderly, VmState::Crashed) => {
                 ("stopped the VM: the guest crashed", self.guest_words())

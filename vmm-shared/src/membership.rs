@@ -54,24 +54,14 @@ impl Life {
 }
 
 /// Why a node can't join.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// There is no place for a node of this number.
+    #[error("a rack has no place for a node {}", .0.0)]
     NoSuchNode(NodeId),
     /// A node of this number has joined already.
+    #[error("a node {} has joined already; two hosts have been given the same number", .0.0)]
     JoinedAlready(NodeId),
-}
-
-impl core::fmt::Display for JoinError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::NoSuchNode(NodeId(node)) => write!(f, "a rack has no place for a node {node}"),
-            Self::JoinedAlready(NodeId(node)) => write!(
-                f,
-                "a node {node} has joined already; two hosts have been given the same number"
-            ),
-        }
-    }
 }
 
 impl Membership {

@@ -26,26 +26,34 @@ use crate::mem::coherent::Bells;
 use crate::vcpu::posted::{Location, PostedInterrupts};
 
 /// Why a node can't take part in its rack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FabricError {
     /// No region of this kind among the node's devices.
+    #[error("the {0} is missing")]
     Missing(RegionKind),
     /// A region whose header is not acceptable.
+    #[error("{0}")]
     Region(RegionError),
     /// The regions are not all of one rack.
+    #[error("the {0} belongs to another rack")]
     ForeignRegion(RegionKind),
     /// The control region is too small to be one.
+    #[error("the control region is too small to be one")]
     ControlTooSmall,
     /// The others would not have this node.
+    #[error("{0}")]
     Join(JoinError),
     /// The doorbell knows this node by another id.
+    #[error("the doorbell server knows this node as {given}")]
     PeerId {
         /// The id it has given.
         given: u32,
     },
     /// No memory region of this node.
+    #[error("the memory region of node {} is missing", .0.0)]
     NoMemoryOf(NodeId),
     /// Two memory regions of one node.
+    #[error("node {} gives two memory regions", .0.0)]
     TwoMemoriesOf(NodeId),
 }
 

@@ -87,30 +87,39 @@ pub struct LinuxEntry {
 }
 
 /// Why a kernel could not be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// The kernel file ends before its header does.
+    #[error("the kernel is truncated: {len} bytes are no bzImage")]
     TooShort {
         /// Bytes in the file.
         len: u64,
     },
     /// No boot signature or magic number: not a bzImage at all.
+    #[error("the kernel is no bzImage")]
     NotBzImage,
     /// The boot protocol is older than 2.12.
+    #[error("the kernel's boot protocol {}.{:02} is too old, 2.12 is needed", version >> 8, version & 0xff)]
     OldProtocol {
         /// Major version in the high byte, minor in the low one.
         version: u16,
     },
     /// The kernel insists on one address.
+    #[error("the kernel insists on one address; use a relocatable one")]
     NotRelocatable,
     /// The kernel asks for an alignment that is no power of two from 4 KiB up.
+    #[error(
+        "the kernel asks for an alignment of {alignment} bytes, which is no power of two from 4096 on"
+    )]
     BadAlignment {
         /// What it asks for, in bytes.
         alignment: u32,
     },
     /// The kernel cannot be entered in 64-bit mode.
+    #[error("the kernel has no 64-bit entry point")]
     No64BitEntry,
     /// The kernel file ends before the kernel does.
+    #[error("the kernel is truncated: it has {len} of {expected} bytes")]
     Truncated {
         /// Bytes there should be.
         expected: u64,
@@ -118,6 +127,9 @@ pub enum LoadError {
         len: u64,
     },
     /// The kernel is larger than low memory.
+    #[error(
+        "the kernel would end at {end:#x}, but low memory ends at {limit:#x}; give the VM more --memory"
+    )]
     KernelDoesNotFit {
         /// Where it would have to end, at least.
         end: u64,
@@ -126,6 +138,9 @@ pub enum LoadError {
     },
     /// No room between the kernel and the end of low memory, or of what the
     /// kernel can reach.
+    #[error(
+        "the initramfs has {len} bytes, but there is room for {room}; give the VM more --memory"
+    )]
     InitramfsDoesNotFit {
         /// Bytes of the initramfs.
         len: u64,
@@ -133,6 +148,7 @@ pub enum LoadError {
         room: u64,
     },
     /// The command line is longer than this kernel takes.
+    #[error("the command line has {len} bytes, but this kernel takes {limit}")]
     CommandLineTooLong {
         /// Bytes of the command line.
         len: usize,
@@ -140,16 +156,19 @@ pub enum LoadError {
         limit: usize,
     },
     /// The command line contains a zero byte, which would end it early.
+    #[error("the command line has a zero byte at {at}")]
     CommandLineHasZero {
         /// Where.
         at: usize,
     },
     /// A source could not be read although it should be long enough.
+    #[error("it cannot be read at {offset:#x}")]
     Unreadable {
         /// Where reading failed.
         offset: u64,
     },
     /// Guest memory is smaller than the platform says.
+    #[error("guest memory is smaller than it should be: nothing at {}", .0.gpa)]
     GuestMemory(GuestMemoryError),
 }
 

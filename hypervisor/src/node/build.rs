@@ -1,7 +1,7 @@
 //! Building this node's part of the VM.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -40,20 +40,17 @@ pub(super) fn build(
     windows: &[Window],
     id: NodeId,
 ) -> Result<Node, Reason> {
-    switch::enable().map_err(|why| {
-        format!("no usable SVM ({why:?}): give the node a processor with SVM and nested paging")
-    })?;
-    let regions =
-        fabric::find_regions(windows).map_err(|why| format!("shared regions: {why:?}"))?;
+    switch::enable()
+        .map_err(|why| format!("{why}; give the node a processor with SVM and nested paging"))?;
+    let regions = fabric::find_regions(windows).map_err(|why| why.to_string())?;
     let config = regions.control.boot_config();
     let topology = topology(&config)?;
     let vcpus = local_vcpus(&topology, id, cores.len())?;
     let fabric = Fabric::join(id, regions.control, windows, cores.clone(), &clocks)
-        .map_err(|why| format!("joining the rack: {why:?}"))?;
+        .map_err(|why| why.to_string())?;
     let tsc = agree_on_time(&fabric, &config, &clocks)?;
 
-    let slices = guest_slices(&topology, &regions.memories)
-        .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
+    let slices = guest_slices(&topology, &regions.memories)?;
     let image = regions.image.filter(|_| config.image_len > 0);
     let membership = membership(&config, &regions.control, id)?;
     let nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
@@ -78,7 +75,7 @@ pub(super) fn build(
     if id == DEVICE_NODE {
         memory
             .claim_all()
-            .map_err(|why| format!("instruction coherence: {why:?}"))?;
+            .map_err(|why| format!("instruction coherence: {why}"))?;
     }
     let vm = Vm::new(VmParts {
         apic_ids,
@@ -112,7 +109,7 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
         memory: share.memory,
     };
     let topology = Topology::new(shares.iter().map(node).collect())
-        .map_err(|why| format!("shape of the VM: {why:?}"))?;
+        .map_err(|why| format!("the VM cannot be: {why}"))?;
     if u32::from(topology.vcpus()) != config.vcpus || topology.memory() != config.memory {
         return Err(String::from("the nodes' shares are not the VM"));
     }
@@ -128,7 +125,7 @@ fn local_vcpus(
     let here = usize::from(node.0);
     let Some(mine) = topology.nodes().get(here).map(|node| node.vcpus) else {
         return Err(format!(
-            "this is {node:?} of a rack with {} nodes",
+            "this is node {here} of a rack with {} nodes",
             topology.nodes().len()
         ));
     };
@@ -209,20 +206,22 @@ fn answer_until_ready(control: &ControlRegion, config: &BootConfig) {
 }
 
 /// Lays the nodes' memories into the guest's RAM ranges.
-fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Option<Vec<Slice>> {
+fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Result<Vec<Slice>, Reason> {
     let mut used = vec![0; memories.len()];
     topology
         .ram_ranges()
         .map(|(Domain(node), range)| {
-            let node = usize::from(node);
-            let len = usize::try_from(range.len).ok()?;
-            let offset = used.get_mut(node)?;
-            let memory = memories.get(node)?.window(*offset, len)?;
+            let too_small =
+                || format!("the memory region of node {node} is smaller than its share");
+            let len = usize::try_from(range.len).expect("64-bit");
+            let (offset, memory) = used
+                .get_mut(usize::from(node))
+                .zip(memories.get(usize::from(node)))
+                .ok_or_else(too_small)?;
+            let memory = memory.window(*offset, len).ok_or_else(too_small)?;
             *offset += len;
-            Some(Slice {
-                gpa: range.gpa,
-                memory,
-            })
+            let gpa = range.gpa;
+            Ok(Slice { gpa, memory })
         })
         .collect()
 }
@@ -243,7 +242,7 @@ fn membership(
     let map = CoherenceMap::new(table, coherence_geometry(shares)).ok_or_else(broken)?;
     let member = map
         .join(id, FIRST_EPOCH)
-        .map_err(|why| format!("instruction coherence: {why:?}"))?;
+        .map_err(|why| format!("instruction coherence: {why}"))?;
     Ok(Some(Membership { map, member }))
 }
 
@@ -309,5 +308,5 @@ fn load_guest(
         initramfs: &initramfs,
         command_line,
     };
-    loader::load_linux(memory, &boot).map_err(|why| format!("the guest cannot be loaded: {why:?}"))
+    loader::load_linux(memory, &boot).map_err(|why| format!("the guest cannot be loaded: {why}"))
 }

@@ -100,7 +100,7 @@ pub fn run_core(node: &'static Node) -> ! {
         }
     };
     if let Err(why) = switch::enable() {
-        log::error!("core {core} has no usable SVM: {why:?}");
+        log::error!("core {core}: {why}");
         io::exit(NodeExit::BootFailure);
     }
     let id = VcpuId(vcpu);

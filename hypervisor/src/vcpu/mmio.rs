@@ -29,7 +29,7 @@ impl Vcpu {
             Ok(Resolution::Mapped) => return Outcome::Resume,
             Ok(Resolution::NotMemory) => {}
             Err(why) => {
-                log::error!("instruction coherence: {why:?}");
+                log::error!("instruction coherence: {why}");
                 return Outcome::Stop(StopReason::Incoherent { gpa });
             }
         }

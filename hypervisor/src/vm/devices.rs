@@ -93,7 +93,7 @@ impl Vm {
     /// shows again at this node's own next fault, which stops the VM.
     pub fn serve_revocations(&self) {
         if let Err(why) = self.memory.serve() {
-            log::error!("instruction coherence: {why:?}");
+            log::error!("instruction coherence: {why}");
         }
     }
 

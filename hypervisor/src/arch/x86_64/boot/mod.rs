@@ -39,20 +39,25 @@ unsafe extern "C" {
 }
 
 /// Why a node did not come up, for its last log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BootError {
     /// The loader's start information is missing or damaged.
+    #[error("the loader's start information is missing or damaged")]
     StartInfo,
     /// No memory behind the image for the heap.
+    #[error("there is no memory behind the image")]
     NoMemory,
     /// The local APIC's window is not at its usual place.
+    #[error("the local APIC's window is at {at:#x}, not at its usual place")]
     ApicWindow {
         /// Where it is.
         at: u64,
     },
     /// No ACPI PM timer to measure the clocks with.
+    #[error("there is no ACPI PM timer to measure the clocks with")]
     NoPmTimer,
     /// Some cores did not start.
+    #[error("only {started} of {expected} cores have started")]
     Cores {
         /// Cores that the machine has.
         expected: usize,
@@ -82,7 +87,7 @@ extern "C" fn boot_main(start_info: u32) -> ! {
     match boot(start_info) {
         Ok(never) => match never {},
         Err(error) => {
-            log::error!("this node cannot start: {error:?}");
+            log::error!("this node cannot start: {error}");
             io::exit(NodeExit::BootFailure)
         }
     }
