@@ -11,6 +11,7 @@
 //!   0x040000  rings: console out, console in, agent out, agent in
 //!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
 //!   0x700000  membership             see `Membership`
+//!   0x710000  proofs of each node, 8 KiB each: words and code
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
 
@@ -35,6 +36,8 @@ const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
 const VCPU_HOMES: usize = 0x32_0000;
 const VCPU_HOME_SIZE: usize = 1 << 10;
 const MEMBERSHIP: usize = 0x70_0000;
+const PROOFS: usize = 0x71_0000;
+const PROOF_SIZE: usize = 8 << 10;
 /// Where the launcher puts kernel and initramfs, in bytes of content.
 pub const BUNDLE_OFFSET: u64 = 8 << 20;
 
@@ -286,7 +289,8 @@ const _: () = assert!(0x9_0000 + ring_size(1 << 12) <= 0x10_0000);
 const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
 const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
 const _: () = assert!(VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE <= MEMBERSHIP);
-const _: () = assert!((MEMBERSHIP + Membership::SIZE) as u64 <= BUNDLE_OFFSET);
+const _: () = assert!(MEMBERSHIP + Membership::SIZE <= PROOFS);
+const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET);
 
 /// What is known of a node.
 ///
@@ -329,6 +333,7 @@ impl NodeRecord {
 ///   0    state, a `VmState`                          who stops it writes
 ///   8    rate of the TSC in kHz                      node 0 writes
 ///   16   guest TSC minus node 0's TSC, modulo 2^64   node 0 writes
+///   24   whether all fetch coherently: 0 unknown      node 0 writes
 ///   64   vCPUs that wait for a device access, one bit each
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -349,6 +354,13 @@ impl VmRecord {
     #[must_use]
     pub fn tsc_offset(&self) -> &AtomicU64 {
         self.word(16)
+    }
+
+    /// Whether instruction fetch is coherent on all nodes: 0 as long as that
+    /// is not known, 1 if so.
+    #[must_use]
+    pub fn fetch(&self) -> &AtomicU64 {
+        self.word(24)
     }
 
     /// The words of the set of vCPUs that wait for a device access.
@@ -429,6 +441,15 @@ impl ControlRegion {
             .window(MEMBERSHIP, Membership::SIZE)
             .and_then(Membership::new)
             .expect("`new` has checked the size")
+    }
+
+    /// Two pages in which a node proves its platform; the id must be below
+    /// [`MAX_NODES`].
+    #[must_use]
+    pub fn proof(&self, node: NodeId) -> Option<SharedMem> {
+        let node = usize::from(node.0);
+        (node < MAX_NODES).then_some(())?;
+        self.content.window(PROOFS + node * PROOF_SIZE, PROOF_SIZE)
     }
 
     /// The VM's record.

@@ -8,9 +8,9 @@
 
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::NodeId;
-use vmm_shared::control::{ControlRegion, NodeRecord};
+use vmm_shared::control::NodeRecord;
 
+use super::Fabric;
 use crate::arch::cpu;
 
 /// Questions asked: enough that some are answered without interruption.
@@ -81,11 +81,11 @@ pub fn measure(record: &NodeRecord) -> Option<(u64, i64)> {
 }
 
 /// Answers the questions that wait. Node 0 only.
-pub fn answer(control: &ControlRegion, nodes: u16) {
-    for node in (1..nodes).map(NodeId) {
-        let Some(record) = control.node(node) else {
-            continue;
-        };
+pub fn answer(fabric: &Fabric) {
+    let records = fabric
+        .nodes()
+        .filter_map(|node| fabric.control().node(node));
+    for record in records {
         let question = record.clock_question().load(Ordering::Acquire);
         if question != record.clock_answered().load(Ordering::Relaxed) {
             record.clock_answer().store(cpu::rdtsc(), Ordering::Relaxed);

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod forward;
 pub mod keeper;
+pub mod proof;
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -210,10 +211,25 @@ impl Fabric {
         Ok(fabric)
     }
 
+    /// The pages in which a node of this rack proves its platform.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[must_use]
+    pub fn proof(&self, node: NodeId) -> proof::Pages {
+        let memory = self.control.proof(node).expect("nodes have been counted");
+        proof::Pages::new(memory).expect("two pages are enough")
+    }
+
+    /// The nodes of the rack.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + Clone + use<> {
+        (0..self.nodes).map(NodeId)
+    }
+
     /// Begins to watch the others: all have joined.
     pub fn start_watch(&self) {
-        let others = (0..self.nodes)
-            .map(NodeId)
+        let others = self
+            .nodes()
             .filter(|node| *node != self.node)
             .fold(NodeSet::EMPTY, NodeSet::with);
         self.keeper.start(others, cpu::rdtsc());

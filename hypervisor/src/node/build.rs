@@ -4,13 +4,13 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
 use vmm_shared::coherence::{CoherenceMap, Rights};
-use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry};
+use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, coherence_geometry};
 use vmm_shared::shm::SharedMem;
 
+use super::trial::{self, Passed};
 use super::{Node, Reason};
 use crate::arch::cpu;
 use crate::arch::pci::Window;
@@ -18,7 +18,8 @@ use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::npt::{GuestPage, NestedTables};
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
-use crate::fabric::{self, Fabric, Regions, clock};
+use crate::fabric::proof::Fetch;
+use crate::fabric::{self, Fabric, Regions};
 use crate::loader::{self, LinuxBoot, LinuxEntry};
 use crate::mem::coherent::{MappedMemory, Membership};
 use crate::mem::slices::{Slice, Slices};
@@ -43,16 +44,17 @@ pub(super) fn build(
     switch::enable()
         .map_err(|why| format!("{why}; give the node a processor with SVM and nested paging"))?;
     let regions = fabric::find_regions(windows).map_err(|why| why.to_string())?;
+    trial::check_caching(windows)?;
     let config = regions.control.boot_config();
     let topology = topology(&config)?;
     let vcpus = local_vcpus(&topology, id, cores.len())?;
     let fabric = Fabric::join(id, regions.control, windows, cores.clone(), &clocks)
         .map_err(|why| why.to_string())?;
-    let tsc = agree_on_time(&fabric, &config, &clocks)?;
+    let Passed { time, fetch } = trial::pass(&fabric, &config, &clocks)?;
 
     let slices = guest_slices(&topology, &regions.memories)?;
     let image = regions.image.filter(|_| config.image_len > 0);
-    let membership = membership(&config, &regions.control, id)?;
+    let membership = membership(&config, &regions.control, id, fetch)?;
     let nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
     let nested_root = nested.root();
     let memory = Slices::new(slices);
@@ -63,7 +65,7 @@ pub(super) fn build(
     let platform = platform(topology, image);
     let cpuid_config = CpuidConfig {
         topology: &platform.topology,
-        tsc_khz: tsc.khz,
+        tsc_khz: time.khz,
         xcr0: ALL_STATE,
     };
     let cpuid = CpuidTable::new(&cpu::Cpuid, &cpuid_config);
@@ -81,9 +83,9 @@ pub(super) fn build(
         apic_ids,
         memory,
         cpuid,
-        tsc_khz: tsc.khz,
-        tsc_offset: tsc.offset,
-        boot_wall_ns: tsc.boot_wall_ns,
+        tsc_khz: time.khz,
+        tsc_offset: time.offset,
+        boot_wall_ns: time.boot_wall_ns,
     });
     let maps = PermissionMaps::new(msr::passthrough());
     Ok(Node {
@@ -136,75 +138,6 @@ fn local_vcpus(
     Ok(first..first + mine)
 }
 
-/// The guest's clock as this node sees it.
-struct GuestTime {
-    khz: u32,
-    offset: u64,
-    boot_wall_ns: u64,
-}
-
-/// Node 0 starts the guest's clock and tells the others; they measure how far
-/// their own is from node 0's.
-fn agree_on_time(
-    fabric: &Fabric,
-    config: &BootConfig,
-    clocks: &Clocks,
-) -> Result<GuestTime, Reason> {
-    let control = fabric.control();
-    let record = control.vm();
-    if fabric.node() == DEVICE_NODE {
-        let now = cpu::rdtsc();
-        record
-            .tsc_khz()
-            .store(clocks.tsc_khz.into(), Ordering::Relaxed);
-        // Release: the rate is visible to who sees the offset.
-        record
-            .tsc_offset()
-            .store(now.wrapping_neg(), Ordering::Release);
-        answer_until_ready(control, config);
-        let since_start_ns = u128::from(now) * 1_000_000 / u128::from(clocks.tsc_khz);
-        let since_start_ns = u64::try_from(since_start_ns).unwrap_or(0);
-        return Ok(GuestTime {
-            khz: clocks.tsc_khz,
-            offset: now.wrapping_neg(),
-            boot_wall_ns: config.wall_clock_ns.saturating_add(since_start_ns),
-        });
-    }
-    let mine = control
-        .node(fabric.node())
-        .expect("`join` has checked the id");
-    let (ahead, width) =
-        clock::measure(&mine).ok_or_else(|| String::from("node 0 does not answer"))?;
-    log::info!("clock offset known to {width} ticks");
-    let offset = record.tsc_offset().load(Ordering::Acquire);
-    let khz = u32::try_from(record.tsc_khz().load(Ordering::Relaxed)).unwrap_or(0);
-    if khz == 0 {
-        return Err(String::from("node 0 has no clock rate"));
-    }
-    Ok(GuestTime {
-        khz,
-        offset: offset.wrapping_add(ahead),
-        // Asked for on the guest's first vCPU only, long before others run.
-        boot_wall_ns: config.wall_clock_ns,
-    })
-}
-
-/// Answers the others' questions until all are ready. The launcher ends the
-/// rack if that takes too long.
-fn answer_until_ready(control: &ControlRegion, config: &BootConfig) {
-    let nodes = u16::try_from(config.nodes).unwrap_or(0);
-    let is_ready = |node| {
-        let state = control
-            .node_state(NodeId(node))
-            .map(|state| state.load(Ordering::Acquire));
-        state.and_then(NodeState::from_raw) == Some(NodeState::Ready)
-    };
-    while !(1..nodes).all(is_ready) {
-        clock::answer(control, nodes);
-        core::hint::spin_loop();
-    }
-}
-
 /// Lays the nodes' memories into the guest's RAM ranges.
 fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Result<Vec<Slice>, Reason> {
     let mut used = vec![0; memories.len()];
@@ -231,8 +164,9 @@ fn membership(
     config: &BootConfig,
     control: &ControlRegion,
     id: NodeId,
+    fetch: Fetch,
 ) -> Result<Option<Membership>, Reason> {
-    if config.nodes == 1 || cpu::fetches_coherently() {
+    if config.nodes == 1 || fetch == Fetch::Coherent {
         return Ok(None);
     }
     let broken = || String::from("the table of instruction coherence does not fit the VM");

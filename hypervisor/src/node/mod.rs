@@ -5,7 +5,7 @@
 //!   every node        node 0, which also owns the devices
 //!   ──────────        ──────────────────────────────────
 //!   Joined            Joined
-//!   measure clock <─> answer questions until all are Ready
+//!   proofs, clock <─> proofs, answers until all are Ready: see `trial`
 //!   build, Ready      build, load the guest, Ready
 //!   wait ...........> VM is Running
 //!   run vCPUs         run vCPUs
@@ -16,6 +16,7 @@
 //! the rack. A node that was put out ends at once.
 
 mod build;
+mod trial;
 
 use alloc::boxed::Box;
 use alloc::string::String;

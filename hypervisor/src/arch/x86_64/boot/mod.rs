@@ -18,7 +18,7 @@ use self::start_info::StartInfo;
 use super::io::{self, NodeExit};
 use super::paging::{AddressSpace, Use, zeroed_pages};
 use super::time::Clocks;
-use super::{apic, cpu, descriptors, pci};
+use super::{apic, cpu, descriptors, mtrr, pci};
 use crate::node;
 
 /// Bytes of stack for each core, above an unmapped guard page.
@@ -154,8 +154,12 @@ fn claim_heap(info: &StartInfo) -> Option<Range<Hpa>> {
     Some(range)
 }
 
-/// Processor features that the hypervisor itself relies on.
+/// Processor features that the hypervisor itself relies on. Comes before
+/// global pages are in use.
 fn enable_features() {
+    // SAFETY: no core takes interrupts yet, and device registers are mapped as
+    // such in all tables of our own.
+    unsafe { mtrr::leave_to_page_tables() };
     let mut wanted = Cr4Flags::PAGE_GLOBAL;
     let features = raw_cpuid::CpuId::new().get_feature_info();
     if features.is_some_and(|features| features.has_xsave()) {
