@@ -174,3 +174,35 @@ fn a_vm_goes_on_without_a_node_that_gives_it_nothing() {
         rack.down();
     }
 }
+
+#[test]
+fn a_node_that_cannot_take_part_is_named_with_the_cause() {
+    let bench = Bench::new();
+    for (fault, facts) in [
+        ("version@1", ["node 1", "control region has version"]),
+        ("header@1", ["memory region of node 1", "no header"]),
+        ("cut@1", ["memory region of node 1", "says kind 0"]),
+        ("owner@1", ["memory region of node 1", "missing"]),
+        ("size@1", ["memory region of node 1", "promises"]),
+        (
+            "short@1",
+            ["memory region of node 1", "smaller than its share"],
+        ),
+        ("doorbell@1", ["node 1", "doorbell server is gone"]),
+        ("twice@1", ["node 1", "joined already"]),
+        ("atomics@1", ["node 1", "not atomic"]),
+        ("paused@1", ["node 1", "has not joined"]),
+    ] {
+        let words = [&["run"], &TWO[..]].concat();
+        let line = bench.line(words).guest(["true"]);
+        let line = line
+            .env("VIADUCT_FAULT", fault)
+            // Faults of emulators are what is tried.
+            .env("VIADUCT_ACCEL", "tcg");
+        let done = line.finish();
+        assert_failed(&done, &facts);
+        let said = done.err();
+        assert!(!said.contains(" { "), "{fault}: not a sentence: {said}");
+        bench.assert_nothing_left();
+    }
+}
