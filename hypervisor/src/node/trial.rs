@@ -26,6 +26,8 @@ use crate::fabric::proof::{Fetch, Pages};
 use crate::fabric::{Fabric, clock};
 use crate::vm::DEVICE_NODE;
 
+/// Rates of clocks that exist.
+const POSSIBLE_KHZ: core::ops::Range<u32> = 100_000..20_000_000;
 /// The node that helps node 0 with its proofs.
 const FIRST_HELPER: NodeId = NodeId(1);
 
@@ -128,12 +130,12 @@ fn pass_other(fabric: &Fabric, config: &BootConfig) -> Result<Passed, Reason> {
         .node(fabric.node())
         .expect("`join` has checked the id");
     let (ahead, width) =
-        clock::measure(&mine).ok_or_else(|| String::from("node 0 does not answer"))?;
+        clock::measure(&mine).ok_or_else(|| String::from("node 0 does not tell its time"))?;
     log::info!("clock offset known to {width} ticks");
     let offset = record.tsc_offset().load(Ordering::Acquire);
     let khz = u32::try_from(record.tsc_khz().load(Ordering::Relaxed)).unwrap_or(0);
-    if khz == 0 {
-        return Err(String::from("node 0 has no clock rate"));
+    if !POSSIBLE_KHZ.contains(&khz) {
+        return Err(format!("node 0 tells an impossible clock rate, {khz} kHz"));
     }
 
     let pages = fabric.proof(fabric.node());
