@@ -81,7 +81,7 @@ pub unsafe fn leave_to_page_tables() {
     }
     // The manual's sequence (vol. 2, 7.6.5): no caching while types change.
     let cr0 = Cr0::read();
-    let uncached = cr0 - Cr0Flags::NOT_WRITE_THROUGH | Cr0Flags::CACHE_DISABLE;
+    let uncached = (cr0 - Cr0Flags::NOT_WRITE_THROUGH) | Cr0Flags::CACHE_DISABLE;
     // SAFETY: 1. neither bit changes what memory holds; 2. the registers exist
     // where the feature does; 3. the rest is the caller's duty.
     unsafe {
