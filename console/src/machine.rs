@@ -1,16 +1,17 @@
 //! A rack with a VM in it, from the operator's wishes to a guest that answers.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use guest_linux_config::agent_client::{AgentClient, ClientError};
 use guest_linux_config::command_line::command_line;
 use guest_linux_config::{Images, KernelSource, Root, Stage};
 use rack::{
-    Accelerator, BootFiles, Faults, Guest, LogSink, Programs, Rack, RackError, RackSpec, RootFs,
-    StartOptions, VmSpec, beside_executable,
+    Accelerator, BootFiles, Faults, Guest, LogSink, Programs, Protocol, Rack, RackError, RackSpec,
+    RootFs, StartOptions, VmSpec, beside_executable,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Settles what to start, and builds the images that are missing.
-    pub(crate) fn make(rack: &RackArgs, vm: &VmArgs) -> Result<Self> {
+    /// `arguments` are those of a bare-metal image.
+    pub(crate) fn make(rack: &RackArgs, vm: &VmArgs, arguments: &[OsString]) -> Result<Self> {
         if vm.guest == Guest::Pv {
             bail!("--guest pv is not available yet; use --guest linux");
         }
@@ -47,14 +49,62 @@ impl Plan {
         Ok(Self {
             rack,
             vm: spec,
-            boot: boot_files(vm)?,
+            boot: match bare_image(vm)? {
+                Some(image) => bare_files(image, vm, arguments)?,
+                None => boot_files(vm)?,
+            },
             boot_timeout: Duration::from_secs(vm.boot_timeout),
             verbose: vm.verbose,
         })
     }
 }
 
+/// The image, if it runs without a kernel.
+pub(crate) fn bare_image(vm: &VmArgs) -> Result<Option<(&Path, Protocol)>> {
+    let Guest::Image(path) = &vm.guest else {
+        return Ok(None);
+    };
+    Ok(match BootFiles::protocol(path)? {
+        Protocol::Linux => None,
+        protocol => Some((path, protocol)),
+    })
+}
+
+/// What a bare-metal image boots from: itself and its modules.
+fn bare_files(
+    (image, protocol): (&Path, Protocol),
+    vm: &VmArgs,
+    arguments: &[OsString],
+) -> Result<BootFiles> {
+    if vm.initramfs.is_some() {
+        bail!("--initramfs is for Linux; give a multiboot or PVH image its files with --module");
+    }
+    let mut words = Vec::new();
+    // By multiboot's custom, which many programs rely on.
+    if protocol == Protocol::Multiboot {
+        words.push(image.to_string_lossy().into_owned());
+    }
+    words.extend((!vm.append.is_empty()).then(|| vm.append.clone()));
+    for argument in arguments {
+        let argument = argument
+            .to_str()
+            .context("the image's arguments are not UTF-8")?;
+        words.push(argument.to_owned());
+    }
+    Ok(BootFiles {
+        kernel: image.to_owned(),
+        initramfs: None,
+        modules: vm.modules.clone(),
+        platform: vm.platform,
+        image: None,
+        command_line: words.join(" "),
+    })
+}
+
 fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
+    if !vm.modules.is_empty() {
+        bail!("--module is for multiboot and PVH images; leave it out");
+    }
     let source = match &vm.guest {
         Guest::Image(path) => KernelSource::File(path.clone()),
         Guest::Linux | Guest::Pv => KernelSource::Debian,
@@ -73,6 +123,8 @@ fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
     let files = |kernel, initramfs, image| BootFiles {
         kernel,
         initramfs: Some(initramfs),
+        modules: Vec::new(),
+        platform: vm.platform,
         image,
         command_line: command_line(root, &vm.append),
     };

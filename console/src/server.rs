@@ -168,6 +168,8 @@ impl Server {
                     memory_bytes: node.memory,
                     memory_offset_bytes: node.memory_offset,
                     pid: node.pid,
+                    counters: named(&node.counters),
+                    ipis_to: node.ipis_to.clone(),
                 })
                 .collect(),
             vcpus: counters
@@ -176,11 +178,7 @@ impl Server {
                     id: vcpu.id.0,
                     node: vcpu.node.0,
                     core: vcpu.core,
-                    counters: vcpu
-                        .values
-                        .into_iter()
-                        .map(|(name, value)| (name.to_owned(), value))
-                        .collect(),
+                    counters: named(&vcpu.values),
                 })
                 .collect(),
         }
@@ -261,6 +259,7 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
         VmState::Reset => "reset",
         VmState::Crashed => "crashed",
         VmState::Frozen => "frozen",
+        VmState::Exited => "exited",
         VmState::NotStarted | VmState::Running if reason.is_some() => "failed",
         VmState::NotStarted => "starting",
         VmState::Running => "running",
@@ -271,6 +270,13 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
         memory_bytes: status.vm_spec.memory.0,
         reason,
     }
+}
+
+fn named(counters: &[(&'static str, u64)]) -> Vec<(String, u64)> {
+    counters
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), *value))
+        .collect()
 }
 
 fn node_state(node: &NodeStatus) -> &'static str {

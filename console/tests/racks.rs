@@ -98,7 +98,7 @@ fn a_node_that_cannot_join_is_named_with_the_cause() {
         (
             fault("version@1"),
             "node 1",
-            "has version 3, and this is version 2",
+            "has version 4, and this is version 3",
         ),
         (fault("header@2"), "memory region of node 2", "no header"),
         (fault("size@0"), "memory region of node 0", "promises"),

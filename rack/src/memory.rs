@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use vmm_shared::addr::{MAX_NODES, NodeId, PAGE_SIZE};
 use vmm_shared::control::{
-    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, MAX_COMMAND_LINE, NodeShare, coherence_geometry,
+    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, MAX_COMMAND_LINE, MAX_MODULES, Module,
+    NodeShare, Platform, coherence_geometry,
 };
 use vmm_shared::region::RegionKind;
 use zerocopy::FromZeros;
@@ -16,7 +17,7 @@ use crate::error::RackError;
 use crate::image::Image;
 use crate::qemu::{RegionWindow, Sharing};
 use crate::region::Region;
-use crate::spec::VmSpec;
+use crate::spec::{PlatformSpec, VmSpec};
 
 /// The regions of a rack, without the root image.
 #[derive(Debug)]
@@ -44,10 +45,15 @@ impl Memory {
         let end = table.offset + table.len;
         let region = Region::create(RegionKind::Control, uuid, 0, end)?;
         let control = ControlRegion::new(region.map()?).expect("made large enough");
-        for (blob, bytes) in [
+        let modules = bundle.modules.iter().zip(bundle.module_blobs());
+        let modules = modules.flat_map(|((content, words), module)| {
+            [(module.content, content), (module.words, words)]
+        });
+        let files = [
             (bundle.kernel_blob(), &bundle.kernel),
             (bundle.initramfs_blob(), &bundle.initramfs),
-        ] {
+        ];
+        for (blob, bytes) in files.into_iter().chain(modules) {
             control
                 .blob(blob)
                 .and_then(|to| to.write_bytes(0, bytes))
@@ -79,6 +85,12 @@ impl Memory {
         let wall_clock_ns = u64::try_from(since_1970.unwrap_or_default().as_nanos());
         let mut all_shares = [NodeShare::new_zeroed(); MAX_NODES];
         all_shares[..shares.len()].copy_from_slice(shares);
+        let mut modules = [Module::new_zeroed(); MAX_MODULES];
+        modules[..bundle.modules.len()].copy_from_slice(&bundle.module_blobs());
+        let platform = match boot.platform {
+            PlatformSpec::Lean => Platform::Lean,
+            PlatformSpec::Legacy => Platform::Legacy,
+        };
         self.control.set_boot_config(&BootConfig {
             nodes: u32::try_from(shares.len()).expect("checked to be few"),
             vcpus: vm.vcpus,
@@ -89,8 +101,9 @@ impl Memory {
             coherence: bundle.coherence_blob(shares),
             image_len: image.map_or(0, |image| image.content_len),
             command_line_len: u32::try_from(words.len()).expect("checked to be short"),
-            reserved: 0,
+            platform: platform as u32,
             command_line,
+            modules,
             shares: all_shares,
         });
     }
@@ -153,10 +166,34 @@ impl Bundle {
         }
     }
 
+    /// Behind that, each part on a page of its own.
+    fn module_blobs(&self) -> Vec<Module> {
+        let initramfs = self.initramfs_blob();
+        let mut next = initramfs.offset + initramfs.len;
+        let mut place = |bytes: &Vec<u8>| {
+            let blob = Blob {
+                offset: next.next_multiple_of(PAGE_SIZE),
+                len: bytes.len() as u64,
+            };
+            next = blob.offset + blob.len;
+            blob
+        };
+        let parts = self.modules.iter();
+        parts
+            .map(|(content, words)| Module {
+                content: place(content),
+                words: place(words),
+            })
+            .collect()
+    }
+
     /// Behind that, zeroed: what the nodes need to keep instruction fetch
     /// coherent. One node needs nothing.
     fn coherence_blob(&self, shares: &[NodeShare]) -> Blob {
-        let initramfs = self.initramfs_blob();
+        let last = match self.module_blobs().last() {
+            Some(module) => module.words,
+            None => self.initramfs_blob(),
+        };
         let len = match shares {
             [_] => 0,
             _ => coherence_geometry(shares)
@@ -164,7 +201,7 @@ impl Bundle {
                 .expect("checked to be a possible rack"),
         };
         Blob {
-            offset: (initramfs.offset + initramfs.len).next_multiple_of(PAGE_SIZE),
+            offset: (last.offset + last.len).next_multiple_of(PAGE_SIZE),
             len: len as u64,
         }
     }
@@ -197,6 +234,7 @@ mod tests {
         Bundle {
             kernel: b"kernel".to_vec(),
             initramfs: b"initramfs".to_vec(),
+            modules: vec![(b"module".to_vec(), b"words".to_vec())],
         }
     }
 
@@ -206,6 +244,8 @@ mod tests {
         let boot = BootFiles {
             kernel: "k".into(),
             initramfs: None,
+            modules: Vec::new(),
+            platform: PlatformSpec::Legacy,
             image: None,
             command_line: "quiet".into(),
         };
@@ -213,6 +253,14 @@ mod tests {
         let config = memory.control.boot_config();
         assert_eq!((config.nodes, config.vcpus), (2, 3));
         assert_eq!(config.shares[..2], shares[..]);
+        assert_eq!(config.platform, Platform::Legacy as u32);
+        let module = memory.control.blob(config.modules[0].content);
+        let mut bytes = [0; 6];
+        let copied = module.expect("inside").read_bytes(0, &mut bytes);
+        assert_eq!(copied, Some(()));
+        assert_eq!(bytes, *b"module");
+        assert!(config.coherence.offset >= config.modules[0].words.offset + 5);
+        assert_eq!(config.modules[1].content.len, 0);
         assert!(config.shares[2..].iter().all(|share| share.cores == 0));
         let sum: u64 = config.shares.iter().map(|share| share.memory).sum();
         assert_eq!(sum, config.memory);

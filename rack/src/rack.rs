@@ -89,6 +89,8 @@ pub struct RackEnd {
     pub how: NodeEnd,
     /// What had become of the VM.
     pub vm: VmState,
+    /// What the guest wrote to its exit port, if it did.
+    pub exit_value: Option<u32>,
 }
 
 impl Rack {
@@ -231,9 +233,10 @@ impl Rack {
             let rings = self.bell.rings();
             if let Some(end) = self.ended() {
                 return match (end.how, end.vm) {
-                    (NodeEnd::Orderly, VmState::PoweredOff | VmState::Reset | VmState::Crashed) => {
-                        Ok(())
-                    }
+                    (
+                        NodeEnd::Orderly,
+                        VmState::PoweredOff | VmState::Reset | VmState::Crashed | VmState::Exited,
+                    ) => Ok(()),
                     _ => Err(self.failure(&end)),
                 };
             }
@@ -296,10 +299,20 @@ impl Rack {
     #[must_use]
     pub fn ended(&self) -> Option<RackEnd> {
         let (node, how) = self.fleet.first_end()?;
+        let vm = self.vm_state();
+        // Relaxed: behind the state's Acquire.
+        let value = self
+            .memory
+            .control
+            .vm()
+            .exit_value()
+            .load(Ordering::Relaxed);
+        let value = u32::try_from(value).ok();
         Some(RackEnd {
             node,
             how,
-            vm: self.vm_state(),
+            vm,
+            exit_value: value.filter(|_| vm == VmState::Exited),
         })
     }
 
@@ -338,6 +351,10 @@ impl Rack {
             }
             (NodeEnd::Orderly, VmState::PoweredOff) => (
                 "stopped the VM: the guest switched itself off",
+                self.guest_words(),
+            ),
+            (NodeEnd::Orderly, VmState::Exited) => (
+                "stopped the VM: the guest wrote to its exit port",
                 self.guest_words(),
             ),
             (how, VmState::Frozen) => {
@@ -404,6 +421,10 @@ impl Rack {
                 // Acquire: as in `vm_state`.
                 .and_then(|state| NodeState::from_raw(state.load(Ordering::Acquire))),
         };
+        let counters = |node: &Node| {
+            let counters = self.memory.control.node_counters(node.id());
+            counters.expect("the spec has checked how many nodes there are")
+        };
         let mut offset = 0;
         let node_status = |(node, share): (&Node, &NodeShare)| {
             let memory_offset = offset;
@@ -417,6 +438,8 @@ impl Rack {
                 memory_offset,
                 pid: node.pid(),
                 is_out: self.memory.control.membership().is_out(node.id()),
+                counters: counters(node).values().collect(),
+                ipis_to: counters(node).ipis(self.nodes.len()).collect(),
             }
         };
         RackStatus {
@@ -450,6 +473,7 @@ impl Rack {
                 id,
                 node,
                 core,
+                rip: self.memory.control.last_rip(id).load(Ordering::Relaxed),
                 values: Counter::ALL
                     .iter()
                     .map(|(counter, name)| (*name, value(id, *counter)))

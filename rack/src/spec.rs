@@ -77,6 +77,28 @@ impl FromStr for Guest {
     }
 }
 
+/// The devices of the VM besides those that every VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlatformSpec {
+    /// None.
+    #[default]
+    Lean,
+    /// A PC's interval timer, interrupt controllers, clock and ACPI timer.
+    Legacy,
+}
+
+impl FromStr for PlatformSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "lean" => Ok(Self::Lean),
+            "legacy" => Ok(Self::Legacy),
+            _ => Err(format!("{text:?} is not known; use lean or legacy")),
+        }
+    }
+}
+
 /// The root file system of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootFs {

@@ -40,10 +40,22 @@ pub fn hypervisor() -> PathBuf {
     built("x86_64-unknown-none/release/hypervisor")
 }
 
+/// The guest's litmus programs, as `scripts/test` makes them.
+///
+/// # Panics
+/// If they have not been built.
+#[must_use]
+pub fn litmus() -> PathBuf {
+    built("x86_64-unknown-linux-musl/release/viaduct-litmus")
+}
+
 fn built(path: &str) -> PathBuf {
     let file = rack::beside_executable(path);
     let found = file.display();
-    assert!(file.exists(), "{found} is missing: run scripts/build");
+    assert!(
+        file.exists(),
+        "{found} is missing: run scripts/build or scripts/test"
+    );
     file
 }
 

@@ -148,6 +148,10 @@ pub fn find_regions(windows: &[Window]) -> Result<Regions, FabricError> {
 }
 
 impl Bells for Fabric {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
     fn kick_core(&self, core: usize) {
         if let Some(apic_id) = self.cores.get(core) {
             apic::kick(*apic_id);

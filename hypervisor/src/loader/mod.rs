@@ -5,7 +5,8 @@
 //! are therefore copied once and then only the copy is used, and everything
 //! in them is checked before it is acted on.
 //!
-//! Low memory while the kernel takes over (it copies what it needs early):
+//! Low memory while a Linux kernel takes over (it copies what it needs early;
+//! for other images see [`load_bare`]):
 //!
 //! ```text
 //!   0x01000  GDT
@@ -16,22 +17,31 @@
 //!   0xe0000  ACPI tables
 //! ```
 
+mod bare;
+#[cfg(test)]
+mod bare_tests;
 mod bzimage;
+mod copy;
 mod entry;
-mod source;
+mod memory_map;
+mod multiboot;
+mod pvh;
 #[cfg(test)]
 mod tests;
 mod zero_page;
 
+pub use bare::{BareBoot, BareEntry, Module, load_bare};
 pub use bzimage::SetupHeader;
 pub use entry::{CODE_SELECTOR, DATA_SELECTOR, GdtRegister};
-pub use source::ByteSource;
+pub use guest_image::{ByteSource, ImageError, Protocol, protocol};
 
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
 
 use crate::mem::{GuestMemory, GuestMemoryError};
+use crate::platform::acpi::AcpiTables;
 use crate::platform::layout;
 use crate::platform::{PlatformConfig, acpi};
+use memory_map::memory_map;
 use zero_page::{Initramfs, ZeroPage};
 
 const ZERO_PAGE: Gpa = Gpa(0x1_0000);
@@ -69,6 +79,15 @@ pub struct LinuxBoot<'a> {
     pub initramfs: &'a dyn ByteSource,
     /// The kernel's command line, without a terminator.
     pub command_line: &'a [u8],
+}
+
+/// How vCPU 0 enters the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestEntry {
+    /// A Linux kernel.
+    Linux(LinuxEntry),
+    /// A multiboot or PVH image.
+    Bare(BareEntry),
 }
 
 /// The state in which vCPU 0 enters the kernel: 64-bit mode, interrupts off.
@@ -167,9 +186,37 @@ pub enum LoadError {
         /// Where reading failed.
         offset: u64,
     },
+    /// An image that can't be booted.
+    #[error("the image cannot be booted: {0}")]
+    Image(ImageError),
+    /// A segment, or the boot data, that is not in low memory or where the
+    /// firmware tables are.
+    #[error("a part of the image, or of its boot data, does not fit at {start}")]
+    Misplaced {
+        /// First address.
+        start: Gpa,
+        /// First address behind it.
+        end: Gpa,
+    },
+    /// No room for the modules behind the image.
+    #[error(
+        "the modules would end at {end:#x}, but low memory ends at {limit:#x}; give the VM more --memory"
+    )]
+    ModulesDoNotFit {
+        /// Where they would have to end.
+        end: u64,
+        /// Where low memory ends.
+        limit: u64,
+    },
     /// Guest memory is smaller than the platform says.
     #[error("guest memory is smaller than it should be: nothing at {}", .0.gpa)]
     GuestMemory(GuestMemoryError),
+}
+
+impl From<ImageError> for LoadError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
 }
 
 impl From<GuestMemoryError> for LoadError {
@@ -197,25 +244,34 @@ pub fn load_linux(
     let initramfs = place_initramfs(boot.initramfs.len(), &header, kernel.end, low_end)?;
 
     let from = kernel.file_offset;
-    source::copy(memory, boot.kernel, from, kernel.load, kernel.file_len)?;
-    source::copy(memory, boot.initramfs, 0, initramfs.gpa, initramfs.len)?;
+    copy::copy(memory, boot.kernel, from, kernel.load, kernel.file_len)?;
+    copy::copy(memory, boot.initramfs, 0, initramfs.gpa, initramfs.len)?;
     memory.write_bytes(COMMAND_LINE, boot.command_line)?;
     let terminator = Gpa(COMMAND_LINE.0 + boot.command_line.len() as u64);
     memory.write_bytes(terminator, &[0])?;
 
-    let acpi = acpi::build(platform);
-    memory.write_bytes(acpi.base, &acpi.bytes)?;
-    memory.write_bytes(RESET_VECTOR, &RESET_CODE)?;
+    let acpi = write_firmware(memory, platform)?;
 
     let mut zero_page = ZeroPage::new(&header);
     zero_page.set_kernel(kernel.load);
     zero_page.set_initramfs(initramfs);
     zero_page.set_command_line(COMMAND_LINE);
     zero_page.set_rsdp(acpi.rsdp);
-    zero_page.set_memory_map(platform, acpi.range());
+    zero_page.set_memory_map(&memory_map(platform, acpi.range()));
     memory.write_bytes(ZERO_PAGE, zero_page.as_bytes())?;
 
     entry::write(memory, kernel.entry(), ZERO_PAGE)
+}
+
+/// ACPI tables and the reset vector.
+fn write_firmware(
+    memory: &impl GuestMemory,
+    platform: &PlatformConfig,
+) -> Result<AcpiTables, LoadError> {
+    let acpi = acpi::build(platform);
+    memory.write_bytes(acpi.base, &acpi.bytes)?;
+    memory.write_bytes(RESET_VECTOR, &RESET_CODE)?;
+    Ok(acpi)
 }
 
 fn check_command_line(command_line: &[u8], header: &SetupHeader) -> Result<(), LoadError> {
@@ -224,6 +280,10 @@ fn check_command_line(command_line: &[u8], header: &SetupHeader) -> Result<(), L
     if len > limit {
         return Err(LoadError::CommandLineTooLong { len, limit });
     }
+    check_no_zero(command_line)
+}
+
+fn check_no_zero(command_line: &[u8]) -> Result<(), LoadError> {
     match command_line.iter().position(|byte| *byte == 0) {
         Some(at) => Err(LoadError::CommandLineHasZero { at }),
         None => Ok(()),

@@ -5,9 +5,11 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
+use vmm_shared::addr::{Hpa, NodeId, VcpuId};
 use vmm_shared::coherence::{CoherenceMap, Rights};
-use vmm_shared::control::{BootConfig, ControlRegion, NodeShare, coherence_geometry};
+use vmm_shared::control::{
+    BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, Platform, coherence_geometry,
+};
 use vmm_shared::shm::SharedMem;
 
 use super::trial::{self, Passed};
@@ -15,18 +17,19 @@ use super::{Node, Reason};
 use crate::arch::cpu;
 use crate::arch::pci::Window;
 use crate::arch::svm::bitmaps::PermissionMaps;
-use crate::arch::svm::npt::{GuestPage, NestedTables};
+use crate::arch::svm::npt::NestedTables;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
+use crate::devices::fw_cfg::FwCfg;
 use crate::fabric::proof::Fetch;
 use crate::fabric::{self, Fabric, Regions};
-use crate::loader::{self, LinuxBoot, LinuxEntry};
-use crate::mem::coherent::{MappedMemory, Membership};
+use crate::loader::{self, BareBoot, GuestEntry, LinuxBoot, Module};
+use crate::mem::coherent::{MappedMemory, Membership, MemoryParts};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
 use crate::platform::layout::PMEM_BASE;
 use crate::platform::{
-    Domain, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
+    Domain, Machine, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
 };
 use crate::vm::{DEVICE_NODE, Vm, VmParts};
 
@@ -55,14 +58,15 @@ pub(super) fn build(
     let slices = guest_slices(&topology, &regions.memories)?;
     let image = regions.image.filter(|_| config.image_len > 0);
     let membership = membership(&config, &regions.control, id, fetch)?;
-    let nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
+    let nested = nested_tables(image);
     let nested_root = nested.root();
     let memory = Slices::new(slices);
 
     let apic_ids: Vec<_> = (0..topology.vcpus())
         .map(|vcpu| topology.apic_id(VcpuId(vcpu)))
         .collect();
-    let platform = platform(topology, image);
+    let machine = machine(&regions, &config)?;
+    let platform = platform(topology, image, machine);
     let cpuid_config = CpuidConfig {
         topology: &platform.topology,
         tsc_khz: time.khz,
@@ -73,7 +77,19 @@ pub(super) fn build(
         DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform)?),
         _ => None,
     };
-    let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric);
+    let counters = regions
+        .control
+        .node_counters(id)
+        .expect("`join` has checked the id");
+    let memory = MappedMemory::new(MemoryParts {
+        slices: memory,
+        tables: nested,
+        membership,
+        bells: fabric,
+        counters,
+        cores: cores.len(),
+        tsc_khz: time.khz,
+    });
     if id == DEVICE_NODE {
         memory
             .claim_all()
@@ -81,8 +97,11 @@ pub(super) fn build(
     }
     let vm = Vm::new(VmParts {
         apic_ids,
+        machine,
+        firmware: FwCfg::new(platform.topology.vcpus(), config.memory),
         memory,
         cpuid,
+        clocks,
         tsc_khz: time.khz,
         tsc_offset: time.offset,
         boot_wall_ns: time.boot_wall_ns,
@@ -153,8 +172,11 @@ fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Result<Vec<Slice
                 .ok_or_else(too_small)?;
             let memory = memory.window(*offset, len).ok_or_else(too_small)?;
             *offset += len;
-            let gpa = range.gpa;
-            Ok(Slice { gpa, memory })
+            Ok(Slice {
+                node: NodeId(node),
+                gpa: range.gpa,
+                memory,
+            })
         })
         .collect()
 }
@@ -180,35 +202,29 @@ fn membership(
     Ok(Some(Membership { map, member }))
 }
 
-fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {
+/// Tables that map what is not RAM.
+fn nested_tables(image: Option<SharedMem>) -> NestedTables {
     let mut nested = NestedTables::new();
-    for slice in slices {
-        map(&mut nested, slice, Rights::ALL);
-    }
     if let Some(memory) = image {
-        map(
-            &mut nested,
-            &Slice {
-                gpa: PMEM_BASE,
-                memory,
-            },
-            Rights::READ_EXECUTE,
-        );
+        let hpa = Hpa(memory.as_ptr().addr() as u64);
+        nested.map_range(PMEM_BASE, hpa, memory.len() as u64, Rights::READ_EXECUTE);
     }
     nested
 }
 
-fn map(nested: &mut NestedTables, slice: &Slice, rights: Rights) {
-    let start = Hpa(slice.memory.as_ptr().addr() as u64);
-    let mut offset = 0;
-    while offset < slice.memory.len() as u64 {
-        let page = GuestPage::Large(Gpa(slice.gpa.0 + offset));
-        nested.map(page, Hpa(start.0 + offset), rights);
-        offset += LARGE_PAGE_SIZE;
-    }
+/// What the launcher wants the VM for: its image says that, too.
+fn machine(regions: &Regions, config: &BootConfig) -> Result<Machine, Reason> {
+    let image = regions.control.blob(config.kernel);
+    let image = image.ok_or_else(|| String::from("the image lies outside of its region"))?;
+    Ok(Machine {
+        protocol: loader::protocol(&image)
+            .map_err(|why| format!("the guest cannot be loaded: it is {why}"))?,
+        platform: Platform::from_raw(config.platform)
+            .ok_or_else(|| format!("there is no platform {}", config.platform))?,
+    })
 }
 
-fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
+fn platform(topology: Topology, image: Option<SharedMem>, machine: Machine) -> PlatformConfig {
     PlatformConfig {
         topology,
         image: image.map(|memory| PmemRange {
@@ -216,6 +232,7 @@ fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
             len: memory.len() as u64,
             interface: PmemInterface::E820,
         }),
+        machine,
     }
 }
 
@@ -224,23 +241,48 @@ fn load_guest(
     regions: &Regions,
     config: &BootConfig,
     platform: &PlatformConfig,
-) -> Result<LinuxEntry, Reason> {
+) -> Result<GuestEntry, Reason> {
     let blob = |blob, name: &str| {
         let outside = || format!("the {name} lies outside of the control region");
         regions.control.blob(blob).ok_or_else(outside)
     };
     let kernel = blob(config.kernel, "kernel")?;
-    let initramfs = blob(config.initramfs, "initramfs")?;
     let len = usize::try_from(config.command_line_len).unwrap_or(usize::MAX);
     let command_line = config
         .command_line
         .get(..len)
         .ok_or_else(|| String::from("the command line is too long"))?;
-    let boot = LinuxBoot {
-        platform,
-        kernel: &kernel,
-        initramfs: &initramfs,
-        command_line,
+    let entry = if platform.machine.is_bare() {
+        let given = config.modules.iter();
+        let given = given.take_while(|module| module.content.len != 0);
+        let mut modules = Vec::new();
+        for module in given {
+            let words = blob(module.words, "module's command line")?;
+            let mut line = vec![0; words.len().min(MAX_MODULE_WORDS)];
+            words
+                .read_bytes(0, &mut line)
+                .expect("no longer than what it reads");
+            modules.push((blob(module.content, "module")?, line));
+        }
+        let modules: Vec<_> = modules
+            .iter()
+            .map(|(content, words)| Module { content, words })
+            .collect();
+        let boot = BareBoot {
+            platform,
+            image: &kernel,
+            modules: &modules,
+            command_line,
+        };
+        loader::load_bare(memory, &boot).map(GuestEntry::Bare)
+    } else {
+        let boot = LinuxBoot {
+            platform,
+            kernel: &kernel,
+            initramfs: &blob(config.initramfs, "initramfs")?,
+            command_line,
+        };
+        loader::load_linux(memory, &boot).map(GuestEntry::Linux)
     };
-    loader::load_linux(memory, &boot).map_err(|why| format!("the guest cannot be loaded: {why}"))
+    entry.map_err(|why| format!("the guest cannot be loaded: {why}"))
 }

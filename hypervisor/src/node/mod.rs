@@ -33,11 +33,14 @@ use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::arch::{apic, boot, cpu, descriptors};
 use crate::fabric::keeper::Held;
-use crate::loader::LinuxEntry;
+use crate::loader::GuestEntry;
 use crate::vcpu::Vcpu;
 use crate::vcpu::exit::StopReason;
 use crate::vcpu::posted::Location;
 use crate::vm::{DEVICE_NODE, Vm};
+
+/// The most that a node sleeps before it looks whether the VM has started.
+const START_NAP_US: u64 = 10_000;
 
 /// Why a node can't start, for its log.
 type Reason = String;
@@ -50,7 +53,7 @@ pub struct Node {
     nested_root: Hpa,
     maps: PermissionMaps,
     /// How vCPU 0 enters the guest, on the node that has it.
-    entry: Option<LinuxEntry>,
+    entry: Option<GuestEntry>,
     /// APIC ids of the cores; a core's number is its place here.
     cores: Vec<u8>,
     /// The vCPUs that run here, one for each of the first cores.
@@ -65,6 +68,7 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
             node.vm.fabric().set_state(NodeState::Ready);
             if node.vm.fabric().node() == DEVICE_NODE {
                 node.vm.fabric().set_vm_state(VmState::Running);
+                wake_all_nodes(node);
             } else {
                 wait_until_running(node);
             }
@@ -83,8 +87,23 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
 fn wait_until_running(node: &Node) {
     let state = node.vm.fabric().control().vm_state();
     // Acquire: what node 0 has loaded is visible.
-    while VmState::from_raw(state.load(Ordering::Acquire)) == Some(VmState::NotStarted) {
-        core::hint::spin_loop();
+    let has_started =
+        || VmState::from_raw(state.load(Ordering::Acquire)) != Some(VmState::NotStarted);
+    cpu::interrupts_on();
+    while !has_started() {
+        node.vm.nap(START_NAP_US, has_started);
+    }
+    cpu::interrupts_off();
+}
+
+/// Ends the other nodes' wait.
+fn wake_all_nodes(node: &Node) {
+    let nodes = node.vm.fabric().control().boot_config().nodes;
+    for other in (1..u16::try_from(nodes).unwrap_or(0)).map(NodeId) {
+        node.vm.fabric().kick(Location {
+            node: other,
+            core: 0,
+        });
     }
 }
 
@@ -112,7 +131,7 @@ pub fn run_core(node: &'static Node) -> ! {
     node.vm.posted(id).set_location(location);
     let mut vcpu = Vcpu::new(id, usize::from(core), &node.vm, node.maps, node.nested_root);
     if let (VcpuId(0), Some(entry)) = (id, &node.entry) {
-        vcpu.start_linux(entry);
+        vcpu.start(entry);
         // What the launcher sent before this node could hear is waiting.
         descriptors::set_doorbell();
     }
@@ -163,6 +182,12 @@ fn stop(node: &Node, reason: StopReason) -> ! {
         }
         StopReason::PowerOff => VmState::PoweredOff,
         StopReason::Reset => VmState::Reset,
+        StopReason::Exit { value } => {
+            let record = node.vm.fabric().control().vm();
+            // The state is stored after it, with Release.
+            record.exit_value().store(value.into(), Ordering::Relaxed);
+            VmState::Exited
+        }
         _ => {
             log::error!("the VM has crashed: {reason:x?}");
             VmState::Crashed

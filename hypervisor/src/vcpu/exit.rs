@@ -36,6 +36,8 @@ pub enum Exit {
     HostInterrupt,
     /// CPUID.
     Cpuid,
+    /// IRET, after an NMI.
+    Iret,
     /// HLT.
     Halt,
     /// IN, OUT, INS or OUTS.
@@ -48,6 +50,8 @@ pub enum Exit {
     Hypercall,
     /// XSETBV.
     Xsetbv,
+    /// MOV to CR8.
+    WriteCr8,
     /// MOV to or from DR7.
     DebugControl(Direction),
     /// RDPMC.
@@ -133,6 +137,11 @@ pub enum StopReason {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest wrote to its exit port.
+    Exit {
+        /// What it wrote.
+        value: u32,
+    },
     /// A triple fault.
     TripleFault {
         /// Where the guest was.

@@ -3,21 +3,27 @@
 use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, VcpuId};
-use vmm_shared::control::RingId;
+use vmm_shared::control::{Counter, RingId};
 use vmm_shared::ring::ByteRing;
 
-use super::{DEVICE_NODE, DOORBELL_VCPU, Vm};
-use crate::arch::descriptors;
+use super::{DEVICE_NODE, DOORBELL_VCPU, Vm, Woken};
+use crate::arch::{cpu, descriptors};
 use crate::devices::pipe::Pipes;
 use crate::devices::uart::{Uart, UartEffect};
 use crate::devices::virtio::console::{Console, Effects};
 use crate::devices::virtio::mmio::TransportEffect;
-use crate::devices::{IrqLevel, Width};
+use crate::devices::{IrqLevel, Width, ioapic};
 use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::layout;
 use crate::platform::ports::{self, PortRule};
 use crate::vcpu::exit::{Direction, StopReason};
-use crate::vcpu::posted::Location;
+use crate::vcpu::posted::{Kick, Location};
+
+/// How long a vCPU's core looks for an answer before it sleeps: about as long
+/// as one takes from a node that has nothing else to do.
+const SPIN_US: u64 = 100;
+/// The most that it sleeps before it asks again.
+const NAP_US: u64 = 10_000;
 
 /// All bits set: what a bus reads when nothing answers.
 fn all_ones(width: Width) -> u64 {
@@ -57,6 +63,7 @@ impl Vm {
 
     /// Has the devices' node do it, and waits.
     fn forward(&self, vcpu: VcpuId, access: &Access) -> (u64, Request) {
+        self.count(vcpu, Counter::Forwarded);
         let slot = self.fabric().slot(vcpu);
         slot.ask(access);
         let index = usize::from(vcpu.0);
@@ -70,10 +77,15 @@ impl Vm {
             // Release: the question is visible to who takes the bit.
             word.fetch_or(1 << (index % 64), Ordering::Release);
         }
-        self.fabric().kick(Location {
-            node: DEVICE_NODE,
-            core: 0,
-        });
+        let ring = || {
+            self.fabric().kick(Location {
+                node: DEVICE_NODE,
+                core: 0,
+            });
+        };
+        ring();
+        let asked_at = cpu::rdtsc();
+        let patience = self.clocks.ticks(SPIN_US);
         loop {
             if let Some(answer) = slot.take_answer() {
                 return answer;
@@ -85,7 +97,16 @@ impl Vm {
             // The owner may need something of this node first.
             self.serve_revocations();
             self.fabric().attend();
-            core::hint::spin_loop();
+            if cpu::rdtsc().wrapping_sub(asked_at) < patience {
+                core::hint::spin_loop();
+                continue;
+            }
+            // From here on the owner wakes this core; and if it never heard of
+            // the question, it does when time has run out.
+            let is_due = || !slot.may_sleep() || self.memory.is_asked();
+            if self.nap(NAP_US, is_due) == Woken::ByTime {
+                ring();
+            }
         }
     }
 
@@ -119,14 +140,16 @@ impl Vm {
                     Some(access) => self.access_here(&access),
                     None => (u64::MAX, Request::Unknown),
                 };
-                slot.answer(value, request);
+                if slot.answer(value, request) == Kick::Needed {
+                    self.fabric().kick(self.posted(vcpu).location());
+                }
             }
         }
     }
 
     /// Reads from a port.
     fn port_in(&self, port: u16, width: Width) -> (u64, Request) {
-        match ports::rule(port) {
+        match ports::rule(port, self.machine) {
             PortRule::Serial(offset) if width == Width::Byte => {
                 let mut serial = self.serial.lock();
                 let value = serial.read(offset);
@@ -139,9 +162,21 @@ impl Vm {
                 (self.pci.lock().address().into(), Request::None)
             }
             PortRule::PciData(offset) => (self.pci.lock().data(offset, width), Request::None),
-            PortRule::Serial(_) | PortRule::PciAddress | PortRule::Legacy => {
-                (all_ones(width), Request::None)
+            PortRule::FwCfgData if width == Width::Byte => {
+                (self.firmware.lock().read().into(), Request::None)
             }
+            PortRule::Scratch(offset) => (self.scratch.lock().read(offset, width), Request::None),
+            rule @ (PortRule::Pic(_)
+            | PortRule::Pit(_)
+            | PortRule::Clock(_)
+            | PortRule::PmTimer) => (self.legacy_in(rule, width), Request::None),
+            PortRule::Serial(_)
+            | PortRule::PciAddress
+            | PortRule::Exit
+            | PortRule::FwCfgSelect
+            | PortRule::FwCfgData
+            | PortRule::Line(_)
+            | PortRule::Legacy => (all_ones(width), Request::None),
             PortRule::Unknown => (all_ones(width), Request::Unknown),
         }
     }
@@ -149,7 +184,7 @@ impl Vm {
     /// Writes to a port.
     fn port_out(&self, port: u16, width: Width, value: u64) -> Request {
         let [byte, ..] = value.to_le_bytes();
-        match ports::rule(port) {
+        match ports::rule(port, self.machine) {
             PortRule::Serial(offset) if width == Width::Byte => {
                 self.write_serial(offset, byte);
                 Request::None
@@ -164,6 +199,30 @@ impl Vm {
                 self.pci
                     .lock()
                     .set_address(u32::from_le_bytes([a, b, c, d]));
+                Request::None
+            }
+            PortRule::Exit => Request::Stop(StopReason::Exit {
+                value: u32::try_from(value & width.mask()).unwrap_or(u32::MAX),
+            }),
+            PortRule::FwCfgSelect if width == Width::Word => {
+                let [low, high, ..] = value.to_le_bytes();
+                self.firmware.lock().select(u16::from_le_bytes([low, high]));
+                Request::None
+            }
+            PortRule::Scratch(offset) => {
+                self.scratch.lock().write(offset, width, value);
+                Request::None
+            }
+            PortRule::Line(line) => {
+                let level = match byte {
+                    0 => IrqLevel::Deasserted,
+                    _ => IrqLevel::Asserted,
+                };
+                self.set_line(line.into(), level);
+                Request::None
+            }
+            rule @ (PortRule::Pic(_) | PortRule::Pit(_) | PortRule::Clock(_)) => {
+                self.legacy_out(rule, byte);
                 Request::None
             }
             PortRule::Unknown => Request::Unknown,
@@ -243,12 +302,60 @@ impl Vm {
         self.settle_agent(&agent, effects);
     }
 
+    /// An edge on an input of the IOAPIC alone.
+    pub(super) fn pulse(&self, gsi: u32) {
+        let pin = usize::try_from(gsi).expect("a small number");
+        let mut ioapic = self.ioapic.lock();
+        let message = ioapic.set_line(pin, IrqLevel::Asserted);
+        let _ = ioapic.set_line(pin, IrqLevel::Deasserted);
+        drop(ioapic);
+        message
+            .into_iter()
+            .for_each(|message| self.deliver(message));
+    }
+
     fn set_line(&self, gsi: u32, level: IrqLevel) {
+        self.set_legacy_line(gsi, level);
         let pin = usize::try_from(gsi).expect("a small number");
         let message = self.ioapic.lock().set_line(pin, level);
         if let Some(message) = message {
             self.deliver(message);
         }
+    }
+
+    /// Whether a device's registers are at this address.
+    #[must_use]
+    pub fn has_device_at(gpa: Gpa) -> bool {
+        within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE).is_some()
+            || within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE).is_some()
+    }
+
+    fn write_ioapic(&self, offset: u64, value: u64) {
+        let [a, b, c, d, ..] = value.to_le_bytes();
+        if offset == ioapic::EOI {
+            for pin in 0..ioapic::PINS {
+                let message = self.ioapic.lock().end(pin, a);
+                message
+                    .into_iter()
+                    .for_each(|message| self.deliver(message));
+            }
+            return;
+        }
+        let mut ioapic = self.ioapic.lock();
+        let message = ioapic.write(offset, u32::from_le_bytes([a, b, c, d]));
+        let record = self.fabric().control().vm();
+        for (word, vectors) in record
+            .level_vectors()
+            .into_iter()
+            .zip(ioapic.level_vectors())
+        {
+            // Relaxed: no such vector can be under way before its message.
+            word.store(vectors, Ordering::Relaxed);
+        }
+        drop(ioapic);
+        message
+            .into_iter()
+            .for_each(|message| self.deliver(message));
     }
 
     /// Reads a device register; `None` if nothing answers there.
@@ -263,14 +370,7 @@ impl Vm {
     /// Writes a device register; `None` if nothing answers there.
     fn mmio_write(&self, gpa: Gpa, width: Width, value: u64) -> Option<()> {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
-            let [a, b, c, d, ..] = value.to_le_bytes();
-            let message = self
-                .ioapic
-                .lock()
-                .write(offset, u32::from_le_bytes([a, b, c, d]));
-            if let Some(message) = message {
-                self.deliver(message);
-            }
+            self.write_ioapic(offset, value);
             return Some(());
         }
         let offset = within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE)?;

@@ -121,17 +121,19 @@
 //! 2. Who holds a lock waits only for answers (and, first, for a request slot
 //!    of its own node, whose owners wait only for answers).
 //! 3. Answering takes no lock and no slot, and every core does it while it
-//!    waits for anything. So answers come, or their node is fenced.
+//!    waits for anything, at once or after a bounded time (see below). So
+//!    answers come, or their node is fenced.
 //! 4. Who waits for a lock holds nothing.
 //!
-//! # No livelock worth mentioning
+//! # No livelock
 //!
-//! A waiter puts itself down as the lock's successor, and the others leave the
-//! lock to it for a while, so two nodes take turns. What remains is a frame
-//! that is revoked before the guest has used it once: a core should enter its
-//! guest after a grant, for an instruction at least, before it serves a
-//! revocation of the same unit. Some delay is enough, of different length on
-//! different nodes: an instruction may need several frames at once.
+//! 1. A waiter puts itself down as the lock's successor, and the others leave
+//!    the lock to it for a while, so nodes take turns.
+//! 2. A core [`Hold`]s what its guest was granted until the guest has executed
+//!    an instruction, for a bounded time that differs between nodes; until
+//!    then revocations of that wait. Whoever serves passes them over
+//!    ([`CoherenceMap::next_revocation_if`]), and the core serves when its
+//!    hold ends. What is missed in between, the requester's nudge brings back.
 //!
 //! # Failures
 //!
@@ -161,6 +163,7 @@
 mod counters;
 mod entry;
 mod fault;
+mod hold;
 mod layout;
 mod map;
 mod refresh;
@@ -172,6 +175,7 @@ mod words;
 pub use counters::Counters;
 pub use entry::{Member, State};
 pub use fault::{Fault, Grant, Step};
+pub use hold::{Hold, Place};
 pub use layout::{Geometry, MAX_SLOTS};
 pub use map::{CoherenceMap, View};
 pub use refresh::refresh;

@@ -140,6 +140,12 @@ impl Unit {
         }
     }
 
+    /// Whether the units have a frame in common.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.contains(other.first_frame()) || other.contains(self.first_frame())
+    }
+
     /// Number of the piece that is or holds the unit.
     #[must_use]
     pub const fn piece(self) -> usize {

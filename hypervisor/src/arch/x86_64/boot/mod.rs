@@ -154,18 +154,29 @@ fn claim_heap(info: &StartInfo) -> Option<Range<Hpa>> {
     Some(range)
 }
 
-/// Processor features that the hypervisor itself relies on. Comes before
-/// global pages are in use.
+/// Processor features that the hypervisor itself relies on, and those that
+/// every kernel switches on: TCG empties its TLB once more at each entry and
+/// exit for which guest and host differ in one of these. Comes before global
+/// pages are in use.
 fn enable_features() {
     // SAFETY: no core takes interrupts yet, and device registers are mapped as
     // such in all tables of our own.
     unsafe { mtrr::leave_to_page_tables() };
-    let mut wanted = Cr4Flags::PAGE_GLOBAL;
-    let features = raw_cpuid::CpuId::new().get_feature_info();
-    if features.is_some_and(|features| features.has_xsave()) {
+    let mut wanted = Cr4Flags::PAGE_GLOBAL | Cr4Flags::PAGE_SIZE_EXTENSION;
+    let cpuid = raw_cpuid::CpuId::new();
+    if cpuid.get_feature_info().is_some_and(|it| it.has_xsave()) {
         wanted |= Cr4Flags::OSXSAVE;
     }
-    // SAFETY: global pages and XGETBV change nothing that exists so far.
+    if let Some(features) = cpuid.get_extended_feature_info() {
+        if features.has_smep() {
+            wanted |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
+        }
+        if features.has_smap() {
+            wanted |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
+        }
+    }
+    // SAFETY: global pages and XGETBV change nothing that exists so far, and
+    // the hypervisor maps no page for user mode.
     unsafe { Cr4::update(|flags| flags.insert(wanted)) };
 }
 
