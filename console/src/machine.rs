@@ -259,9 +259,8 @@ impl Machine {
         let agent = self.agent.clone();
         // In a thread of its own: it blocks if the guest hangs.
         drop(std::thread::spawn(move || drop(agent.power_off())));
-        if self.rack.wait_end(limit).is_none() {
-            self.rack.kill();
-        }
-        let _ = self.rack.wait_end(Duration::from_secs(5));
+        // Whoever still runs then has nothing to save.
+        let _ = self.rack.wait_end(limit);
+        self.rack.stop(Duration::from_secs(5));
     }
 }

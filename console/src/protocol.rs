@@ -67,7 +67,8 @@ pub(crate) struct Report {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct VmReport {
-    /// "starting", "running", "powered-off", "reset", "crashed" or "failed".
+    /// "starting", "running", "frozen", "powered-off", "reset", "crashed" or
+    /// "failed".
     pub state: String,
     pub vcpus: u32,
     pub memory_bytes: u64,
@@ -79,7 +80,7 @@ pub(crate) struct VmReport {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NodeReport {
     pub id: u16,
-    /// "absent", "joined", "ready", "stopped" or "unknown".
+    /// "absent", "joined", "ready", "fenced", "stopped" or "unknown".
     pub state: String,
     pub cores: u32,
     pub vcpus: u32,

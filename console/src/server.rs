@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rack::{ConsoleLog, ConsoleRead, RackStatus, RingWriter};
+use rack::{ConsoleLog, ConsoleRead, NodeStatus, RackStatus, RingWriter};
 use vmm_shared::control::{NodeState, VmState};
 
 use crate::machine::Machine;
@@ -162,7 +162,7 @@ impl Server {
                 .iter()
                 .map(|node| NodeReport {
                     id: node.id.0,
-                    state: node_state(node.state).to_owned(),
+                    state: node_state(node).to_owned(),
                     cores: node.cores,
                     vcpus: node.vcpus,
                     memory_bytes: node.memory,
@@ -258,6 +258,7 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
         VmState::PoweredOff => "powered-off",
         VmState::Reset => "reset",
         VmState::Crashed => "crashed",
+        VmState::Frozen => "frozen",
         VmState::Exited => "exited",
         VmState::NotStarted | VmState::Running if reason.is_some() => "failed",
         VmState::NotStarted => "starting",
@@ -278,8 +279,9 @@ fn named(counters: &[(&'static str, u64)]) -> Vec<(String, u64)> {
         .collect()
 }
 
-fn node_state(state: Option<NodeState>) -> &'static str {
-    match state {
+fn node_state(node: &NodeStatus) -> &'static str {
+    match node.state {
+        Some(NodeState::Joined | NodeState::Ready) if node.is_out => "fenced",
         Some(NodeState::Absent) => "absent",
         Some(NodeState::Joined) => "joined",
         Some(NodeState::Ready) => "ready",

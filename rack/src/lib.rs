@@ -25,6 +25,7 @@ mod spawn;
 mod spec;
 mod status;
 mod stream;
+mod watch;
 
 pub use boot::{BootFiles, ModuleFile};
 pub use console::{ConsoleLog, ConsoleRead};

@@ -9,7 +9,7 @@ use vmm_shared::control::{
     BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, MAX_COMMAND_LINE, MAX_MODULES, Module,
     NodeShare, Platform, coherence_geometry,
 };
-use vmm_shared::region::{RegionError, RegionKind, VERSION};
+use vmm_shared::region::RegionKind;
 use zerocopy::FromZeros;
 
 use crate::boot::{BootFiles, Bundle};
@@ -145,20 +145,7 @@ impl Memory {
         });
         std::iter::once(control)
             .chain(given)
-            .find_map(|(name, check)| Some((name, describe(check.err()?))))
-    }
-}
-
-fn describe(error: RegionError) -> String {
-    match error {
-        RegionError::NotARegion => "it has no header".to_owned(),
-        RegionError::Version { found } => {
-            format!("its header says version {found}, this is version {VERSION}")
-        }
-        RegionError::UnknownKind { found } => format!("its header says kind {found}"),
-        RegionError::Truncated { promised, present } => {
-            format!("its header promises {promised} bytes, there are {present}")
-        }
+            .find_map(|(name, check)| Some((name, check.err()?.to_string())))
     }
 }
 
@@ -226,7 +213,6 @@ mod tests {
     use crate::placement::placement;
     use crate::size::Size;
     use crate::spec::{NodeSpec, RackSpec};
-    use vmm_shared::region::metadata_len;
 
     fn memory() -> (VmSpec, Vec<NodeShare>, Memory) {
         let node = NodeSpec {
@@ -288,7 +274,7 @@ mod tests {
         for (owner, (region, share)) in (0..).zip(memory.given.iter().zip(&shares)) {
             let header = region.header().expect("readable");
             assert_eq!((header.owner, header.content_len), (owner, share.memory));
-            assert!(region.len() >= (2 << 20) + share.memory + metadata_len(share.memory));
+            assert!(region.len() >= (2 << 20) + share.memory);
         }
     }
 

@@ -31,6 +31,7 @@ pub struct NodeSpec {
     /// Its cores.
     pub cores: u32,
     /// The most memory that it gives; `None` is as much as it is asked for.
+    /// Any node but the first may give none.
     pub memory: Option<Size>,
 }
 
@@ -217,6 +218,9 @@ impl NodeSpec {
         };
         let least = Size(LARGE_PAGE_SIZE);
         let (below, above) = match large_pages_around(memory) {
+            // A spare node, or one that gives vCPUs alone. The guest's first
+            // memory is the first node's.
+            _ if memory == Size(0) && node != NodeId(0) => return Ok(()),
             _ if memory < least => (least, least),
             Some(around) => around,
             None => return Ok(()),

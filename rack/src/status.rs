@@ -41,6 +41,8 @@ pub struct NodeStatus {
     pub memory_offset: u64,
     /// The process that is the node.
     pub pid: i32,
+    /// It has been put out of the rack.
+    pub is_out: bool,
     /// Names and values of what it has counted, in the order of
     /// [`NodeCounters::values`](vmm_shared::control::NodeCounters::values).
     pub counters: Vec<(&'static str, u64)>,

@@ -11,17 +11,20 @@
 //!   0x040000  rings: console out, console in, agent out, agent in
 //!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
 //!   0x360000  node counters, 1 KiB each: see `NodeCounters`
+//!   0x700000  membership             see `Membership`
+//!   0x710000  proofs of each node, 8 KiB each: words and code
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
 
 mod node_counters;
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
-use crate::coherence::{Geometry, MAX_SLOTS};
+use crate::coherence::{Geometry, MAX_SLOTS, NodeSet};
+use crate::membership::Membership;
 use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
@@ -38,6 +41,9 @@ const COUNTERS: usize = 0x4000;
 const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
 const VCPU_HOMES: usize = 0x32_0000;
 const VCPU_HOME_SIZE: usize = 1 << 10;
+const MEMBERSHIP: usize = 0x70_0000;
+const PROOFS: usize = 0x71_0000;
+const PROOF_SIZE: usize = 8 << 10;
 const NODE_COUNTERS: usize = 0x36_0000;
 /// Offset in a vCPU's home.
 const LAST_RIP: usize = 0x100;
@@ -153,6 +159,17 @@ const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
 
+/// The nodes without which the VM can't go on: those that give it vCPUs or
+/// memory, and the first, which owns its devices.
+#[must_use]
+pub fn needed_nodes(shares: &[NodeShare]) -> NodeSet {
+    (0..)
+        .map(NodeId)
+        .zip(shares)
+        .filter(|(node, share)| *node == NodeId(0) || share.vcpus > 0 || share.memory > 0)
+        .fold(NodeSet::EMPTY, |set, (node, _)| set.with(node))
+}
+
 /// What the table of instruction coherence is about, if the nodes give these
 /// shares. All who use the table work it out alike.
 #[must_use]
@@ -213,6 +230,8 @@ pub enum VmState {
     Crashed = 4,
     /// The guest wrote to its exit port: see [`VmRecord::exit_value`].
     Exited = 5,
+    /// A node that had a part of it has died: no vCPU runs any more.
+    Frozen = 6,
 }
 
 impl VmState {
@@ -226,6 +245,7 @@ impl VmState {
             3 => Some(Self::Reset),
             4 => Some(Self::Crashed),
             5 => Some(Self::Exited),
+            6 => Some(Self::Frozen),
             _ => None,
         }
     }
@@ -326,7 +346,9 @@ const _: () = assert!(0x9_0000 + ring_size(1 << 12) <= 0x10_0000);
 const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
 const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
 const _: () = assert!(VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE <= NODE_COUNTERS);
-const _: () = assert!((NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE) as u64 <= BUNDLE_OFFSET);
+const _: () = assert!(NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE <= MEMBERSHIP);
+const _: () = assert!(MEMBERSHIP + Membership::SIZE <= PROOFS);
+const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET);
 
 /// What is known of a node.
 ///
@@ -372,6 +394,7 @@ impl NodeRecord {
 ///   24   what the guest wrote to its exit port        who stops it writes
 ///   32   vectors of level-triggered pins, 256 bits   node 0 writes
 ///   64   vCPUs that wait for a device access, one bit each
+///   96   whether all fetch coherently: 0 unknown      node 0 writes
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord(SharedMem);
@@ -391,6 +414,13 @@ impl VmRecord {
     #[must_use]
     pub fn tsc_offset(&self) -> &AtomicU64 {
         self.word(16)
+    }
+
+    /// Whether instruction fetch is coherent on all nodes: 0 as long as that
+    /// is not known, 1 if so.
+    #[must_use]
+    pub fn fetch(&self) -> &AtomicU64 {
+        self.word(96)
     }
 
     /// What the guest wrote to its exit port, if it is [`VmState::Exited`].
@@ -476,6 +506,24 @@ impl ControlRegion {
             .atomic_u32(NODE_RECORDS + node * NODE_RECORD_SIZE)
     }
 
+    /// Who takes part in the rack.
+    #[must_use]
+    pub fn membership(&self) -> Membership {
+        self.content
+            .window(MEMBERSHIP, Membership::SIZE)
+            .and_then(Membership::new)
+            .expect("`new` has checked the size")
+    }
+
+    /// Two pages in which a node proves its platform; the id must be below
+    /// [`MAX_NODES`].
+    #[must_use]
+    pub fn proof(&self, node: NodeId) -> Option<SharedMem> {
+        let node = usize::from(node.0);
+        (node < MAX_NODES).then_some(())?;
+        self.content.window(PROOFS + node * PROOF_SIZE, PROOF_SIZE)
+    }
+
     /// What a node has counted; the id must be below [`MAX_NODES`].
     #[must_use]
     pub fn node_counters(&self, node: NodeId) -> Option<NodeCounters> {
@@ -505,6 +553,16 @@ impl ControlRegion {
         self.content
             .atomic_u32(VM_RECORD)
             .expect("`new` has checked the size")
+    }
+
+    /// Marks a running VM as frozen: it has lost a node that it needs.
+    pub fn freeze_vm(&self) {
+        let (from, to) = (VmState::Running as u32, VmState::Frozen as u32);
+        // Release: the loss is visible to who sees the state. A VM that has
+        // ended in another way has ended.
+        let _ = self
+            .vm_state()
+            .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
     }
 
     /// One counter of one vCPU; the id must be below [`MAX_VCPUS`].

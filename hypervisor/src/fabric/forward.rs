@@ -12,7 +12,8 @@
 //!
 //! The asker sets its bit in the VM record and rings the owner; the owner
 //! takes all bits at once, and wakes an asker that has gone to sleep. Garbage
-//! in a slot makes an access that nothing answers. An owner that dies takes the VM with it, so there is no time-out.
+//! in a slot makes an access that nothing answers. The VM can't go on without
+//! the owner: the asker waits until it has an answer or the VM is held.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

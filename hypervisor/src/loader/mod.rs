@@ -106,30 +106,39 @@ pub struct LinuxEntry {
 }
 
 /// Why a kernel could not be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// The kernel file ends before its header does.
+    #[error("the kernel is truncated: {len} bytes are no bzImage")]
     TooShort {
         /// Bytes in the file.
         len: u64,
     },
     /// No boot signature or magic number: not a bzImage at all.
+    #[error("the kernel is no bzImage")]
     NotBzImage,
     /// The boot protocol is older than 2.12.
+    #[error("the kernel's boot protocol {}.{:02} is too old, 2.12 is needed", version >> 8, version & 0xff)]
     OldProtocol {
         /// Major version in the high byte, minor in the low one.
         version: u16,
     },
     /// The kernel insists on one address.
+    #[error("the kernel insists on one address; use a relocatable one")]
     NotRelocatable,
     /// The kernel asks for an alignment that is no power of two from 4 KiB up.
+    #[error(
+        "the kernel asks for an alignment of {alignment} bytes, which is no power of two from 4096 on"
+    )]
     BadAlignment {
         /// What it asks for, in bytes.
         alignment: u32,
     },
     /// The kernel cannot be entered in 64-bit mode.
+    #[error("the kernel has no 64-bit entry point")]
     No64BitEntry,
     /// The kernel file ends before the kernel does.
+    #[error("the kernel is truncated: it has {len} of {expected} bytes")]
     Truncated {
         /// Bytes there should be.
         expected: u64,
@@ -137,6 +146,9 @@ pub enum LoadError {
         len: u64,
     },
     /// The kernel is larger than low memory.
+    #[error(
+        "the kernel would end at {end:#x}, but low memory ends at {limit:#x}; give the VM more --memory"
+    )]
     KernelDoesNotFit {
         /// Where it would have to end, at least.
         end: u64,
@@ -145,6 +157,9 @@ pub enum LoadError {
     },
     /// No room between the kernel and the end of low memory, or of what the
     /// kernel can reach.
+    #[error(
+        "the initramfs has {len} bytes, but there is room for {room}; give the VM more --memory"
+    )]
     InitramfsDoesNotFit {
         /// Bytes of the initramfs.
         len: u64,
@@ -152,6 +167,7 @@ pub enum LoadError {
         room: u64,
     },
     /// The command line is longer than this kernel takes.
+    #[error("the command line has {len} bytes, but this kernel takes {limit}")]
     CommandLineTooLong {
         /// Bytes of the command line.
         len: usize,
@@ -159,19 +175,23 @@ pub enum LoadError {
         limit: usize,
     },
     /// The command line contains a zero byte, which would end it early.
+    #[error("the command line has a zero byte at {at}")]
     CommandLineHasZero {
         /// Where.
         at: usize,
     },
     /// A source could not be read although it should be long enough.
+    #[error("it cannot be read at {offset:#x}")]
     Unreadable {
         /// Where reading failed.
         offset: u64,
     },
     /// An image that can't be booted.
+    #[error("the image cannot be booted: {0}")]
     Image(ImageError),
     /// A segment, or the boot data, that is not in low memory or where the
     /// firmware tables are.
+    #[error("a part of the image, or of its boot data, does not fit at {start}")]
     Misplaced {
         /// First address.
         start: Gpa,
@@ -179,6 +199,9 @@ pub enum LoadError {
         end: Gpa,
     },
     /// No room for the modules behind the image.
+    #[error(
+        "the modules would end at {end:#x}, but low memory ends at {limit:#x}; give the VM more --memory"
+    )]
     ModulesDoNotFit {
         /// Where they would have to end.
         end: u64,
@@ -186,6 +209,7 @@ pub enum LoadError {
         limit: u64,
     },
     /// Guest memory is smaller than the platform says.
+    #[error("guest memory is smaller than it should be: nothing at {}", .0.gpa)]
     GuestMemory(GuestMemoryError),
 }
 

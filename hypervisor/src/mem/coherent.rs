@@ -35,6 +35,8 @@ pub trait Bells: core::fmt::Debug {
     fn kick_core(&self, core: usize);
     /// Makes other nodes look at their revocations.
     fn ring_nodes(&self, nodes: NodeSet);
+    /// The nodes that have died. Who waits for others asks again and again.
+    fn lost(&self) -> NodeSet;
 }
 
 /// This node's part in instruction coherence.
@@ -245,6 +247,11 @@ impl<B: Bells> MappedMemory<B> {
                     self.bells.ring_nodes(nodes);
                 }
                 Step::Revoking(_) | Step::Busy => {}
+            }
+            for node in self.bells.lost() {
+                // As this one, in its first life.
+                let epoch = member.epoch;
+                map.fence(Member { node, epoch })?;
             }
             let now = cpu::rdtsc();
             if rung_at.is_some_and(|then| now.wrapping_sub(then) > interval) {

@@ -1,18 +1,18 @@
 //! Building this node's part of the VM.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Hpa, NodeId, VcpuId};
 use vmm_shared::coherence::{CoherenceMap, Rights};
 use vmm_shared::control::{
-    BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, NodeState, Platform, coherence_geometry,
+    BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, Platform, coherence_geometry,
 };
 use vmm_shared::shm::SharedMem;
 
+use super::trial::{self, Passed};
 use super::{Node, Reason};
 use crate::arch::cpu;
 use crate::arch::pci::Window;
@@ -21,7 +21,8 @@ use crate::arch::svm::npt::NestedTables;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::devices::fw_cfg::FwCfg;
-use crate::fabric::{self, Fabric, Regions, clock};
+use crate::fabric::proof::Fetch;
+use crate::fabric::{self, Fabric, Regions};
 use crate::loader::{self, BareBoot, GuestEntry, LinuxBoot, Module};
 use crate::mem::coherent::{MappedMemory, Membership, MemoryParts};
 use crate::mem::slices::{Slice, Slices};
@@ -43,22 +44,20 @@ pub(super) fn build(
     windows: &[Window],
     id: NodeId,
 ) -> Result<Node, Reason> {
-    switch::enable().map_err(|why| {
-        format!("no usable SVM ({why:?}): give the node a processor with SVM and nested paging")
-    })?;
-    let regions =
-        fabric::find_regions(windows).map_err(|why| format!("shared regions: {why:?}"))?;
+    switch::enable()
+        .map_err(|why| format!("{why}; give the node a processor with SVM and nested paging"))?;
+    let regions = fabric::find_regions(windows).map_err(|why| why.to_string())?;
+    trial::check_caching(windows)?;
     let config = regions.control.boot_config();
     let topology = topology(&config)?;
     let vcpus = local_vcpus(&topology, id, cores.len())?;
-    let fabric = Fabric::join(id, regions.control, windows, cores.clone())
-        .map_err(|why| format!("joining the rack: {why:?}"))?;
-    let tsc = agree_on_time(&fabric, &config, &clocks)?;
+    let fabric = Fabric::join(id, regions.control, windows, cores.clone(), &clocks)
+        .map_err(|why| why.to_string())?;
+    let Passed { time, fetch } = trial::pass(&fabric, &config, &clocks)?;
 
-    let slices = guest_slices(&topology, &regions.memories)
-        .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
+    let slices = guest_slices(&topology, &regions.memories)?;
     let image = regions.image.filter(|_| config.image_len > 0);
-    let membership = membership(&config, &regions.control, id)?;
+    let membership = membership(&config, &regions.control, id, fetch)?;
     let nested = nested_tables(image);
     let nested_root = nested.root();
     let memory = Slices::new(slices);
@@ -70,7 +69,7 @@ pub(super) fn build(
     let platform = platform(topology, image, machine);
     let cpuid_config = CpuidConfig {
         topology: &platform.topology,
-        tsc_khz: tsc.khz,
+        tsc_khz: time.khz,
         xcr0: ALL_STATE,
     };
     let cpuid = CpuidTable::new(&cpu::Cpuid, &cpuid_config);
@@ -89,12 +88,12 @@ pub(super) fn build(
         bells: fabric,
         counters,
         cores: cores.len(),
-        tsc_khz: tsc.khz,
+        tsc_khz: time.khz,
     });
     if id == DEVICE_NODE {
         memory
             .claim_all()
-            .map_err(|why| format!("instruction coherence: {why:?}"))?;
+            .map_err(|why| format!("instruction coherence: {why}"))?;
     }
     let vm = Vm::new(VmParts {
         apic_ids,
@@ -103,9 +102,9 @@ pub(super) fn build(
         memory,
         cpuid,
         clocks,
-        tsc_khz: tsc.khz,
-        tsc_offset: tsc.offset,
-        boot_wall_ns: tsc.boot_wall_ns,
+        tsc_khz: time.khz,
+        tsc_offset: time.offset,
+        boot_wall_ns: time.boot_wall_ns,
     });
     let maps = PermissionMaps::new(msr::passthrough());
     Ok(Node {
@@ -131,7 +130,7 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
         memory: share.memory,
     };
     let topology = Topology::new(shares.iter().map(node).collect())
-        .map_err(|why| format!("shape of the VM: {why:?}"))?;
+        .map_err(|why| format!("the VM cannot be: {why}"))?;
     if u32::from(topology.vcpus()) != config.vcpus || topology.memory() != config.memory {
         return Err(String::from("the nodes' shares are not the VM"));
     }
@@ -147,7 +146,7 @@ fn local_vcpus(
     let here = usize::from(node.0);
     let Some(mine) = topology.nodes().get(here).map(|node| node.vcpus) else {
         return Err(format!(
-            "this is {node:?} of a rack with {} nodes",
+            "this is node {here} of a rack with {} nodes",
             topology.nodes().len()
         ));
     };
@@ -158,88 +157,23 @@ fn local_vcpus(
     Ok(first..first + mine)
 }
 
-/// The guest's clock as this node sees it.
-struct GuestTime {
-    khz: u32,
-    offset: u64,
-    boot_wall_ns: u64,
-}
-
-/// Node 0 starts the guest's clock and tells the others; they measure how far
-/// their own is from node 0's.
-fn agree_on_time(
-    fabric: &Fabric,
-    config: &BootConfig,
-    clocks: &Clocks,
-) -> Result<GuestTime, Reason> {
-    let control = fabric.control();
-    let record = control.vm();
-    if fabric.node() == DEVICE_NODE {
-        let now = cpu::rdtsc();
-        record
-            .tsc_khz()
-            .store(clocks.tsc_khz.into(), Ordering::Relaxed);
-        // Release: the rate is visible to who sees the offset.
-        record
-            .tsc_offset()
-            .store(now.wrapping_neg(), Ordering::Release);
-        answer_until_ready(control, config);
-        let since_start_ns = u128::from(now) * 1_000_000 / u128::from(clocks.tsc_khz);
-        let since_start_ns = u64::try_from(since_start_ns).unwrap_or(0);
-        return Ok(GuestTime {
-            khz: clocks.tsc_khz,
-            offset: now.wrapping_neg(),
-            boot_wall_ns: config.wall_clock_ns.saturating_add(since_start_ns),
-        });
-    }
-    let mine = control
-        .node(fabric.node())
-        .expect("`join` has checked the id");
-    let (ahead, width) =
-        clock::measure(&mine).ok_or_else(|| String::from("node 0 does not answer"))?;
-    log::info!("clock offset known to {width} ticks");
-    let offset = record.tsc_offset().load(Ordering::Acquire);
-    let khz = u32::try_from(record.tsc_khz().load(Ordering::Relaxed)).unwrap_or(0);
-    if khz == 0 {
-        return Err(String::from("node 0 has no clock rate"));
-    }
-    Ok(GuestTime {
-        khz,
-        offset: offset.wrapping_add(ahead),
-        // Asked for on the guest's first vCPU only, long before others run.
-        boot_wall_ns: config.wall_clock_ns,
-    })
-}
-
-/// Answers the others' questions until all are ready. The launcher ends the
-/// rack if that takes too long.
-fn answer_until_ready(control: &ControlRegion, config: &BootConfig) {
-    let nodes = u16::try_from(config.nodes).unwrap_or(0);
-    let is_ready = |node| {
-        let state = control
-            .node_state(NodeId(node))
-            .map(|state| state.load(Ordering::Acquire));
-        state.and_then(NodeState::from_raw) == Some(NodeState::Ready)
-    };
-    while !(1..nodes).all(is_ready) {
-        clock::answer(control, nodes);
-        core::hint::spin_loop();
-    }
-}
-
 /// Lays the nodes' memories into the guest's RAM ranges.
-fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Option<Vec<Slice>> {
+fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Result<Vec<Slice>, Reason> {
     let mut used = vec![0; memories.len()];
     topology
         .ram_ranges()
         .map(|(Domain(node), range)| {
-            let node = usize::from(node);
-            let len = usize::try_from(range.len).ok()?;
-            let offset = used.get_mut(node)?;
-            let memory = memories.get(node)?.window(*offset, len)?;
+            let too_small =
+                || format!("the memory region of node {node} is smaller than its share");
+            let len = usize::try_from(range.len).expect("64-bit");
+            let (offset, memory) = used
+                .get_mut(usize::from(node))
+                .zip(memories.get(usize::from(node)))
+                .ok_or_else(too_small)?;
+            let memory = memory.window(*offset, len).ok_or_else(too_small)?;
             *offset += len;
-            Some(Slice {
-                node: NodeId(u16::try_from(node).ok()?),
+            Ok(Slice {
+                node: NodeId(node),
                 gpa: range.gpa,
                 memory,
             })
@@ -252,8 +186,9 @@ fn membership(
     config: &BootConfig,
     control: &ControlRegion,
     id: NodeId,
+    fetch: Fetch,
 ) -> Result<Option<Membership>, Reason> {
-    if config.nodes == 1 || cpu::fetches_coherently() {
+    if config.nodes == 1 || fetch == Fetch::Coherent {
         return Ok(None);
     }
     let broken = || String::from("the table of instruction coherence does not fit the VM");
@@ -263,7 +198,7 @@ fn membership(
     let map = CoherenceMap::new(table, coherence_geometry(shares)).ok_or_else(broken)?;
     let member = map
         .join(id, FIRST_EPOCH)
-        .map_err(|why| format!("instruction coherence: {why:?}"))?;
+        .map_err(|why| format!("instruction coherence: {why}"))?;
     Ok(Some(Membership { map, member }))
 }
 
@@ -349,5 +284,5 @@ fn load_guest(
         };
         loader::load_linux(memory, &boot).map(GuestEntry::Linux)
     };
-    entry.map_err(|why| format!("the guest cannot be loaded: {why:?}"))
+    entry.map_err(|why| format!("the guest cannot be loaded: {why}"))
 }

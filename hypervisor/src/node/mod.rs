@@ -5,13 +5,18 @@
 //!   every node        node 0, which also owns the devices
 //!   ──────────        ──────────────────────────────────
 //!   Joined            Joined
-//!   measure clock <─> answer questions until all are Ready
+//!   proofs, clock <─> proofs, answers until all are Ready: see `trial`
 //!   build, Ready      build, load the guest, Ready
 //!   wait ...........> VM is Running
 //!   run vCPUs         run vCPUs
 //! ```
+//!
+//! A VM that has lost a node that it needs is *frozen*: its vCPUs stay where
+//! they are, and its nodes go on giving signs of life until the operator ends
+//! the rack. A node that was put out ends at once.
 
 mod build;
+mod trial;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -27,6 +32,7 @@ use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::arch::{apic, boot, cpu, descriptors};
+use crate::fabric::keeper::Held;
 use crate::loader::GuestEntry;
 use crate::vcpu::Vcpu;
 use crate::vcpu::exit::StopReason;
@@ -66,6 +72,7 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
             } else {
                 wait_until_running(node);
             }
+            node.vm.fabric().start_watch();
             boot::release_other_cores(node);
             run_core(node)
         }
@@ -106,10 +113,14 @@ pub fn run_core(node: &'static Node) -> ! {
     let core = core.and_then(|core| u16::try_from(core).ok());
     let vcpu = core.and_then(|core| node.vcpus.clone().nth(usize::from(core)));
     let (Some(core), Some(vcpu)) = (core, vcpu) else {
-        park()
+        cpu::interrupts_on();
+        match core {
+            Some(0) => keep(node),
+            _ => park(),
+        }
     };
     if let Err(why) = switch::enable() {
-        log::error!("core {core} has no usable SVM: {why:?}");
+        log::error!("core {core}: {why}");
         io::exit(NodeExit::BootFailure);
     }
     let id = VcpuId(vcpu);
@@ -129,7 +140,31 @@ pub fn run_core(node: &'static Node) -> ! {
     stop(node, reason)
 }
 
-/// A core without a vCPU sleeps.
+/// The node's first core when it runs no vCPU: answers for the node.
+fn keep(node: &Node) -> ! {
+    let fabric = node.vm.fabric();
+    loop {
+        fabric.attend();
+        if descriptors::take_doorbell() {
+            fabric.look_for_losses();
+        }
+        if fabric.held() == Some(Held::Fenced) {
+            stop(node, StopReason::Held(Held::Fenced));
+        }
+        // Others may have to get something back before they can stand still.
+        node.vm.serve_revocations();
+        cpu::interrupts_off();
+        if !descriptors::doorbell_rung() {
+            if let Some(due) = fabric.next_due() {
+                node.clocks.set_timer(due.saturating_sub(cpu::rdtsc()));
+            }
+            cpu::sleep_until_interrupt();
+        }
+        cpu::interrupts_on();
+    }
+}
+
+/// Any other core without a vCPU sleeps.
 fn park() -> ! {
     loop {
         cpu::interrupts_off();
@@ -139,6 +174,12 @@ fn park() -> ! {
 
 fn stop(node: &Node, reason: StopReason) -> ! {
     let state = match reason {
+        StopReason::Held(Held::Frozen) if apic::id() == node.cores[0] => keep(node),
+        StopReason::Held(Held::Frozen) => park(),
+        StopReason::Held(Held::Fenced) => {
+            log::error!("the other nodes have put this one out, as it gave no sign of life");
+            io::exit(NodeExit::Fenced)
+        }
         StopReason::PowerOff => VmState::PoweredOff,
         StopReason::Reset => VmState::Reset,
         StopReason::Exit { value } => {

@@ -103,19 +103,22 @@ impl RamRange {
 }
 
 /// A memory size that the map has no place for, or that a kernel cannot use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemorySizeError {
     /// Less than [`MIN_MEMORY`].
+    #[error("{bytes} bytes of memory are too few")]
     TooSmall {
         /// Bytes asked for.
         bytes: u64,
     },
     /// More than [`MAX_MEMORY`].
+    #[error("{bytes} bytes of memory are too many")]
     TooLarge {
         /// Bytes asked for.
         bytes: u64,
     },
     /// Not a multiple of 2 MiB.
+    #[error("{bytes} bytes of memory are not a multiple of 2 MiB")]
     Uneven {
         /// Bytes asked for.
         bytes: u64,

@@ -3,6 +3,8 @@
 use vmm_shared::addr::Gpa;
 use vmm_shared::control::Counter;
 
+use crate::fabric::keeper::Held;
+
 /// Which way data goes, seen from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -167,6 +169,8 @@ pub enum StopReason {
         /// The processor's code for it.
         code: u64,
     },
+    /// No vCPU may run on this node any more.
+    Held(Held),
 }
 
 /// What an exit handler wants; only the run loop acts on it.

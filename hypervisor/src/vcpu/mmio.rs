@@ -33,7 +33,7 @@ impl Vcpu {
                 Ok(Resolution::Mapped) => return Outcome::Resume,
                 Ok(Resolution::NotMemory) => {}
                 Err(why) => {
-                    log::error!("instruction coherence: {why:?}");
+                    log::error!("instruction coherence: {why}");
                     return Outcome::Stop(StopReason::Incoherent { gpa });
                 }
             }
@@ -150,6 +150,6 @@ impl Vcpu {
 /// stops the VM.
 fn report(served: Result<(), CoherenceError>) {
     if let Err(why) = served {
-        log::error!("instruction coherence: {why:?}");
+        log::error!("instruction coherence: {why}");
     }
 }

@@ -63,6 +63,9 @@ impl Vcpu {
         let mut halt_poll = HaltPoll::new(vm.tsc_khz);
         loop {
             self.take_requests(vm);
+            if let Some(why) = vm.fabric().held() {
+                return StopReason::Held(why);
+            }
             if self.state != RunState::Running {
                 self.set_timer(vm, clocks, &mut timer);
                 self.sleep(vm, &timer, &mut halt_poll);
@@ -71,7 +74,7 @@ impl Vcpu {
             self.set_timer(vm, clocks, &mut timer);
             switch::hold_interrupts();
             // What came since it was looked for would not end the guest's run.
-            if self.is_called(&timer) || !vm.posted(self.id).arm() {
+            if self.is_called(vm, &timer) || !vm.posted(self.id).arm() {
                 switch::release_interrupts();
                 continue;
             }
@@ -93,7 +96,9 @@ impl Vcpu {
 
     /// Takes everything that others have left for this vCPU.
     fn take_requests(&mut self, vm: &Vm) {
+        vm.fabric().attend();
         if self.core == DOORBELL_CORE && descriptors::take_doorbell() {
+            vm.fabric().look_for_losses();
             vm.serve_revocations();
             if self.id == DOORBELL_VCPU {
                 vm.poll_devices();
@@ -115,10 +120,13 @@ impl Vcpu {
         }
     }
 
-    /// Whether an interrupt of this core has left something to do.
-    fn is_called(&self, timer: &HostTimer) -> bool {
+    /// Whether an interrupt of this core has left something to do, or the
+    /// guest must not be entered at all.
+    fn is_called(&self, vm: &Vm, timer: &HostTimer) -> bool {
         let doorbell = self.core == DOORBELL_CORE && descriptors::doorbell_rung();
-        doorbell || timer.due.is_some() && descriptors::timer_ran_out(timer.apic_id)
+        doorbell
+            || vm.fabric().held().is_some()
+            || timer.due.is_some() && descriptors::timer_ran_out(timer.apic_id)
     }
 
     /// Waits until there is something to do: looks for it, then sleeps until
@@ -126,14 +134,14 @@ impl Vcpu {
     fn sleep(&self, vm: &Vm, timer: &HostTimer, halt_poll: &mut HaltPoll) {
         let posted = vm.posted(self.id);
         let start = cpu::rdtsc();
-        let is_called = || self.is_called(timer) || !posted.is_idle();
+        let is_called = || self.is_called(vm, timer) || !posted.is_idle();
         // Under TCG a PAUSE and a look at the clock take locks that the
         // others need: seldom.
         while cpu::rdtsc() - start < halt_poll.window() && !(0..LOOKS).any(|_| is_called()) {
             core::hint::spin_loop();
         }
         cpu::interrupts_off();
-        if !self.is_called(timer) && posted.arm() {
+        if !self.is_called(vm, timer) && posted.arm() {
             cpu::sleep_until_interrupt();
             posted.disarm();
         }
@@ -141,9 +149,14 @@ impl Vcpu {
         halt_poll.learn(cpu::rdtsc() - start);
     }
 
-    /// Sets the core's timer for the guest's; without one it is left alone.
+    /// Sets the core's timer for the guest's, and on the node's first core for
+    /// its next sign of life; without any it is left alone.
     fn set_timer(&self, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) {
-        let ticks = [self.lapic.next_timer(), vm.next_tick(self.id)];
+        let beat = match self.core {
+            DOORBELL_CORE => vm.next_beat(),
+            _ => None,
+        };
+        let ticks = [self.lapic.next_timer(), vm.next_tick(self.id), beat];
         match ticks.into_iter().flatten().min() {
             Some(due) => timer.set(due, vm, clocks),
             None => timer.due = None,

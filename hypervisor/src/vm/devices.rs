@@ -90,8 +90,13 @@ impl Vm {
             if let Some(answer) = slot.take_answer() {
                 return answer;
             }
+            if self.fabric().held().is_some() {
+                // The guest will not run to see this.
+                return (all_ones(access.width), Request::None);
+            }
             // The owner may need something of this node first.
             self.serve_revocations();
+            self.fabric().attend();
             if cpu::rdtsc().wrapping_sub(asked_at) < patience {
                 core::hint::spin_loop();
                 continue;
@@ -109,7 +114,7 @@ impl Vm {
     /// shows again at this node's own next fault, which stops the VM.
     pub fn serve_revocations(&self) {
         if let Err(why) = self.memory.serve() {
-            log::error!("instruction coherence: {why:?}");
+            log::error!("instruction coherence: {why}");
         }
     }
 

@@ -134,6 +134,13 @@ impl Vm {
         crate::arch::cpu::rdtsc().wrapping_add(self.tsc_offset)
     }
 
+    /// The guest's TSC at which this node has to give a sign of life, if ever.
+    #[must_use]
+    pub fn next_beat(&self) -> Option<u64> {
+        let due = self.fabric().next_due()?;
+        Some(due.wrapping_add(self.tsc_offset))
+    }
+
     /// Lets this core sleep until it is interrupted or so many microseconds
     /// have passed, unless `is_due` says that there is something to do.
     /// Interrupts must be on. Whoever uses the core's timer has to set it anew.

@@ -194,31 +194,37 @@ const MAX_TRIES: usize = 128;
 const PATIENCE: u32 = 32;
 
 /// Why the map can't do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CoherenceError {
     /// Not a frame of this guest's memory.
+    #[error("there is no frame {frame}")]
     NoSuchFrame {
         /// The frame's number.
         frame: usize,
     },
     /// Not a node of this rack, or an epoch of 0.
+    #[error("there is no node {}", node.0)]
     NoSuchNode {
         /// The node's number.
         node: NodeId,
     },
     /// The node takes part already.
+    #[error("node {} takes part already", node.0)]
     AlreadyIn {
         /// The node.
         node: NodeId,
     },
     /// This node has been fenced: it must stop running the guest.
+    #[error("node {} has been put out", node.0)]
     Fenced {
         /// The node.
         node: NodeId,
     },
     /// The fault was completed before it was granted.
+    #[error("a fault was completed before it was granted")]
     NotGranted,
     /// An entry that no node writes. The table is damaged: stop the VM.
+    #[error("the table is damaged: the entry of {unit:?} is {found:#x}")]
     CorruptEntry {
         /// What the entry is about.
         unit: Unit,
@@ -226,12 +232,14 @@ pub enum CoherenceError {
         found: u64,
     },
     /// A request that no node makes. The table is damaged: stop the VM.
+    #[error("the table is damaged: node {} has made an impossible request", requester.0)]
     CorruptRequest {
         /// The node that seems to have made it.
         requester: NodeId,
     },
     /// An answer to a request that was never made. The table is damaged: stop
     /// the VM.
+    #[error("the table is damaged: node {} has answered what nobody asked", node.0)]
     CorruptAnswer {
         /// The node that seems to have given it.
         node: NodeId,

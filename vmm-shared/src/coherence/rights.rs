@@ -176,6 +176,18 @@ impl NodeSet {
         }
     }
 
+    /// The set with a bit for each node, node 0 the lowest.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The set that [`bits`](Self::bits) gave.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Whether no node is in the set.
     #[must_use]
     pub const fn is_empty(self) -> bool {
