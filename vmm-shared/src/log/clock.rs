@@ -58,7 +58,7 @@ impl Wait {
     /// Waits a little; returns about how long this wait has lasted.
     pub(crate) fn pause<C: Clock>(&mut self, clock: &C) -> u64 {
         clock.pause(self.round);
-        if self.round.is_multiple_of(16) {
+        if self.round % 16 == 15 {
             let now = clock.now_ns();
             let started = *self.started_ns.get_or_insert(now);
             self.elapsed_ns = now.saturating_sub(started);

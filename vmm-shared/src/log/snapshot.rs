@@ -331,6 +331,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         offset: u64,
     ) {
         let budget = self.config.part_bytes;
+        guard.let_readers_in();
         let (core, local, _) = guard.view();
         if offset == 0 {
             let mut bytes = core

@@ -1,5 +1,6 @@
 //! Replicas that come late, or fall behind.
 
+use super::super::combining::Readers;
 use super::super::testing::{FakeClock, Map, TINY, op};
 use super::super::{Change, Config, Geometry, Replica, ReplicaError};
 use super::{TestReplica, join, log};
@@ -177,7 +178,7 @@ fn a_member_whose_heart_beats_but_that_applies_nothing_is_evicted() {
     let (log, clock) = (log(TINY), FakeClock::default());
     let (a, b) = (join(&log, &clock), join(&log, &clock));
     // A thread of b hangs while it combines; another ticks.
-    let hung = b.lock.try_combine().expect("idle");
+    let hung = b.lock.try_combine(Readers::Stay).expect("idle");
     for _ in 0..100 {
         // When the log is full, a finds out who is in the way.
         a.thread().expect("a seat").update(op(1, 1)).expect("room");
