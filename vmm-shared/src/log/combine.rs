@@ -404,7 +404,16 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         self.serve(guard);
         self.nudge_slowest();
         let elapsed = wait.pause(&self.clock);
-        if elapsed > self.config.patience_ns {
+        // Who loses the log while it loads has to start over, and would for
+        // ever if each time took it longer than the others' patience. So it
+        // has as long as one that may be dead.
+        let patience_ns = match self.log.lowest_needed() {
+            Some(lowest) if self.log.is_needed_by_loader(lowest) => {
+                self.config.patience_ns.max(self.config.lease_ns)
+            }
+            _ => self.config.patience_ns,
+        };
+        if elapsed > patience_ns {
             // Go on without the slowest: it finds out, and loads a snapshot.
             let slots = self.log.geometry().order_slots as u64;
             let to = (before + (slots / 8).max(1))

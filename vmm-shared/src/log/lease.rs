@@ -32,6 +32,7 @@ struct Seen {
     epoch: Epoch,
     beat: u64,
     applied: u64,
+    wanted: Option<u64>,
     silent_ns: u64,
 }
 
@@ -72,10 +73,12 @@ impl Watch {
             let beat = log.record(member, HEARTBEAT, 0).load(Ordering::Relaxed);
             let applied = log.applied(member);
             let quiet = (seen.epoch, seen.beat) == (status.epoch, beat);
+            let wanted = log.wanted(member);
             // A heart that beats is not enough for one that holds up the log:
-            // its combiner may hang while another thread ticks.
+            // its combiner may hang while another thread ticks. One that goes
+            // on asking for pieces of a snapshot does not hang.
             let stuck = status.state == State::Live
-                && (seen.epoch, seen.applied) == (status.epoch, applied)
+                && (seen.epoch, seen.applied, seen.wanted) == (status.epoch, applied, wanted)
                 && applied >= head
                 && my_applied.saturating_sub(applied) > far;
             let silent_ns = if quiet || stuck {
@@ -87,6 +90,7 @@ impl Watch {
                 epoch: status.epoch,
                 beat,
                 applied,
+                wanted,
                 silent_ns,
             };
             if seen.silent_ns >= limit && member != me {

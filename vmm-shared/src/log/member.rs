@@ -288,6 +288,21 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Whether a member that needs the batches at `position` is on the way to
+    /// having the state: it joins, or loads a snapshot.
+    pub(crate) fn is_needed_by_loader(&self, position: u64) -> bool {
+        self.members().any(|member| {
+            self.applied(member) == position
+                && match self.status(member).state {
+                    State::Joining => true,
+                    State::Live => self.wanted(member).is_some(),
+                    _ => false,
+                }
+        })
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

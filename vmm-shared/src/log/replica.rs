@@ -23,7 +23,8 @@ pub struct Config {
     /// run [`Replica::tick`] at least four times as often.
     pub lease_ns: u64,
     /// How long a writer that needs space waits for a slow member before it
-    /// goes on without it; that one then catches up by snapshot.
+    /// goes on without it; that one then catches up by snapshot. For one that
+    /// is loading a snapshot it waits for a lease, if that is longer.
     pub patience_ns: u64,
     /// How many live members have to have applied a batch before one may go
     /// on without the others, as long as there are so many. With 2, no single

@@ -28,6 +28,17 @@ use super::roster::Roster;
 
 /// The low byte of `want` and `staged`: no member.
 const NOBODY: u64 = 0xff;
+
+impl Log {
+    /// The last request for a snapshot that `member` made, while it waits for
+    /// the answer.
+    pub(crate) fn wanted(&self, member: MemberId) -> Option<u64> {
+        // Acquire: pairs with the Release in `ask`.
+        let want = self.record(member, WANT, 0).load(Ordering::Acquire);
+        (want >> 8 != 0 && want & 0xff != NOBODY).then_some(want)
+    }
+}
+
 /// "There is no next part."
 const LAST: u64 = u64::MAX;
 
@@ -284,6 +295,11 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     }
 
     fn finish(&self, guard: &mut Guard<'_, S>) {
+        // Relaxed: nothing is published by it.
+        let want = (self.last_request() << 8) | NOBODY;
+        self.log
+            .record(self.me, WANT, 0)
+            .store(want, Ordering::Relaxed);
         guard.write(&self.clock, |core, local, _| {
             core.transfer = None;
             core.end = core.end.max(local.applied);
@@ -302,8 +318,9 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             if member == self.me || !matches!(state, State::Joining | State::Live) {
                 continue;
             }
-            // Acquire: pairs with the Release in `ask`.
-            let want = self.log.record(member, WANT, 0).load(Ordering::Acquire);
+            let Some(want) = self.log.wanted(member) else {
+                continue;
+            };
             if want & 0xff != self.me.bits() {
                 continue;
             }
