@@ -251,12 +251,16 @@ impl Log {
         }
     }
 
-    /// The live members whose replicas can still follow the log: those that
-    /// hold the state.
+    /// The live members that hold the state: their replicas can still follow
+    /// the log, and do not load a snapshot.
     pub fn holders(&self) -> impl Iterator<Item = MemberId> {
         let head = self.head();
         self.members().filter(move |&member| {
-            self.status(member).state == State::Live && self.applied(member) >= head
+            self.status(member).state == State::Live
+                && self.applied(member) >= head
+                // After `applied`: one that has it above the frontier again
+                // is either seen to load, or done.
+                && self.wanted(member).is_none()
         })
     }
 

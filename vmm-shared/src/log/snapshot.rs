@@ -166,13 +166,10 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
 
     /// The live member that is furthest on.
     pub(crate) fn pick_donor(&self, avoid: Option<MemberId>) -> Option<MemberId> {
-        let head = self.log.head();
         self.log
-            .members()
+            .holders()
             .filter(|&member| member != self.me && Some(member) != avoid)
-            .filter(|&member| self.log.status(member).state == State::Live)
             .map(|member| (self.log.applied(member), member))
-            .filter(|&(applied, _)| applied >= head)
             .max()
             .map(|(_, member)| member)
     }
@@ -295,11 +292,6 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     }
 
     fn finish(&self, guard: &mut Guard<'_, S>) {
-        // Relaxed: nothing is published by it.
-        let want = (self.last_request() << 8) | NOBODY;
-        self.log
-            .record(self.me, WANT, 0)
-            .store(want, Ordering::Relaxed);
         guard.write(&self.clock, |core, local, _| {
             core.transfer = None;
             core.end = core.end.max(local.applied);
@@ -308,6 +300,12 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         let (core, local, _) = guard.view();
         core.head_seen = core.head_seen.max(self.log.head());
         self.log.set_applied(self.me, local.applied);
+        // Release: from here on this member counts as one that has the state,
+        // with `applied` as it is now.
+        let want = (self.last_request() << 8) | NOBODY;
+        self.log
+            .record(self.me, WANT, 0)
+            .store(want, Ordering::Release);
     }
 
     /// Hands out the next piece to whoever asks this member for one.
