@@ -9,8 +9,9 @@ pub trait Clock {
     fn now_ns(&self) -> u64;
 
     /// Called in every wait loop; `round` counts the calls of one wait from 0
-    /// on. On a host with more threads than cores this should yield after
-    /// some rounds.
+    /// on. On a host with more threads than cores this should yield after some
+    /// rounds, and in the end sleep: else those that wait take the time that
+    /// the one they wait for needs to show that it lives.
     fn pause(&self, round: u32) {
         let _ = round;
         core::hint::spin_loop();
