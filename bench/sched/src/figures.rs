@@ -136,11 +136,13 @@ impl fmt::Display for Large {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} times, median {:.3} ms, max {:.3} ms; proven gap median {:.1} %, max {:.1} %",
+            "{} times, median {:.3} ms, max {:.3} ms; proven gap median {:.1} %, {} within 2 %, \
+             max {:.1} %",
             self.seconds.0.len(),
             self.seconds.percentile(50) * 1e3,
             self.seconds.percentile(100) * 1e3,
             self.gaps.percentile(50),
+            self.gaps.0.partition_point(|gap| *gap <= 2.0),
             self.gaps.percentile(100)
         )
     }

@@ -276,7 +276,9 @@ impl<C: Clock> Search<'_, C> {
             return;
         }
         let best = self.best.as_ref().map_or(i64::MAX, |best| best.0);
-        if branch.depth == 0 {
+        if self.problem.cost(&placement.shares) <= branch.bound {
+            // It can't get better.
+        } else if branch.depth == 0 {
             placement.polish(50, &|| self.is_late());
         } else if self.problem.cost(&placement.shares).saturating_sub(best) <= best / 64 {
             placement.polish(2, &|| self.is_late());
