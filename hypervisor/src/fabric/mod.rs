@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 use vmm_shared::addr::{NodeId, VcpuId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
-    ControlRegion, Counter, LAUNCHER_PEER, NodeState, RingId, VmState, needed_nodes,
+    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeState, RingId, VmState, needed_nodes,
 };
 use vmm_shared::membership::JoinError;
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
@@ -183,6 +183,7 @@ impl Fabric {
         windows: &[Window],
         cores: Vec<u8>,
         clocks: &Clocks,
+        config: &BootConfig,
     ) -> Result<Self, FabricError> {
         let find =
             |wanted: fn(&WindowKind) -> bool| windows.iter().find(|window| wanted(&window.kind));
@@ -199,7 +200,6 @@ impl Fabric {
         if let Some(table) = find(|kind| matches!(kind, WindowKind::InterruptTable { .. })) {
             pci::enable_interrupts(table, DOORBELL_VECTOR, KICK_VECTOR, &cores);
         }
-        let config = control.boot_config();
         let nodes = u16::try_from(config.nodes).unwrap_or(0);
         let shares = config.shares.get(..usize::from(nodes)).unwrap_or_default();
         let needed = needed_nodes(shares);

@@ -51,8 +51,15 @@ pub(super) fn build(
     let config = regions.control.boot_config();
     let topology = topology(&config)?;
     let vcpus = local_vcpus(&topology, id, cores.len())?;
-    let fabric = Fabric::join(id, regions.control, windows, cores.clone(), &clocks)
-        .map_err(|why| why.to_string())?;
+    let fabric = Fabric::join(
+        id,
+        regions.control,
+        windows,
+        cores.clone(),
+        &clocks,
+        &config,
+    )
+    .map_err(|why| why.to_string())?;
     let Passed { time, fetch } = trial::pass(&fabric, &config, &clocks)?;
 
     let slices = guest_slices(&topology, &regions.memories)?;

@@ -22,7 +22,7 @@ use super::{apic, cpu, descriptors, mtrr, pci};
 use crate::node;
 
 /// Bytes of stack for each core, above an unmapped guard page.
-const STACK_SIZE: u64 = 32 << 10;
+const STACK_SIZE: u64 = 64 << 10;
 const GUARDED_STACK: u64 = STACK_SIZE + PAGE_SIZE;
 
 #[global_allocator]
