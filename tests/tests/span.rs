@@ -84,6 +84,6 @@ fn two_nodes_are_one_machine_and_say_what_they_do() {
 #[test]
 fn all_vcpus_of_two_nodes_are_one_machine() {
     let bench = up("four", &["--nodes", "2", "--cores", "2"]);
-    agree(&bench, "four", "100", "0,1,2,3");
+    agree(&bench, "four", "50", "0,1,2,3");
     down(&bench, "four");
 }
