@@ -16,7 +16,6 @@ pub(crate) struct Answer {
     pub(crate) status: String,
     pub(crate) cost: i64,
     pub(crate) bound: i64,
-    pub(crate) seconds: f64,
     /// Of all its threads.
     pub(crate) cpu_seconds: f64,
 }
