@@ -7,6 +7,7 @@
 //!
 //! Nothing here depends on how fast anything is. [`LIMIT`] only catches hangs.
 
+mod alarms;
 mod bench;
 pub mod guest;
 mod terminal;
@@ -15,6 +16,7 @@ mod turn;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use alarms::alarms;
 pub use bench::{Bench, Finished, Line, Started};
 pub use terminal::Terminal;
 pub use turn::Turn;

@@ -146,7 +146,7 @@ fn start_second(code: &mut CodeAssembler) -> Result<(), IcedError> {
     // mov word [0x7000], 0x2a; hlt; jmp $-1, in 16-bit code.
     for (place, word) in (PAGE..)
         .step_by(4)
-        .zip([0x7000_06c7, 0xf400_2a00, 0x0000_fdeb])
+        .zip([0x7000_06c7_u32, 0xebf4_002a, 0x0000_00fd])
     {
         code.mov(dword_ptr(place), word)?;
     }
@@ -234,7 +234,7 @@ fn broken_images_are_refused_in_a_line() {
     for (image, reason) in [
         (&sound[..sound.len() - 1], "truncated"),
         (&other, "another processor"),
-        (&high, "entry point"),
+        (&high, "Misplaced"),
     ] {
         let done = run(&bench, image, &["--cores", "1"]);
         let said = done.err();

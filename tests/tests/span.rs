@@ -2,19 +2,7 @@
 //! operators are shown of that.
 
 use serde_json::Value;
-use viaduct_tests::{Bench, litmus};
-
-/// What a healthy guest's log never holds.
-const ALARMS: [&str; 8] = [
-    "WARNING:",
-    "BUG:",
-    "Oops",
-    "Call Trace",
-    "stall",
-    "nstable",
-    "lockup",
-    "warp",
-];
+use viaduct_tests::{Bench, alarms, litmus};
 
 /// A rack that is up, with the litmus programs in the guest.
 fn up(name: &str, words: &[&str]) -> Bench {
@@ -37,11 +25,7 @@ fn agree(bench: &Bench, name: &str, rounds: &str, cpus: &str) {
 
 fn down(bench: &Bench, name: &str) {
     let log = bench.exec(name, &["dmesg"]).finish().well().out();
-    let alarms: Vec<_> = log
-        .lines()
-        .filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm)))
-        .collect();
-    assert_eq!(alarms, Vec::<&str>::new());
+    assert_eq!(alarms(&log), Vec::<&str>::new());
     bench.down(name);
     bench.assert_nothing_left();
 }
@@ -100,6 +84,6 @@ fn two_nodes_are_one_machine_and_say_what_they_do() {
 #[test]
 fn all_vcpus_of_two_nodes_are_one_machine() {
     let bench = up("four", &["--nodes", "2", "--cores", "2"]);
-    agree(&bench, "four", "100", "0,1,2,3");
+    agree(&bench, "four", "50", "0,1,2,3");
     down(&bench, "four");
 }

@@ -96,7 +96,7 @@ pub(crate) fn here(image: &Path, test: &Test, shape: Shape, limit: Duration) -> 
         .args(["--memory", &format!("{memory}M")])
         .args(["--timeout", &limit.as_secs().to_string()])
         .arg("--")
-        .args(&test.arguments);
+        .args(test.arguments());
     run(command, limit + GRACE)
 }
 
@@ -118,8 +118,9 @@ pub(crate) fn reference(
         .arg("-kernel")
         .arg(image)
         .args(["-smp", &test.smp.to_string()]);
-    if !test.arguments.is_empty() {
-        command.args(["-append", &test.arguments.join(" ")]);
+    let arguments = test.arguments();
+    if !arguments.is_empty() {
+        command.args(["-append", &arguments.join(" ")]);
     }
     command.args(&test.options);
     run(command, limit)

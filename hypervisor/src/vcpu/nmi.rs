@@ -92,16 +92,18 @@ impl NmiState {
 
     /// Takes note of an exit at `rip`. Whether it only ended a step.
     pub(super) fn leave(&mut self, is_debug: bool, rip: u64, rflags: &mut u64) -> bool {
-        if let Gate::Returning { rip: iret } = self.gate
-            && (iret != rip || is_debug)
-        {
+        let returned = match self.gate {
+            Gate::Returning { rip: iret } => iret != rip || is_debug,
+            _ => false,
+        };
+        if returned {
             self.gate = Gate::Open;
         }
         let Some(trap) = self.stepping.take() else {
             return false;
         };
-        // An IRET or POPF may have loaded a trap flag of its own.
-        if !is_debug {
+        // An IRET that is over has loaded a trap flag of its own.
+        if !returned {
             *rflags = *rflags & !TRAP | trap;
         }
         is_debug && trap == 0
@@ -160,6 +162,9 @@ mod tests {
         assert_eq!(nmi.enter(false, &mut flags), NmiEntry::Step);
         assert!(!nmi.leave(false, 0x1000, &mut flags), "another exit");
         assert_eq!(flags, 2);
+        assert_eq!(nmi.enter(false, &mut flags), NmiEntry::Step);
+        assert!(nmi.leave(true, 0x1001, &mut flags));
+        assert_eq!(flags, 2, "the trap flag was not the guest's");
         assert_eq!(nmi.enter(true, &mut flags), NmiEntry::Deliver);
     }
 

@@ -43,8 +43,10 @@ pub enum Woken {
 }
 
 /// Locks, in the order in which they may be taken together:
-/// a device (agent or serial port), then the old devices, then the IOAPIC. Nobody holds a lock
-/// while it enters the guest or sleeps, and interrupt handlers take none.
+/// a device (agent or serial port), then the old devices, then the IOAPIC,
+/// then one of guest memory's (the nested tables or a core's hold). Nobody
+/// holds a lock while it enters the guest or sleeps, and interrupt handlers
+/// take none.
 #[derive(Debug)]
 pub struct Vm {
     /// Guest memory, and by its bells the way to launcher and other nodes.

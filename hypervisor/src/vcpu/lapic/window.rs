@@ -94,5 +94,5 @@ impl Lapic {
 /// The register that starts at an offset, if it is one of xAPIC mode.
 fn register_at(offset: u64) -> Option<u8> {
     let register = u8::try_from(offset >> 4).ok()?;
-    (offset % 16 == 0 && register < register::SELF_IPI).then_some(register)
+    (offset.is_multiple_of(16) && register < register::SELF_IPI).then_some(register)
 }
