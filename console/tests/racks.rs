@@ -44,12 +44,13 @@ fn a_vm_gets_its_parts_from_all_nodes() {
     let rows: Vec<_> = memory
         .lines()
         .skip(1)
-        .map(|row| words(row).join(" "))
+        .take(3)
+        .map(|row| words(row)[..4].join(" "))
         .collect();
     assert_eq!(rows, ["0 0 64M 25%", "1 64M 96M 37%", "2 160M 96M 37%"]);
     let vcpus = show("vcpus", &[]);
     let row = |name| {
-        let found = vcpus.lines().find(|row| words(row)[0] == name);
+        let found = vcpus.lines().find(|row| words(row).first() == Some(&name));
         words(found.expect("a row"))[1..].join(" ")
     };
     assert_eq!(row("node"), "0 1 1 1 2 2");
