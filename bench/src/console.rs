@@ -24,6 +24,8 @@ pub(crate) struct Outcome {
     pub exits: BTreeMap<&'static str, Exits>,
     /// The most of the node's own memory that was in use, in bytes.
     pub node_memory: Option<u64>,
+    /// The share of the mapped guest memory that is under entries of 2 MiB.
+    pub large_pages: Option<f64>,
 }
 
 /// Follows one guest from its launch to its last line.

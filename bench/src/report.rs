@@ -21,6 +21,9 @@ const BOOT_EXITS: u64 = 12_000;
 /// The most memory that a node should take for itself.
 const NODE_MEMORY: u64 = 32 << 20;
 
+/// The least share of guest memory that should be under large entries.
+const LARGE_PAGES: f64 = 0.9;
+
 /// All that was measured.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -152,6 +155,11 @@ impl Report {
         all.filter_map(|outcome| outcome.node_memory).max()
     }
 
+    fn large_pages(&self) -> Option<f64> {
+        let all = self.of(System::Viaduct).iter();
+        median(all.filter_map(|outcome| outcome.large_pages))
+    }
+
     /// The tables.
     pub(crate) fn text(&self) -> String {
         let idle = self.idle().unwrap_or(0.0);
@@ -237,6 +245,17 @@ impl Report {
                 NODE_MEMORY >> 20
             ),
         );
+        let large = self.large_pages();
+        own(
+            "guest memory under 2 MiB entries",
+            "%",
+            large.map(|share| digits(share * 100.0)),
+            format!(
+                "{} ≥ {:.0}",
+                mark(large.map(|share| share >= LARGE_PAGES)),
+                LARGE_PAGES * 100.0
+            ),
+        );
         table
     }
 
@@ -312,6 +331,7 @@ impl Report {
             "metrics": metrics,
             "boot_exits": { "count": self.boot_exits(), "at_most": BOOT_EXITS },
             "node_memory": { "bytes": self.node_memory(), "at_most": NODE_MEMORY },
+            "large_pages": { "share": self.large_pages(), "at_least": LARGE_PAGES },
         })
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use rack::{
-    Accelerator, BootFiles, ConsoleRead, Faults, NodeSpec, Programs, Rack, RackSpec, Size,
-    StartOptions, VmSpec,
+    Accelerator, BootBySpec, BootFiles, ConsoleRead, Faults, NodeSpec, NodeStatus, PlatformSpec,
+    Programs, Rack, RackSpec, Size, StartOptions, VmSpec,
 };
 use serde::Serialize;
 
@@ -92,7 +92,10 @@ fn viaduct(guest: &Guest, images: &BenchImages) -> Result<Outcome> {
     };
     let boot = BootFiles {
         kernel: images.kernel.clone(),
+        boot_by: BootBySpec::Image,
         initramfs: Some(images.initramfs.clone()),
+        modules: Vec::new(),
+        platform: PlatformSpec::Lean,
         image: None,
         command_line: images.command_line.clone(),
     };
@@ -128,9 +131,21 @@ fn viaduct(guest: &Guest, images: &BenchImages) -> Result<Outcome> {
         }
     }
     let mut outcome = watch.finish();
-    let pid = rack.status().nodes.first().map(|node| node.pid);
-    outcome.node_memory = pid.and_then(node_memory);
+    let status = rack.status();
+    let node = status.nodes.first().context("a rack has a node")?;
+    outcome.node_memory = node_memory(node.pid);
+    outcome.large_pages = large_pages(node);
     Ok(outcome)
+}
+
+/// How much of what the nested tables map is under entries of 2 MiB.
+fn large_pages(node: &NodeStatus) -> Option<f64> {
+    let counter = |wanted| {
+        let found = node.counters.iter().find(|(name, _)| *name == wanted);
+        found.map(|(_, bytes)| *bytes as f64)
+    };
+    let share = counter("memory_mapped_large_bytes")? / counter("memory_mapped_bytes")?;
+    Some(share).filter(|share| share.is_finite())
 }
 
 /// The exits of all vCPUs so far.

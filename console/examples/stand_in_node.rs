@@ -25,6 +25,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::Signal;
 use vmm_shared::addr::{NodeId, VcpuId};
 use vmm_shared::control::{ControlRegion, Counter, NodeShare, NodeState, RingId, VmState};
+use vmm_shared::membership::TICK_MS;
 use vmm_shared::region::{RegionError, RegionHeader, RegionKind};
 use vmm_shared::ring::ByteRing;
 use vmm_shared::shm::SharedMem;
@@ -78,6 +79,20 @@ fn main() -> ExitCode {
         word.store(state as u32, Ordering::Release);
     };
     let set_vm = |state: VmState| control.vm_state().store(state as u32, Ordering::Release);
+    let membership = control.membership();
+    let life = match membership.join(node) {
+        Ok(life) => life,
+        Err(why) => {
+            println!("this node cannot start: {why}");
+            return ExitCode::from(BOOT_FAILURE);
+        }
+    };
+    std::thread::spawn(move || {
+        while membership.is_in(life) {
+            membership.beat(life);
+            std::thread::sleep(Duration::from_millis(TICK_MS));
+        }
+    });
     println!("stand-in: joined");
     set_node(NodeState::Joined);
     if fault == "idle" {
@@ -89,6 +104,7 @@ fn main() -> ExitCode {
     if node != NodeId(0) {
         return serve(&control);
     }
+    wait_for_others(&control, config.nodes);
     set_vm(VmState::Running);
     put(control.ring(RingId::ConsoleOut), b"stand-in: booting\r\n");
     match fault {
@@ -116,6 +132,18 @@ fn main() -> ExitCode {
     set_vm(VmState::PoweredOff);
     set_node(NodeState::Stopped);
     ExitCode::from(ORDERLY)
+}
+
+/// The VM starts when all nodes are ready.
+fn wait_for_others(control: &ControlRegion, nodes: u32) {
+    let is_ready = |node| {
+        let state = control.node_state(NodeId(node)).expect("below the most");
+        state.load(Ordering::Acquire) == NodeState::Ready as u32
+    };
+    let nodes = u16::try_from(nodes).expect("below the most");
+    while !(0..nodes).all(is_ready) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The life of a node that only runs vCPUs: until the VM's end.
@@ -220,7 +248,7 @@ fn node_id(arguments: &[String]) -> NodeId {
 fn regions(arguments: &[String], node: NodeId) -> Result<ControlRegion, String> {
     let refuse = |what: &str| {
         let what = what.to_owned();
-        move |why: RegionError| format!("{what}: {why:?}")
+        move |why: RegionError| format!("{what}: {why}")
     };
     let control = map(&control_file(arguments).ok_or("no doorbell server")?);
     let (kind, control_header) = RegionHeader::check(&control).map_err(refuse("control"))?;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use rack::{Guest, NodeSpec, RackFile, RackSpec, RootFs, Size, VmSpec};
+use rack::{Guest, ModuleFile, NodeSpec, PlatformSpec, RackFile, RackSpec, RootFs, Size, VmSpec};
 
 use crate::names::RackName;
 
@@ -12,6 +12,9 @@ const EXIT_STATUSES: &str = "\
 Exit statuses:
   run, exec   the command's own; 128 + n if signal n killed it;
               126 if it cannot be run, 127 if it is not found in the guest
+  run --guest IMAGE of multiboot or PVH
+              (v << 1 | 1) & 255 if it wrote v to its exit port 0xf4;
+              0 if it switched itself off; 124 if --timeout ended it
   others      0
   all         125 if Viaduct itself failed (one line on stderr says why);
               128 + n if Viaduct was ended by signal n (130: Ctrl-C)";
@@ -49,6 +52,10 @@ pub(crate) enum Command {
     Vcpus(ShowArgs),
     /// The VM's memory and the nodes that give it.
     Memory(ShowArgs),
+    /// Run a built tree of kvm-unit-tests, and compare with plain QEMU.
+    ///
+    /// The exit status is 1 if a test fails that passes without Viaduct.
+    KvmUnitTests(UnitTestArgs),
     /// Holds a rack for `up`.
     #[command(hide = true)]
     Supervise,
@@ -102,12 +109,21 @@ pub(crate) struct VmArgs {
     /// Memory, a multiple of 2M.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     memory: Size,
-    /// "linux" (Debian's kernel), "pv", or a bzImage.
+    /// "linux" (Debian's kernel), "pv", a bzImage, or an image that runs
+    /// without a kernel: ELF with a multiboot 1 header or a PVH note.
     #[arg(long, value_name = "linux|pv|IMAGE", default_value = "linux")]
     pub guest: Guest,
     /// "debian", "busybox", or an ext4 image.
     #[arg(long, value_name = "busybox|debian|PATH", default_value = "debian")]
     pub rootfs: RootFs,
+    /// "lean", or "legacy" for a PC's interval timer, interrupt controllers,
+    /// clock and ACPI timer.
+    #[arg(long, value_name = "lean|legacy", default_value = "lean")]
+    pub platform: PlatformSpec,
+    /// Give a multiboot or PVH image this file as its next module; words behind
+    /// a blank are the module's command line.
+    #[arg(long = "module", value_name = "FILE [WORDS]")]
+    pub modules: Vec<ModuleFile>,
     /// Boot this initial RAM file system instead of Viaduct's own.
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
@@ -149,12 +165,46 @@ pub(crate) struct RunArgs {
     /// Give the command a terminal.
     #[arg(long, short)]
     pub tty: bool,
+    /// End a VM that runs a multiboot or PVH image after so many seconds, and
+    /// say where it was.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
     /// Attach to the VM's serial console, and run nothing; ends with the VM.
     #[arg(long, conflicts_with_all = ["command", "tty"])]
     pub console: bool,
     /// The command and its arguments; a shell on a terminal if there is none.
+    /// For a multiboot or PVH image, its arguments.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnitTestArgs {
+    /// The tree, configured for x86_64 and built.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Only tests with this in their name, or of this group.
+    #[arg(long, value_name = "WORD")]
+    pub filter: Option<String>,
+    /// Nodes in the rack of a test that has as many vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub nodes: u32,
+    /// Seconds for each test [default: what the tree says, or 90].
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Don't run what fails under plain QEMU, too: all failures are ours.
+    #[arg(long)]
+    pub no_reference: bool,
+    /// Write the results as TAP.
+    #[arg(long, value_name = "FILE")]
+    pub tap: Option<PathBuf>,
+    /// Write the results as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Say how each test ends when it does, and print what those printed that
+    /// did not pass.
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,16 +1,17 @@
 //! A rack with a VM in it, from the operator's wishes to a guest that answers.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use guest_linux_config::agent_client::{AgentClient, ClientError};
 use guest_linux_config::command_line::command_line;
 use guest_linux_config::{Images, KernelSource, Root, Stage};
 use rack::{
-    Accelerator, BootFiles, Faults, Guest, LogSink, Programs, Rack, RackError, RackSpec, RootFs,
-    StartOptions, VmSpec, beside_executable,
+    Accelerator, BootBySpec, BootFiles, Faults, Guest, LogSink, PlatformSpec, Programs, Protocol,
+    Rack, RackError, RackSpec, RootFs, StartOptions, VmSpec, beside_executable,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Settles what to start, and builds the images that are missing.
-    pub(crate) fn make(rack: &RackArgs, vm: &VmArgs) -> Result<Self> {
+    /// `arguments` are those of a bare-metal image.
+    pub(crate) fn make(rack: &RackArgs, vm: &VmArgs, arguments: &[OsString]) -> Result<Self> {
         let rack = rack.spec()?;
         if vm.guest == Guest::Pv && rack.nodes.len() > 1 {
             bail!("--guest pv runs on one node so far; use --nodes 1");
@@ -47,7 +49,10 @@ impl Plan {
         Ok(Self {
             rack,
             vm: spec,
-            boot: boot_files(vm)?,
+            boot: match bare_image(vm)? {
+                Some(image) => bare_files(image, vm, arguments)?,
+                None => boot_files(vm)?,
+            },
             boot_timeout: Duration::from_secs(vm.boot_timeout),
             verbose: vm.verbose,
         })
@@ -57,6 +62,9 @@ impl Plan {
 /// What the paravirtual guest boots: our kernel, the agent as its first
 /// program, and a root that the kernel itself reads.
 fn pv_boot_files(vm: &VmArgs) -> Result<BootFiles> {
+    if vm.platform != PlatformSpec::Lean {
+        bail!("--guest pv has no old devices; use --platform lean");
+    }
     let image = match &vm.rootfs {
         RootFs::Busybox => {
             bail!("--guest pv has no busybox root; use --rootfs debian or an ext4 image")
@@ -75,21 +83,65 @@ fn pv_boot_files(vm: &VmArgs) -> Result<BootFiles> {
             "pv guest kernel",
             "build it with scripts/viaduct, or set VIADUCT_GUEST_KERNEL to its path",
         )?,
+        boot_by: BootBySpec::Paravirtual,
         initramfs: Some(match &vm.initramfs {
             Some(path) => path.clone(),
             None => agent()?,
         }),
+        modules: Vec::new(),
+        platform: vm.platform,
         image: Some(image),
         command_line: words.join(" ").trim_end().to_owned(),
     })
 }
 
-fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
-    let source = match &vm.guest {
-        Guest::Image(path) => KernelSource::File(path.clone()),
-        Guest::Linux => KernelSource::Debian,
-        Guest::Pv => return pv_boot_files(vm),
+/// The image, if it runs without a kernel.
+pub(crate) fn bare_image(vm: &VmArgs) -> Result<Option<(&Path, Protocol)>> {
+    let Guest::Image(path) = &vm.guest else {
+        return Ok(None);
     };
+    Ok(match BootFiles::protocol(path)? {
+        Protocol::Linux => None,
+        protocol => Some((path, protocol)),
+    })
+}
+
+/// What a bare-metal image boots from: itself and its modules.
+fn bare_files(
+    (image, protocol): (&Path, Protocol),
+    vm: &VmArgs,
+    arguments: &[OsString],
+) -> Result<BootFiles> {
+    if vm.initramfs.is_some() {
+        bail!("--initramfs is for Linux; give a multiboot or PVH image its files with --module");
+    }
+    let mut words = Vec::new();
+    // By multiboot's custom, which many programs rely on.
+    if protocol == Protocol::Multiboot {
+        words.push(image.to_string_lossy().into_owned());
+    }
+    words.extend((!vm.append.is_empty()).then(|| vm.append.clone()));
+    for argument in arguments {
+        let argument = argument
+            .to_str()
+            .context("the image's arguments are not UTF-8")?;
+        words.push(argument.to_owned());
+    }
+    Ok(BootFiles {
+        kernel: image.to_owned(),
+        boot_by: BootBySpec::Image,
+        initramfs: None,
+        modules: vm.modules.clone(),
+        platform: vm.platform,
+        image: None,
+        command_line: words.join(" "),
+    })
+}
+
+fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
+    if !vm.modules.is_empty() {
+        bail!("--module is for multiboot and PVH images; leave it out");
+    }
     if let RootFs::Path(path) = &vm.rootfs {
         rack::boot::check_readable(
             "root image",
@@ -97,13 +149,21 @@ fn boot_files(vm: &VmArgs) -> Result<BootFiles> {
             "give \"busybox\", \"debian\" or an ext4 image to --rootfs",
         )?;
     }
+    let source = match &vm.guest {
+        Guest::Image(path) => KernelSource::File(path.clone()),
+        Guest::Linux => KernelSource::Debian,
+        Guest::Pv => return pv_boot_files(vm),
+    };
     let root = match vm.rootfs {
         RootFs::Busybox => Root::Busybox,
         RootFs::Debian | RootFs::Path(_) => Root::Pmem,
     };
     let files = |kernel, initramfs, image| BootFiles {
         kernel,
+        boot_by: BootBySpec::Image,
         initramfs: Some(initramfs),
+        modules: Vec::new(),
+        platform: vm.platform,
         image,
         command_line: command_line(root, &vm.append),
     };
@@ -246,9 +306,8 @@ impl Machine {
         let agent = self.agent.clone();
         // In a thread of its own: it blocks if the guest hangs.
         drop(std::thread::spawn(move || drop(agent.power_off())));
-        if self.rack.wait_end(limit).is_none() {
-            self.rack.kill();
-        }
-        let _ = self.rack.wait_end(Duration::from_secs(5));
+        // Whoever still runs then has nothing to save.
+        let _ = self.rack.wait_end(limit);
+        self.rack.stop(Duration::from_secs(5));
     }
 }

@@ -1,6 +1,7 @@
 //! `viaduct`: the operator's console.
 
 mod attach;
+mod bare;
 mod cli;
 mod client;
 mod machine;
@@ -16,6 +17,7 @@ mod signals;
 mod stdio;
 mod supervise;
 mod terminal;
+mod unit_tests;
 
 use std::process::ExitCode;
 
@@ -102,13 +104,17 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Memory(args) => show(&args, show::memory, |report| {
             serde_json::to_value(&report.nodes)
         }),
+        Command::KvmUnitTests(args) => unit_tests::run(&args),
         Command::Supervise => supervise::supervise().map(|()| 0),
     }
 }
 
 fn up(args: &UpArgs) -> Result<u8> {
     supervise::check_free(&args.target.name)?;
-    let plan = Plan::make(&args.rack, &args.vm)?;
+    if machine::bare_image(&args.vm)?.is_some() {
+        bail!("up needs a guest that takes commands; use viaduct run for this image");
+    }
+    let plan = Plan::make(&args.rack, &args.vm, &[])?;
     supervise::start(&args.target.name, plan).map(|()| 0)
 }
 

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 
 /// Changes with everything in this module.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// Longest line of either side.
 const MAX_LINE: usize = 1 << 20;
 
@@ -67,7 +67,8 @@ pub(crate) struct Report {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct VmReport {
-    /// "starting", "running", "powered-off", "reset", "crashed" or "failed".
+    /// "starting", "running", "frozen", "powered-off", "reset", "crashed" or
+    /// "failed".
     pub state: String,
     pub vcpus: u32,
     pub memory_bytes: u64,
@@ -79,7 +80,7 @@ pub(crate) struct VmReport {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NodeReport {
     pub id: u16,
-    /// "absent", "joined", "ready", "stopped" or "unknown".
+    /// "absent", "joined", "ready", "fenced", "stopped" or "unknown".
     pub state: String,
     pub cores: u32,
     pub vcpus: u32,
@@ -87,6 +88,10 @@ pub(crate) struct NodeReport {
     pub memory_bytes: u64,
     pub memory_offset_bytes: u64,
     pub pid: i32,
+    /// In the order in which operators want to see them.
+    pub counters: Vec<(String, u64)>,
+    /// Interrupts that its vCPUs have sent to vCPUs on each node.
+    pub ipis_to: Vec<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,6 +101,14 @@ pub(crate) struct VcpuReport {
     pub core: u32,
     /// In the order in which operators want to see them.
     pub counters: Vec<(String, u64)>,
+}
+
+impl NodeReport {
+    /// One of the counters; 0 if the node does not count that.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let found = self.counters.iter().find(|(known, _)| known == name);
+        found.map_or(0, |(_, value)| *value)
+    }
 }
 
 /// Sends one line.

@@ -5,23 +5,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use rack::{ConsoleLog, ConsoleRead, LogSink, NodeEnd, RingWriter};
+use rack::{ConsoleLog, ConsoleRead, LogSink, NodeEnd, RackEnd, RingWriter};
 use vmm_shared::control::VmState;
 
 use crate::attach::{self, Detached};
+use crate::bare::{self, Watchdog};
 use crate::cli::RunArgs;
-use crate::machine::{Machine, Plan};
+use crate::machine::{Machine, Plan, bare_image};
 use crate::server::Server;
 use crate::session::{self, Outcome};
 use crate::{progress, signals, supervise};
 
 pub(crate) fn run(args: &RunArgs) -> Result<u8> {
-    let request = session::request(&args.command, args.tty);
-    let request = if args.console { None } else { Some(request?) };
+    let bare = bare_image(&args.vm)?.is_some();
+    let request = match args.console || bare {
+        true => None,
+        false => Some(session::request(&args.command, args.tty)?),
+    };
+    if bare && args.tty {
+        bail!("--tty is for commands; this image has the serial console");
+    }
+    if !bare && args.timeout.is_some() {
+        bail!("--timeout is for multiboot and PVH images; leave it out");
+    }
     if let Some(name) = &args.name {
         supervise::check_free(name)?;
     }
-    let plan = Plan::make(&args.rack, &args.vm)?;
+    let plan = Plan::make(&args.rack, &args.vm, &args.command)?;
     let held = args.name.as_ref().map(supervise::hold).transpose()?;
     if let Some(held) = held.clone() {
         signals::at_end(move || held.clear());
@@ -48,7 +58,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
         None => {
             machine.wait_entered(&plan)?;
             progress::clear();
-            watch(&machine)
+            let limit = args.timeout.map(Duration::from_secs);
+            watch(&machine, limit)
         }
         Some(request) => {
             machine.wait_up(&plan)?;
@@ -80,7 +91,10 @@ fn command(
 }
 
 /// The serial console until the VM's end.
-fn watch(machine: &Machine) -> Result<u8> {
+fn watch(machine: &Machine, limit: Option<Duration>) -> Result<u8> {
+    let watchdog = limit
+        .map(|limit| Watchdog::start(&machine.rack, limit))
+        .transpose()?;
     let output = ConsoleReader {
         log: machine.rack.console(),
         position: 0,
@@ -90,7 +104,15 @@ fn watch(machine: &Machine) -> Result<u8> {
     if attach::attach(output, input, move || rack.kill())? == Detached::ByOperator {
         return Ok(0);
     }
+    if let Some(report) = watchdog.and_then(|watchdog| watchdog.report()) {
+        eprintln!("viaduct: {report}");
+        return Ok(bare::TIMED_OUT);
+    }
     match machine.rack.wait_end(Duration::from_secs(5)) {
+        Some(RackEnd {
+            exit_value: Some(value),
+            ..
+        }) => Ok(bare::exit_status(value)),
         Some(end) if end.how == NodeEnd::Orderly && end.vm == VmState::PoweredOff => Ok(0),
         Some(end) => Err(machine.rack.failure(&end).into()),
         // Nobody reads our output any more.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rack::{ConsoleLog, ConsoleRead, RackStatus, RingWriter};
+use rack::{ConsoleLog, ConsoleRead, NodeStatus, RackStatus, RingWriter};
 use vmm_shared::control::{NodeState, VmState};
 
 use crate::machine::Machine;
@@ -162,12 +162,14 @@ impl Server {
                 .iter()
                 .map(|node| NodeReport {
                     id: node.id.0,
-                    state: node_state(node.state).to_owned(),
+                    state: node_state(node).to_owned(),
                     cores: node.cores,
                     vcpus: node.vcpus,
                     memory_bytes: node.memory,
                     memory_offset_bytes: node.memory_offset,
                     pid: node.pid,
+                    counters: named(&node.counters),
+                    ipis_to: node.ipis_to.clone(),
                 })
                 .collect(),
             vcpus: counters
@@ -176,11 +178,7 @@ impl Server {
                     id: vcpu.id.0,
                     node: vcpu.node.0,
                     core: vcpu.core,
-                    counters: vcpu
-                        .values
-                        .into_iter()
-                        .map(|(name, value)| (name.to_owned(), value))
-                        .collect(),
+                    counters: named(&vcpu.values),
                 })
                 .collect(),
         }
@@ -260,6 +258,8 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
         VmState::PoweredOff => "powered-off",
         VmState::Reset => "reset",
         VmState::Crashed => "crashed",
+        VmState::Frozen => "frozen",
+        VmState::Exited => "exited",
         VmState::NotStarted | VmState::Running if reason.is_some() => "failed",
         VmState::NotStarted => "starting",
         VmState::Running => "running",
@@ -272,8 +272,16 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
     }
 }
 
-fn node_state(state: Option<NodeState>) -> &'static str {
-    match state {
+fn named(counters: &[(&'static str, u64)]) -> Vec<(String, u64)> {
+    counters
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), *value))
+        .collect()
+}
+
+fn node_state(node: &NodeStatus) -> &'static str {
+    match node.state {
+        Some(NodeState::Joined | NodeState::Ready) if node.is_out => "fenced",
         Some(NodeState::Absent) => "absent",
         Some(NodeState::Joined) => "joined",
         Some(NodeState::Ready) => "ready",

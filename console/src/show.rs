@@ -4,7 +4,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use rack::Size;
 
-use crate::protocol::{Report, VcpuReport};
+use crate::protocol::Report;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -62,38 +62,96 @@ pub(crate) fn nodes(report: &Report) -> String {
     print(&table)
 }
 
+fn percent(part: u64, of: u64) -> String {
+    match part.saturating_mul(100).checked_div(of) {
+        Some(percent) => format!("{percent}%"),
+        None => "-".to_owned(),
+    }
+}
+
+/// Which node gives which part of the VM's memory; and of how much of it the
+/// node has mappings, how much of that by large pages and how much on others.
 pub(crate) fn memory(report: &Report) -> String {
-    let mut table = table(&["NODE", "FROM", "GIVES", "SHARE"]);
-    let total = report.vm.memory_bytes.max(1);
+    let mut table = table(&["NODE", "FROM", "GIVES", "SHARE", "MAPS", "LARGE", "REMOTE"]);
+    let total = report.vm.memory_bytes;
     for node in &report.nodes {
+        let mapped = node.counter("memory_mapped_bytes");
         table.add_row([
             node.id.to_string(),
             Size(node.memory_offset_bytes).to_string(),
             Size(node.memory_bytes).to_string(),
-            format!("{}%", node.memory_bytes.saturating_mul(100) / total),
+            percent(node.memory_bytes, total),
+            Size(mapped).to_string(),
+            percent(node.counter("memory_mapped_large_bytes"), mapped),
+            percent(node.counter("memory_mapped_remote_bytes"), mapped),
         ]);
     }
-    print(&table)
+    let counters = columns(
+        "NODE",
+        report.nodes.iter().map(|node| {
+            let first = ("state".to_owned(), node.state.clone());
+            (node.id, with_counters([first], &node.counters))
+        }),
+    );
+    print(&table) + "\n" + &counters
 }
 
-/// Every vCPU's counters, a column each.
+/// Where each vCPU runs and what it has counted; and interrupts from node to
+/// node, if there are several.
 pub(crate) fn vcpus(report: &Report) -> String {
-    let mut header = vec!["VCPU".to_owned()];
-    header.extend(report.vcpus.iter().map(|vcpu| vcpu.id.to_string()));
+    let mut text = columns(
+        "VCPU",
+        report.vcpus.iter().map(|vcpu| {
+            let place = [
+                ("node".to_owned(), vcpu.node.to_string()),
+                ("core".to_owned(), vcpu.core.to_string()),
+            ];
+            (vcpu.id, with_counters(place, &vcpu.counters))
+        }),
+    );
+    if report.nodes.len() > 1 {
+        text += "\n";
+        text += &columns(
+            "IPIS FROM",
+            report.nodes.iter().map(|node| {
+                let to = node.ipis_to.iter().zip(0..);
+                let rows = to.map(|(count, to)| (format!("to {to}"), count.to_string()));
+                (node.id, rows.collect())
+            }),
+        );
+    }
+    text
+}
+
+fn with_counters(
+    first: impl IntoIterator<Item = (String, String)>,
+    counters: &[(String, u64)],
+) -> Vec<(String, String)> {
+    let counters = counters
+        .iter()
+        .map(|(name, value)| (name.clone(), value.to_string()));
+    first.into_iter().chain(counters).collect()
+}
+
+/// A column for each of some things that have the same rows.
+fn columns(
+    title: &str,
+    things: impl Iterator<Item = (u16, Vec<(String, String)>)> + Clone,
+) -> String {
+    let mut header = vec![title.to_owned()];
+    header.extend(things.clone().map(|(id, _)| id.to_string()));
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(header);
-    let mut row = |name: &str, value: &dyn Fn(&VcpuReport) -> String| {
-        let values = report.vcpus.iter().map(value);
-        table.add_row(std::iter::once(name.to_owned()).chain(values));
-    };
-    row("node", &|vcpu| vcpu.node.to_string());
-    row("core", &|vcpu| vcpu.core.to_string());
-    let names = report.vcpus.first().map(|vcpu| vcpu.counters.as_slice());
-    for (index, (name, _)) in names.unwrap_or_default().iter().enumerate() {
-        row(name, &|vcpu| {
-            let counter = vcpu.counters.get(index);
-            counter.map_or_else(String::new, |(_, value)| value.to_string())
+    let names = things
+        .clone()
+        .next()
+        .map_or_else(Vec::new, |(_, rows)| rows);
+    for (index, (name, _)) in names.iter().enumerate() {
+        let values = things.clone().map(|(_, rows)| {
+            let value = rows.get(index);
+            value.map_or_else(String::new, |(_, value)| value.clone())
         });
+        table.add_row(std::iter::once(name.clone()).chain(values));
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -104,7 +162,7 @@ pub(crate) fn vcpus(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{NodeReport, VmReport};
+    use crate::protocol::{NodeReport, VcpuReport, VmReport};
 
     fn report() -> Report {
         Report {
@@ -126,6 +184,11 @@ mod tests {
                 memory_bytes: 1 << 30,
                 memory_offset_bytes: 0,
                 pid: 4711,
+                counters: vec![
+                    ("memory_mapped_bytes".into(), 512 << 20),
+                    ("memory_mapped_large_bytes".into(), 384 << 20),
+                ],
+                ipis_to: vec![7],
             }],
             vcpus: [10, 20_000]
                 .into_iter()
@@ -150,10 +213,34 @@ mod tests {
     }
 
     #[test]
+    fn the_memory_of_a_node_is_given_and_mapped() {
+        let expected = "NODE  FROM  GIVES  SHARE  MAPS  LARGE  REMOTE\n\
+                        0     0     1G     100%   512M  75%    0%\n";
+        assert!(memory(&report()).starts_with(expected));
+        assert!(memory(&report()).contains("memory_mapped_bytes        536870912\n"));
+        let mut report = report();
+        report.nodes[0].counters.clear();
+        assert!(memory(&report).contains("0     -      -"), "nothing yet");
+    }
+
+    #[test]
     fn counters_stand_in_columns() {
         let text = vcpus(&report());
         assert!(text.lines().any(|line| {
             line.split_whitespace().collect::<Vec<_>>() == ["exits", "10", "20000"]
         }));
+        assert!(!text.contains("IPIS"), "there is one node");
+    }
+
+    #[test]
+    fn interrupts_are_shown_from_node_to_node() {
+        let mut report = report();
+        let mut second = report.nodes[0].clone();
+        second.id = 1;
+        report.nodes[0].ipis_to = vec![1, 20];
+        second.ipis_to = vec![300, 4];
+        report.nodes.push(second);
+        let expected = "IPIS FROM   0    1\nto 0        1  300\nto 1       20    4\n";
+        assert!(vcpus(&report).ends_with(expected), "{}", vcpus(&report));
     }
 }

@@ -44,12 +44,13 @@ fn a_vm_gets_its_parts_from_all_nodes() {
     let rows: Vec<_> = memory
         .lines()
         .skip(1)
-        .map(|row| words(row).join(" "))
+        .take(3)
+        .map(|row| words(row)[..4].join(" "))
         .collect();
     assert_eq!(rows, ["0 0 64M 25%", "1 64M 96M 37%", "2 160M 96M 37%"]);
     let vcpus = show("vcpus", &[]);
     let row = |name| {
-        let found = vcpus.lines().find(|row| words(row)[0] == name);
+        let found = vcpus.lines().find(|row| words(row).first() == Some(&name));
         words(found.expect("a row"))[1..].join(" ")
     };
     assert_eq!(row("node"), "0 1 1 1 2 2");
@@ -95,7 +96,11 @@ fn a_node_that_cannot_join_is_named_with_the_cause() {
         (stand_in("idle@1"), "node 1", "not in service"),
         (fault("paused@1"), "node 1", "has not joined"),
         (fault("doorbell@2"), "node 2", "doorbell server"),
-        (fault("version@1"), "node 1", "Version { found: 2 }"),
+        (
+            fault("version@1"),
+            "node 1",
+            "has version 4, and this is version 3",
+        ),
         (fault("header@2"), "memory region of node 2", "no header"),
         (fault("size@0"), "memory region of node 0", "promises"),
         (fault("size@-1"), "VIADUCT_FAULT", "docs/console.md"),
@@ -133,7 +138,7 @@ fn a_silent_node_is_named_long_before_the_boot_timeout() {
 }
 
 #[test]
-fn a_node_that_dies_takes_the_rack_with_it_and_is_named() {
+fn a_node_that_dies_freezes_the_vm_and_is_named() {
     let bench = Bench::new();
     for victim in [0, 1, 2] {
         let named = format!("node {victim} was killed");
@@ -158,7 +163,7 @@ fn a_node_that_dies_takes_the_rack_with_it_and_is_named() {
         let out = bench.viaduct(&["status", "--name", "loss"], &[]);
         let report = text(&out.stdout);
         assert!(
-            report.contains("failed") && report.contains(&named),
+            report.contains("frozen") && report.contains(&named),
             "{report}"
         );
         let out = bench.viaduct(&["down", "--name", "loss"], &[]);

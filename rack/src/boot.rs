@@ -3,19 +3,29 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use guest_image::Protocol;
 use serde::{Deserialize, Serialize};
 
 use crate::error::RackError;
+use crate::spec::{BootBySpec, PlatformSpec};
 
 /// The files and the words that a guest boots from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BootFiles {
-    /// The kernel: a bzImage, or the paravirtual guest's ELF image.
+    /// The kernel: a bzImage, a multiboot or PVH image, or the paravirtual
+    /// guest's.
     pub kernel: PathBuf,
-    /// The initial RAM file system, or the paravirtual guest's first program,
-    /// if there is one.
+    /// By which protocol the kernel is booted.
+    pub boot_by: BootBySpec,
+    /// The initial RAM file system of a Linux kernel, or the paravirtual
+    /// guest's first program, if there is one.
     pub initramfs: Option<PathBuf>,
+    /// What another image is booted with.
+    pub modules: Vec<ModuleFile>,
+    /// Whether the VM has a PC's old devices.
+    pub platform: PlatformSpec,
     /// The root image, a file in the format of an image region, if there is
     /// one.
     pub image: Option<PathBuf>,
@@ -23,11 +33,35 @@ pub struct BootFiles {
     pub command_line: String,
 }
 
-/// Kernel and initramfs as they go into the boot bundle.
+/// A file for a multiboot or PVH image, with words of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its command line.
+    pub words: String,
+}
+
+impl FromStr for ModuleFile {
+    type Err = std::convert::Infallible;
+
+    /// The file up to the first blank, then its command line.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (path, words) = text.split_once(' ').unwrap_or((text, ""));
+        Ok(Self {
+            path: path.into(),
+            words: words.into(),
+        })
+    }
+}
+
+/// Kernel and initramfs as they go into the boot bundle, and modules with their
+/// command lines.
 #[derive(Debug)]
 pub(crate) struct Bundle {
     pub kernel: Vec<u8>,
     pub initramfs: Vec<u8>,
+    pub modules: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl BootFiles {
@@ -40,16 +74,67 @@ impl BootFiles {
                 most,
             });
         }
-        let kernel = read("kernel", &self.kernel, "give a bzImage to --guest")?;
-        check_kernel(&kernel).map_err(|reason| RackError::Kernel {
-            path: self.kernel.clone(),
-            reason,
-        })?;
+        let hint = "give a bzImage, a multiboot or a PVH image to --guest";
+        let kernel = read("kernel", &self.kernel, hint)?;
+        self.check(&kernel)?;
         let initramfs = match &self.initramfs {
             Some(path) => read("initramfs", path, "give a readable file to --initramfs")?,
             None => Vec::new(),
         };
-        Ok(Bundle { kernel, initramfs })
+        let mut modules = Vec::new();
+        for module in &self.modules {
+            let content = read("module", &module.path, "give a readable file to --module")?;
+            modules.push((content, module.words.clone().into_bytes()));
+        }
+        Ok(Bundle {
+            kernel,
+            initramfs,
+            modules,
+        })
+    }
+
+    fn check(&self, kernel: &[u8]) -> Result<(), RackError> {
+        let broken = |reason| RackError::Kernel {
+            path: self.kernel.clone(),
+            reason,
+        };
+        let protocol = match self.boot_by {
+            BootBySpec::Image => guest_image::protocol(&kernel),
+            BootBySpec::Paravirtual => {
+                guest_image::Image::read_paravirtual(&kernel).map(|image| image.protocol)
+            }
+        };
+        match protocol {
+            Ok(Protocol::Linux) => check_bzimage(kernel).map_err(broken)?,
+            Ok(_) => {}
+            Err(why) => return Err(broken(why.to_string())),
+        }
+        let most = vmm_shared::control::MAX_MODULES;
+        if self.modules.len() > most {
+            return Err(RackError::Modules { most });
+        }
+        let most = vmm_shared::control::MAX_MODULE_WORDS;
+        let wrong = |module: &&ModuleFile| module.words.len() > most || module.words.contains('\0');
+        match self.modules.iter().find(wrong) {
+            Some(module) => Err(RackError::ModuleWords {
+                path: module.path.clone(),
+                most,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Which protocol the image is booted by.
+    ///
+    /// # Errors
+    /// The file can't be read, or is no image.
+    pub fn protocol(path: &Path) -> Result<Protocol, RackError> {
+        let hint = "give a bzImage, a multiboot or a PVH image to --guest";
+        let bytes = read("kernel", path, hint)?;
+        guest_image::protocol(&&bytes[..]).map_err(|why| RackError::Kernel {
+            path: path.to_owned(),
+            reason: why.to_string(),
+        })
     }
 }
 
@@ -101,15 +186,6 @@ mod setup {
     pub(super) const KERNEL_64: u16 = 1;
     /// The first version that says whether there is a 64-bit entry point.
     pub(super) const LEAST_VERSION: u16 = 0x020c;
-}
-
-/// A kernel that is an ELF image is the paravirtual guest's, which comes with
-/// us and which the hypervisor checks.
-fn check_kernel(image: &[u8]) -> Result<(), String> {
-    if image.starts_with(b"\x7fELF") {
-        return Ok(());
-    }
-    check_bzimage(image)
 }
 
 /// Says why `image` can't be booted through its 64-bit entry point.
@@ -184,7 +260,10 @@ mod tests {
     fn a_missing_kernel_and_a_long_command_line_are_refused() {
         let files = BootFiles {
             kernel: "/nonexistent/vmlinuz".into(),
+            boot_by: BootBySpec::Image,
             initramfs: None,
+            modules: Vec::new(),
+            platform: PlatformSpec::Lean,
             image: None,
             command_line: String::new(),
         };

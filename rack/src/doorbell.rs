@@ -75,24 +75,43 @@ impl Doorbells {
         };
         make_room();
         for (id, node) in (0..).zip(nodes) {
-            doorbells.introduce(id, node.control).map_err(failed())?;
+            let socket = &doorbells.nodes[usize::from(id)].socket;
+            let introduced = doorbells.introduce(id, socket, node.control);
+            introduced.map_err(failed())?;
         }
         Ok((doorbells, clients))
     }
 
+    /// A second connection for a node, and the server's end of it.
+    pub(crate) fn again(
+        &self,
+        node: NodeId,
+        control: BorrowedFd<'_>,
+    ) -> Result<(UnixStream, UnixStream), RackError> {
+        let (socket, client) = UnixStream::pair().map_err(RackError::host("make doorbells"))?;
+        self.introduce(node.0, &socket, control)
+            .map_err(RackError::host_errno("make doorbells"))?;
+        Ok((socket, client))
+    }
+
     /// Queues all that a node has to know about its peers.
-    fn introduce(&self, node: u16, memory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fn introduce(
+        &self,
+        node: u16,
+        socket: &UnixStream,
+        memory: BorrowedFd<'_>,
+    ) -> rustix::io::Result<()> {
         let own = &self.nodes[usize::from(node)];
-        send(&own.socket, PROTOCOL_VERSION, None)?;
-        send(&own.socket, i64::from(node), None)?;
-        send(&own.socket, SHARED_MEMORY, Some(memory))?;
+        send(socket, PROTOCOL_VERSION, None)?;
+        send(socket, i64::from(node), None)?;
+        send(socket, SHARED_MEMORY, Some(memory))?;
         let launcher = Some(self.launcher.as_fd());
-        send(&own.socket, i64::from(LAUNCHER_PEER), launcher)?;
+        send(socket, i64::from(LAUNCHER_PEER), launcher)?;
         let peers = (0_u16..).zip(&self.nodes).filter(|(id, _)| *id != node);
         for (id, port) in peers.chain([(node, own)]) {
             // The n-th descriptor for a peer is that of its vector n.
             for bell in &port.bells {
-                send(&own.socket, i64::from(id), Some(bell.as_fd()))?;
+                send(socket, i64::from(id), Some(bell.as_fd()))?;
             }
         }
         Ok(())

@@ -125,7 +125,9 @@ pub enum RackError {
         hint: &'static str,
     },
     /// A guest kernel that can't be booted.
-    #[error("kernel {path}: {reason}; use an x86-64 Linux bzImage of version 3.8 or later")]
+    #[error(
+        "kernel {path}: {reason}; use an x86-64 Linux bzImage of version 3.8 or later, or an ELF image with a multiboot 1 header or a PVH note"
+    )]
     Kernel {
         /// The file.
         path: PathBuf,
@@ -138,6 +140,20 @@ pub enum RackError {
         /// Bytes it has.
         len: usize,
         /// Bytes it may have.
+        most: usize,
+    },
+    /// More modules than an image can have.
+    #[error("an image can have {most} modules; leave out some --module")]
+    Modules {
+        /// The most there can be.
+        most: usize,
+    },
+    /// A module's command line that is too long or holds a NUL.
+    #[error("module {path}: its command line is too long; use at most {most} bytes")]
+    ModuleWords {
+        /// The module's file.
+        path: PathBuf,
+        /// The most bytes there can be.
         most: usize,
     },
     /// A root image in another build's format, or damaged.

@@ -2,9 +2,12 @@
 
 use std::str::FromStr;
 
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
+use vmm_shared::region::RegionHeader;
+use zerocopy::FromZeros;
 
 use crate::error::RackError;
+use crate::region::Region;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,12 +17,23 @@ pub(crate) enum FaultKind {
     Version,
     /// The header of the node's memory region is overwritten.
     Header,
+    /// That header ends behind its magic number.
+    Cut,
+    /// That header names another owner.
+    Owner,
     /// The node's memory region is shorter than its header says.
     Size,
+    /// The node's memory region has less than the node's share of the VM.
+    Short,
     /// The node's doorbell server is gone before the node starts.
     Doorbell,
     /// The node's process starts and its CPUs do not.
     Paused,
+    /// Two processes are started as this node.
+    Twice,
+    /// The node's locked instructions are not atomic towards other nodes. For
+    /// nodes with one core.
+    Atomics,
 }
 
 /// The faults to put in, none by default.
@@ -38,6 +52,27 @@ impl Faults {
     pub(crate) fn has(&self, kind: FaultKind, node: NodeId) -> bool {
         self.0.contains(&(kind, node))
     }
+
+    /// Damages the header of the memory region that a node gives.
+    pub(crate) fn apply_to_header(&self, node: NodeId, region: &Region) -> Result<(), RackError> {
+        let len = region.len();
+        for (kind, _) in self.0.iter().filter(|(_, at)| *at == node) {
+            region.change_header(|header| match kind {
+                FaultKind::Header => header.magic = 0,
+                FaultKind::Cut => {
+                    *header = RegionHeader {
+                        magic: header.magic,
+                        ..RegionHeader::new_zeroed()
+                    };
+                }
+                FaultKind::Owner => header.owner = u32::from(node.0) + 1000,
+                FaultKind::Size => header.content_len = len,
+                FaultKind::Short => header.content_len -= LARGE_PAGE_SIZE,
+                _ => {}
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl FromStr for Faults {
@@ -49,7 +84,12 @@ impl FromStr for Faults {
             let kind = match kind {
                 "version" => FaultKind::Version,
                 "header" => FaultKind::Header,
+                "cut" => FaultKind::Cut,
+                "owner" => FaultKind::Owner,
                 "size" => FaultKind::Size,
+                "short" => FaultKind::Short,
+                "twice" => FaultKind::Twice,
+                "atomics" => FaultKind::Atomics,
                 "doorbell" => FaultKind::Doorbell,
                 "paused" => FaultKind::Paused,
                 _ => return None,

@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use vmm_shared::region::{CONTENT_OFFSET, MAGIC, RegionHeader, RegionKind, VERSION};
+use vmm_shared::region::{CONTENT_OFFSET, IMAGE_VERSION, MAGIC, RegionHeader, RegionKind};
 use zerocopy::FromBytes;
 
 use crate::error::RackError;
@@ -55,10 +55,10 @@ impl Image {
                 CopyError::Rack(error) => error,
             });
         }
-        if header.version != VERSION || header.kind != RegionKind::Image as u32 {
+        if header.version != IMAGE_VERSION || header.kind != RegionKind::Image as u32 {
             return Err(broken("it was made by another version of Viaduct"));
         }
-        match window_len(RegionKind::Image, header.content_len) {
+        match window_len(header.content_len) {
             Some(window) if header.content_len > 0 && window == len => Ok(Self {
                 region: Region::from_file(file, len),
                 sharing: Sharing::Private,

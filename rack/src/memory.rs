@@ -6,9 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use vmm_shared::addr::{MAX_NODES, NodeId, PAGE_SIZE};
 use vmm_shared::control::{
-    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, MAX_COMMAND_LINE, NodeShare, coherence_geometry,
+    BUNDLE_OFFSET, Blob, BootBy, BootConfig, ControlRegion, MAX_COMMAND_LINE, MAX_MODULES, Module,
+    NodeShare, Platform, coherence_geometry,
 };
-use vmm_shared::region::{RegionError, RegionKind, VERSION};
+use vmm_shared::region::RegionKind;
 use zerocopy::FromZeros;
 
 use crate::boot::{BootFiles, Bundle};
@@ -16,7 +17,7 @@ use crate::error::RackError;
 use crate::image::Image;
 use crate::qemu::{RegionWindow, Sharing};
 use crate::region::Region;
-use crate::spec::VmSpec;
+use crate::spec::{BootBySpec, PlatformSpec, VmSpec};
 
 /// The regions of a rack, without the root image.
 #[derive(Debug)]
@@ -44,10 +45,15 @@ impl Memory {
         let end = table.offset + table.len;
         let region = Region::create(RegionKind::Control, uuid, 0, end)?;
         let control = ControlRegion::new(region.map()?).expect("made large enough");
-        for (blob, bytes) in [
+        let modules = bundle.modules.iter().zip(bundle.module_blobs());
+        let modules = modules.flat_map(|((content, words), module)| {
+            [(module.content, content), (module.words, words)]
+        });
+        let files = [
             (bundle.kernel_blob(), &bundle.kernel),
             (bundle.initramfs_blob(), &bundle.initramfs),
-        ] {
+        ];
+        for (blob, bytes) in files.into_iter().chain(modules) {
             control
                 .blob(blob)
                 .and_then(|to| to.write_bytes(0, bytes))
@@ -79,6 +85,16 @@ impl Memory {
         let wall_clock_ns = u64::try_from(since_1970.unwrap_or_default().as_nanos());
         let mut all_shares = [NodeShare::new_zeroed(); MAX_NODES];
         all_shares[..shares.len()].copy_from_slice(shares);
+        let mut modules = [Module::new_zeroed(); MAX_MODULES];
+        modules[..bundle.modules.len()].copy_from_slice(&bundle.module_blobs());
+        let platform = match boot.platform {
+            PlatformSpec::Lean => Platform::Lean,
+            PlatformSpec::Legacy => Platform::Legacy,
+        };
+        let boot_by = match boot.boot_by {
+            BootBySpec::Image => BootBy::Image,
+            BootBySpec::Paravirtual => BootBy::Paravirtual,
+        };
         self.control.set_boot_config(&BootConfig {
             nodes: u32::try_from(shares.len()).expect("checked to be few"),
             vcpus: vm.vcpus,
@@ -89,8 +105,11 @@ impl Memory {
             coherence: bundle.coherence_blob(shares),
             image_len: image.map_or(0, |image| image.content_len),
             command_line_len: u32::try_from(words.len()).expect("checked to be short"),
+            platform: platform as u32,
+            boot_by: boot_by as u32,
             reserved: 0,
             command_line,
+            modules,
             shares: all_shares,
         });
     }
@@ -132,20 +151,7 @@ impl Memory {
         });
         std::iter::once(control)
             .chain(given)
-            .find_map(|(name, check)| Some((name, describe(check.err()?))))
-    }
-}
-
-fn describe(error: RegionError) -> String {
-    match error {
-        RegionError::NotARegion => "it has no header".to_owned(),
-        RegionError::Version { found } => {
-            format!("its header says version {found}, this is version {VERSION}")
-        }
-        RegionError::UnknownKind { found } => format!("its header says kind {found}"),
-        RegionError::Truncated { promised, present } => {
-            format!("its header promises {promised} bytes, there are {present}")
-        }
+            .find_map(|(name, check)| Some((name, check.err()?.to_string())))
     }
 }
 
@@ -166,10 +172,34 @@ impl Bundle {
         }
     }
 
+    /// Behind that, each part on a page of its own.
+    fn module_blobs(&self) -> Vec<Module> {
+        let initramfs = self.initramfs_blob();
+        let mut next = initramfs.offset + initramfs.len;
+        let mut place = |bytes: &Vec<u8>| {
+            let blob = Blob {
+                offset: next.next_multiple_of(PAGE_SIZE),
+                len: bytes.len() as u64,
+            };
+            next = blob.offset + blob.len;
+            blob
+        };
+        let parts = self.modules.iter();
+        parts
+            .map(|(content, words)| Module {
+                content: place(content),
+                words: place(words),
+            })
+            .collect()
+    }
+
     /// Behind that, zeroed: what the nodes need to keep instruction fetch
     /// coherent. One node needs nothing.
     fn coherence_blob(&self, shares: &[NodeShare]) -> Blob {
-        let initramfs = self.initramfs_blob();
+        let last = match self.module_blobs().last() {
+            Some(module) => module.words,
+            None => self.initramfs_blob(),
+        };
         let len = match shares {
             [_] => 0,
             _ => coherence_geometry(shares)
@@ -177,7 +207,7 @@ impl Bundle {
                 .expect("checked to be a possible rack"),
         };
         Blob {
-            offset: (initramfs.offset + initramfs.len).next_multiple_of(PAGE_SIZE),
+            offset: (last.offset + last.len).next_multiple_of(PAGE_SIZE),
             len: len as u64,
         }
     }
@@ -189,7 +219,6 @@ mod tests {
     use crate::placement::placement;
     use crate::size::Size;
     use crate::spec::{NodeSpec, RackSpec};
-    use vmm_shared::region::metadata_len;
 
     fn memory() -> (VmSpec, Vec<NodeShare>, Memory) {
         let node = NodeSpec {
@@ -211,6 +240,7 @@ mod tests {
         Bundle {
             kernel: b"kernel".to_vec(),
             initramfs: b"initramfs".to_vec(),
+            modules: vec![(b"module".to_vec(), b"words".to_vec())],
         }
     }
 
@@ -219,7 +249,10 @@ mod tests {
         let (vm, shares, memory) = memory();
         let boot = BootFiles {
             kernel: "k".into(),
+            boot_by: BootBySpec::Paravirtual,
             initramfs: None,
+            modules: Vec::new(),
+            platform: PlatformSpec::Legacy,
             image: None,
             command_line: "quiet".into(),
         };
@@ -227,6 +260,15 @@ mod tests {
         let config = memory.control.boot_config();
         assert_eq!((config.nodes, config.vcpus), (2, 3));
         assert_eq!(config.shares[..2], shares[..]);
+        assert_eq!(config.platform, Platform::Legacy as u32);
+        assert_eq!(config.boot_by, BootBy::Paravirtual as u32);
+        let module = memory.control.blob(config.modules[0].content);
+        let mut bytes = [0; 6];
+        let copied = module.expect("inside").read_bytes(0, &mut bytes);
+        assert_eq!(copied, Some(()));
+        assert_eq!(bytes, *b"module");
+        assert!(config.coherence.offset >= config.modules[0].words.offset + 5);
+        assert_eq!(config.modules[1].content.len, 0);
         assert!(config.shares[2..].iter().all(|share| share.cores == 0));
         let sum: u64 = config.shares.iter().map(|share| share.memory).sum();
         assert_eq!(sum, config.memory);
@@ -240,7 +282,7 @@ mod tests {
         for (owner, (region, share)) in (0..).zip(memory.given.iter().zip(&shares)) {
             let header = region.header().expect("readable");
             assert_eq!((header.owner, header.content_len), (owner, share.memory));
-            assert!(region.len() >= (2 << 20) + share.memory + metadata_len(share.memory));
+            assert!(region.len() >= (2 << 20) + share.memory);
         }
     }
 

@@ -36,6 +36,10 @@ pub enum NodeEnd {
     Exited(i32),
     /// QEMU was killed by a signal.
     Killed(i32),
+    /// It gave no sign of life, and was put out.
+    Silent,
+    /// It has found out that it was put out.
+    Fenced,
 }
 
 impl NodeEnd {
@@ -45,6 +49,7 @@ impl NodeEnd {
             (Some(0x21), _) => Self::Orderly,
             (Some(0x23), _) => Self::BootFailure,
             (Some(0x25), _) => Self::Panic,
+            (Some(0x27), _) => Self::Fenced,
             (Some(code), _) => Self::Exited(code),
             (None, signal) => Self::Killed(signal.unwrap_or_default()),
         }
@@ -60,6 +65,8 @@ impl NodeEnd {
             Self::Exited(0) => "reset itself",
             Self::Exited(_) => "lost its QEMU process",
             Self::Killed(_) => "was killed",
+            Self::Silent => "gave no sign of life",
+            Self::Fenced => "stopped, as it had been put out",
         }
     }
 }
@@ -296,6 +303,7 @@ mod tests {
         assert_eq!(run("exit 33").0, NodeEnd::Orderly);
         assert_eq!(run("exit 35").0, NodeEnd::BootFailure);
         assert_eq!(run("exit 37").0, NodeEnd::Panic);
+        assert_eq!(run("exit 39").0, NodeEnd::Fenced);
         assert_eq!(run("exit 0").0, NodeEnd::Exited(0));
         assert_eq!(run("exit 1").0, NodeEnd::Exited(1));
         assert_eq!(run("kill -9 $$").0, NodeEnd::Killed(9));

@@ -34,6 +34,15 @@ pub(crate) enum Sharing {
     Private,
 }
 
+/// Whether a node's locked instructions are atomic towards other processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Atomics {
+    /// They are.
+    Exact,
+    /// As a fault, on a node with one core, they are not under TCG.
+    Broken,
+}
+
 /// What a node is started with.
 #[derive(Debug)]
 pub(crate) struct NodeConfig<'a> {
@@ -43,6 +52,7 @@ pub(crate) struct NodeConfig<'a> {
     /// Doorbell vectors: the most cores that any node of the rack has.
     pub vectors: u32,
     pub accelerator: Accelerator,
+    pub atomics: Atomics,
     pub hypervisor: &'a Path,
     /// The node's end of the doorbell connection, to be inherited.
     pub doorbell: &'a OwnedFd,
@@ -95,7 +105,10 @@ pub(crate) fn arguments(config: &NodeConfig<'_>) -> Vec<OsString> {
     // With a single possible CPU, TCG compiles LOCK instructions to plain
     // loads and stores, and updates of memory shared with other processes are
     // lost. A second possible CPU prevents that; it need not exist.
-    let possible = config.cores.max(2);
+    let possible = match config.atomics {
+        Atomics::Exact => config.cores.max(2),
+        Atomics::Broken => config.cores,
+    };
     qemu.pair("-smp", format!("{},maxcpus={possible}", config.cores));
     qemu.pair("-m", format!("{OWN_MEMORY_MIB}M"));
     // A node whose CPU triple-faults ends, and is reported; it never reboots
@@ -161,6 +174,7 @@ mod tests {
             cores,
             vectors: 4,
             accelerator,
+            atomics: Atomics::Exact,
             hypervisor: Path::new("/h"),
             doorbell: &file(),
             regions: &[RegionWindow {

@@ -8,7 +8,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vmm_shared::addr::{NodeId, VcpuId};
-use vmm_shared::control::{BUNDLE_OFFSET, Counter, NodeShare, NodeState, RingId, VmState};
+use vmm_shared::coherence::NodeSet;
+use vmm_shared::control::{
+    BUNDLE_OFFSET, Counter, NodeShare, NodeState, RingId, VmState, needed_nodes,
+};
 use vmm_shared::region::RegionKind;
 
 use crate::boot::BootFiles;
@@ -16,17 +19,19 @@ use crate::console::ConsoleLog;
 use crate::doorbell::{BellThread, Doorbells, Plug};
 use crate::error::RackError;
 use crate::fault::{FaultKind, Faults};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Stake};
 use crate::image::Image;
 use crate::memory::Memory;
 use crate::node::{Audience, Node, NodeEnd, Sink};
 use crate::placement::placement;
 use crate::preflight::{Accelerator, Programs};
-use crate::qemu::{NodeConfig, arguments};
+use crate::qemu::{Atomics, NodeConfig, arguments};
 use crate::region::Region;
+use crate::size::Size;
 use crate::spec::{RackSpec, VmSpec};
 use crate::status::{NodeStatus, RackStatus, VcpuCounters};
 use crate::stream::{Link, RingReader, RingWriter};
+use crate::watch::Watcher;
 
 /// How long a node gets to join the rack, without the time that it waits for
 /// a processor of this host. An idle host needs less than a second; the
@@ -57,10 +62,14 @@ pub struct StartOptions {
 #[derive(Debug)]
 pub struct Rack {
     // Fields drop in this order: first the nodes end, then their memory goes.
+    /// None watches a node that is alone.
+    _watcher: Option<Watcher>,
     nodes: Vec<Node>,
     fleet: Arc<Fleet>,
     _bell_thread: BellThread,
     doorbells: Arc<Doorbells>,
+    /// Server's ends of connections beyond one for each node.
+    _servers: Vec<UnixStream>,
     bell: Arc<crate::doorbell::Bell>,
     console: Arc<ConsoleLog>,
     memory: Memory,
@@ -71,15 +80,17 @@ pub struct Rack {
     started: Instant,
 }
 
-/// How and where a rack ended.
+/// How and where a rack's VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RackEnd {
-    /// The node that ended first.
+    /// The node that ended it.
     pub node: NodeId,
     /// How.
     pub how: NodeEnd,
     /// What had become of the VM.
     pub vm: VmState,
+    /// What the guest wrote to its exit port, if it did.
+    pub exit_value: Option<u32>,
 }
 
 impl Rack {
@@ -121,25 +132,35 @@ impl Rack {
         let (doorbells, clients) = Doorbells::new(&plugs)?;
         let doorbells = Arc::new(doorbells);
         let bell_thread = BellThread::start(&doorbells)?;
+        let members = (0..).map(NodeId).zip(&shares);
+        let members = members.fold(NodeSet::EMPTY, |set, (node, _)| set.with(node));
+        let stake = Stake {
+            control: memory.control,
+            doorbells: Arc::clone(&doorbells),
+            nodes: members,
+            needed: needed_nodes(&shares),
+        };
         let audience = Audience {
-            fleet: Arc::default(),
+            fleet: Arc::new(Fleet::new(stake)),
             bell: bell_thread.bell(),
             sink: options.log.clone(),
         };
 
         memory.configure(vm, &shares, boot, &bundle, image.as_ref());
         for (node, region) in (0..).map(NodeId).zip(&memory.given) {
-            if faulty(FaultKind::Header, node) {
-                region.change_header(|header| header.magic = 0)?;
-            }
-            if faulty(FaultKind::Size, node) {
-                region.change_header(|header| header.content_len = region.len())?;
-            }
+            options.faults.apply_to_header(node, region)?;
         }
         let started = Instant::now();
         let mut running = Vec::new();
         let vectors = shares.iter().map(|share| share.cores).max().unwrap_or(1);
-        for ((node, share), client) in (0..).map(NodeId).zip(&shares).zip(clients) {
+        let mut clients: Vec<_> = (0..).map(NodeId).zip(clients).collect();
+        let mut servers = Vec::new();
+        for node in members.filter(|node| faulty(FaultKind::Twice, *node)) {
+            let (server, client) = doorbells.again(node, memory.control_file())?;
+            servers.push(server);
+            clients.push((node, client));
+        }
+        for (node, client) in clients {
             let windows = memory.windows(image.as_ref())?;
             let doorbell = match faulty(FaultKind::Doorbell, node) {
                 true => orphan()?,
@@ -149,9 +170,13 @@ impl Rack {
             let config = NodeConfig {
                 node,
                 rack: &options.name,
-                cores: share.cores,
+                cores: shares[usize::from(node.0)].cores,
                 vectors,
                 accelerator: options.accelerator,
+                atomics: match faulty(FaultKind::Atomics, node) {
+                    true => Atomics::Broken,
+                    false => Atomics::Exact,
+                },
                 hypervisor: &options.programs.hypervisor,
                 doorbell: &doorbell,
                 regions: &windows,
@@ -172,14 +197,22 @@ impl Rack {
             doorbells: Arc::clone(&doorbells),
             node: Arc::clone(running[0].shared()),
             id: FIRST,
+            fleet: Arc::clone(&fleet),
         };
         let ring = memory.control.ring(RingId::ConsoleOut);
         let console = ConsoleLog::start(RingReader::new(ring, link))?;
+        let (watched, rung) = (Arc::clone(&fleet), Arc::clone(&bell));
+        let watcher = match members.len() {
+            1 => None,
+            _ => Some(Watcher::start(memory.control, members, watched, rung)?),
+        };
         Ok(Self {
+            _watcher: watcher,
             nodes: running,
             fleet,
             _bell_thread: bell_thread,
             doorbells,
+            _servers: servers,
             bell,
             console,
             memory,
@@ -200,9 +233,10 @@ impl Rack {
             let rings = self.bell.rings();
             if let Some(end) = self.ended() {
                 return match (end.how, end.vm) {
-                    (NodeEnd::Orderly, VmState::PoweredOff | VmState::Reset | VmState::Crashed) => {
-                        Ok(())
-                    }
+                    (
+                        NodeEnd::Orderly,
+                        VmState::PoweredOff | VmState::Reset | VmState::Crashed | VmState::Exited,
+                    ) => Ok(()),
                     _ => Err(self.failure(&end)),
                 };
             }
@@ -261,18 +295,28 @@ impl Rack {
         }
     }
 
-    /// How the rack ended, if it has.
+    /// How the VM ended, if it has: with all its nodes, or frozen.
     #[must_use]
     pub fn ended(&self) -> Option<RackEnd> {
         let (node, how) = self.fleet.first_end()?;
+        let vm = self.vm_state();
+        // Relaxed: behind the state's Acquire.
+        let value = self
+            .memory
+            .control
+            .vm()
+            .exit_value()
+            .load(Ordering::Relaxed);
+        let value = u32::try_from(value).ok();
         Some(RackEnd {
             node,
             how,
-            vm: self.vm_state(),
+            vm,
+            exit_value: value.filter(|_| vm == VmState::Exited),
         })
     }
 
-    /// Waits up to `limit` for the rack's end.
+    /// Waits up to `limit` for the VM's end.
     #[must_use]
     pub fn wait_end(&self, limit: Duration) -> Option<RackEnd> {
         let deadline = Instant::now() + limit;
@@ -292,7 +336,12 @@ impl Rack {
     /// An unexpected end as an error that quotes the node's last words.
     #[must_use]
     pub fn failure(&self, end: &RackEnd) -> RackError {
-        let shared = self.nodes[usize::from(end.node.0)].shared();
+        // If two run as one node, it is the one that has ended.
+        let of_it = |node: &&Node| node.id() == end.node;
+        let has_ended = |node: &&Node| node.shared().ended().is_some();
+        let its = || self.nodes.iter().filter(of_it);
+        let node = its().find(has_ended).or_else(|| its().next());
+        let shared = node.expect("it was started").shared();
         let (what, cause) = match (end.how, end.vm) {
             (NodeEnd::Orderly, VmState::Crashed) => {
                 ("stopped the VM: the guest crashed", self.guest_words())
@@ -304,10 +353,15 @@ impl Rack {
                 "stopped the VM: the guest switched itself off",
                 self.guest_words(),
             ),
-            (how, VmState::Running) if self.nodes.len() > 1 => {
-                let said = shared.last_words();
+            (NodeEnd::Orderly, VmState::Exited) => (
+                "stopped the VM: the guest wrote to its exit port",
+                self.guest_words(),
+            ),
+            (how, VmState::Frozen) => {
                 let cause = format!(
-                    "the VM has ended with it, as it needs all its nodes; it last said: {said}"
+                    "the VM is frozen, as {}; it last said: {}",
+                    self.needed_for(end.node),
+                    shared.last_words()
                 );
                 (how.what(), cause)
             }
@@ -324,6 +378,21 @@ impl Rack {
             },
             _ => RackError::NodeFailed { node, what, cause },
         }
+    }
+
+    /// Why the VM can't go on without a node.
+    fn needed_for(&self, node: NodeId) -> String {
+        let share = self.shares[usize::from(node.0)];
+        let devices = if node == FIRST {
+            ", and its devices"
+        } else {
+            ""
+        };
+        let memory = Size(share.memory);
+        format!(
+            "the node gave {} vCPU(s) and {memory} of its memory{devices}",
+            share.vcpus
+        )
     }
 
     /// What the console says of a guest that has ended.
@@ -352,6 +421,10 @@ impl Rack {
                 // Acquire: as in `vm_state`.
                 .and_then(|state| NodeState::from_raw(state.load(Ordering::Acquire))),
         };
+        let counters = |node: &Node| {
+            let counters = self.memory.control.node_counters(node.id());
+            counters.expect("the spec has checked how many nodes there are")
+        };
         let mut offset = 0;
         let node_status = |(node, share): (&Node, &NodeShare)| {
             let memory_offset = offset;
@@ -364,6 +437,9 @@ impl Rack {
                 memory: share.memory,
                 memory_offset,
                 pid: node.pid(),
+                is_out: self.memory.control.membership().is_out(node.id()),
+                counters: counters(node).values().collect(),
+                ipis_to: counters(node).ipis(self.nodes.len()).collect(),
             }
         };
         RackStatus {
@@ -397,6 +473,7 @@ impl Rack {
                 id,
                 node,
                 core,
+                rip: self.memory.control.last_rip(id).load(Ordering::Relaxed),
                 values: Counter::ALL
                     .iter()
                     .map(|(counter, name)| (*name, value(id, *counter)))
@@ -424,6 +501,7 @@ impl Rack {
             doorbells: Arc::clone(&self.doorbells),
             node: Arc::clone(self.nodes[0].shared()),
             id: FIRST,
+            fleet: Arc::clone(&self.fleet),
         }
     }
 
@@ -446,6 +524,12 @@ impl Rack {
     /// Ends all nodes at once.
     pub fn kill(&self) {
         self.fleet.kill();
+    }
+
+    /// Ends all nodes at once and waits up to `limit` until they are gone.
+    pub fn stop(&self, limit: Duration) {
+        self.kill();
+        self.fleet.wait_gone(limit);
     }
 }
 

@@ -31,6 +31,7 @@ pub struct NodeSpec {
     /// Its cores.
     pub cores: u32,
     /// The most memory that it gives; `None` is as much as it is asked for.
+    /// Any node but the first may give none.
     pub memory: Option<Size>,
 }
 
@@ -73,6 +74,38 @@ impl FromStr for Guest {
             "pv" => Self::Pv,
             path => Self::Image(path.into()),
         })
+    }
+}
+
+/// Who says by which protocol the guest is booted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BootBySpec {
+    /// Its image.
+    #[default]
+    Image,
+    /// The operator: it is the paravirtual guest.
+    Paravirtual,
+}
+
+/// The devices of the VM besides those that every VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlatformSpec {
+    /// None.
+    #[default]
+    Lean,
+    /// A PC's interval timer, interrupt controllers, clock and ACPI timer.
+    Legacy,
+}
+
+impl FromStr for PlatformSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "lean" => Ok(Self::Lean),
+            "legacy" => Ok(Self::Legacy),
+            _ => Err(format!("{text:?} is not known; use lean or legacy")),
+        }
     }
 }
 
@@ -195,6 +228,9 @@ impl NodeSpec {
         };
         let least = Size(LARGE_PAGE_SIZE);
         let (below, above) = match large_pages_around(memory) {
+            // A spare node, or one that gives vCPUs alone. The guest's first
+            // memory is the first node's.
+            _ if memory == Size(0) && node != NodeId(0) => return Ok(()),
             _ if memory < least => (least, least),
             Some(around) => around,
             None => return Ok(()),

@@ -41,6 +41,13 @@ pub struct NodeStatus {
     pub memory_offset: u64,
     /// The process that is the node.
     pub pid: i32,
+    /// It has been put out of the rack.
+    pub is_out: bool,
+    /// Names and values of what it has counted, in the order of
+    /// [`NodeCounters::values`](vmm_shared::control::NodeCounters::values).
+    pub counters: Vec<(&'static str, u64)>,
+    /// Interrupts that its vCPUs have sent to vCPUs on each node.
+    pub ipis_to: Vec<u64>,
 }
 
 /// What one vCPU has counted.
@@ -52,6 +59,8 @@ pub struct VcpuCounters {
     pub node: NodeId,
     /// The core of that node, counted from 0.
     pub core: u32,
+    /// Where it was at its last exit.
+    pub rip: u64,
     /// Names and values, in the order of
     /// [`Counter::ALL`](vmm_shared::control::Counter::ALL).
     pub values: Vec<(&'static str, u64)>,

@@ -8,6 +8,7 @@ use vmm_shared::addr::NodeId;
 use vmm_shared::ring::ByteRing;
 
 use crate::doorbell::{Bell, Doorbells};
+use crate::fleet::Fleet;
 use crate::node::NodeShared;
 
 /// How long a lost doorbell can delay anything.
@@ -21,10 +22,18 @@ pub(crate) struct Link {
     /// The node that has the other end.
     pub node: Arc<NodeShared>,
     pub id: NodeId,
+    pub fleet: Arc<Fleet>,
+}
+
+impl Link {
+    /// Whether nobody serves the other end any more.
+    fn is_over(&self) -> bool {
+        self.node.ended().is_some() || self.fleet.is_frozen()
+    }
 }
 
 /// The consumer's end of a ring. Reads block until there is something; the
-/// stream ends when the node has ended and all is read.
+/// stream ends when the node has ended, or its VM is frozen, and all is read.
 #[derive(Debug)]
 pub struct RingReader {
     ring: ByteRing,
@@ -32,7 +41,7 @@ pub struct RingReader {
 }
 
 /// The producer's end of a ring. Writes block until there is room; they fail
-/// when the node has ended.
+/// when the node has ended or its VM is frozen.
 #[derive(Debug)]
 pub struct RingWriter {
     ring: ByteRing,
@@ -69,7 +78,7 @@ impl Read for RingReader {
             let rings = self.link.bell.rings();
             // Asked before the ring is read: what a node wrote before it
             // ended is still delivered.
-            let ended = self.link.node.ended().is_some();
+            let ended = self.link.is_over();
             let count = self.ring.read(into);
             if count > 0 {
                 if self.ring.must_wake_producer() {
@@ -93,7 +102,7 @@ impl Write for RingWriter {
             return Ok(0);
         }
         loop {
-            if self.link.node.ended().is_some() {
+            if self.link.is_over() {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             let rings = self.link.bell.rings();
@@ -135,6 +144,7 @@ mod tests {
             doorbells: Arc::new(doorbells),
             node: Arc::default(),
             id: NodeId(0),
+            fleet: Arc::default(),
         };
         (link, control.ring(RingId::AgentOut))
     }

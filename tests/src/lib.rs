@@ -7,6 +7,7 @@
 //!
 //! Nothing here depends on how fast anything is. [`LIMIT`] only catches hangs.
 
+mod alarms;
 mod bench;
 pub mod guest;
 mod terminal;
@@ -15,6 +16,7 @@ mod turn;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use alarms::alarms;
 pub use bench::{Bench, Finished, Line, Started};
 pub use terminal::Terminal;
 pub use turn::Turn;
@@ -40,10 +42,22 @@ pub fn hypervisor() -> PathBuf {
     built("x86_64-unknown-none/release/hypervisor")
 }
 
+/// The guest's litmus programs, as `scripts/test` makes them.
+///
+/// # Panics
+/// If they have not been built.
+#[must_use]
+pub fn litmus() -> PathBuf {
+    built("x86_64-unknown-linux-musl/release/viaduct-litmus")
+}
+
 fn built(path: &str) -> PathBuf {
     let file = rack::beside_executable(path);
     let found = file.display();
-    assert!(file.exists(), "{found} is missing: run scripts/build");
+    assert!(
+        file.exists(),
+        "{found} is missing: run scripts/build or scripts/test"
+    );
     file
 }
 

@@ -1,6 +1,6 @@
 //! A stock Linux boots, whatever the VM's shape, and finds a sane machine.
 
-use viaduct_tests::Bench;
+use viaduct_tests::{Bench, alarms};
 
 /// A VM and what Linux must make of it.
 struct Shape {
@@ -37,38 +37,6 @@ done
 echo log:
 dmesg
 "#;
-
-/// What a healthy boot's log never holds.
-const ALARMS: [&str; 22] = [
-    "warning:",
-    "bug:",
-    "oops",
-    "call trace",
-    "stall",
-    "unstable",
-    "hung",
-    "lockup",
-    "panic",
-    "firmware bug",
-    "acpi error",
-    "acpi exception",
-    "acpi bios error",
-    "unchecked msr",
-    "not responding",
-    "failed to come online",
-    "time went backwards",
-    "tsc warp",
-    "spurious",
-    "no irq handler",
-    "nobody cared",
-    "general protection",
-];
-
-/// Lines with an alarm's word in them that are harmless.
-fn is_harmless(line: &str) -> bool {
-    // The command line asks for no wait after a panic.
-    line.contains("Command line:") || line.contains("command line:") || line.contains("panic=-1")
-}
 
 fn check(shape: &Shape) {
     let bench = Bench::new();
@@ -115,14 +83,7 @@ fn check(shape: &Shape) {
     ] {
         assert!(log.contains(words), "no {words:?} in:\n{log}");
     }
-    let alarms: Vec<_> = log
-        .lines()
-        .filter(|line| {
-            let lower = line.to_lowercase();
-            ALARMS.iter().any(|alarm| lower.contains(alarm)) && !is_harmless(line)
-        })
-        .collect();
-    assert_eq!(alarms, Vec::<&str>::new());
+    assert_eq!(alarms(log), Vec::<&str>::new());
     assert_eq!(value("taint"), "0");
     assert!(!survey.contains("stuck="), "{survey}");
     bench.assert_nothing_left();

@@ -10,18 +10,27 @@
 //!   0x004000  vCPU counters, 512 B each, one writer: the node that runs the vCPU
 //!   0x040000  rings: console out, console in, agent out, agent in
 //!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
+//!   0x360000  node counters, 1 KiB each: see `NodeCounters`
+//!   0x700000  membership             see `Membership`
+//!   0x710000  proofs of each node, 8 KiB each: words and code
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+mod node_counters;
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
-use crate::coherence::{Geometry, MAX_SLOTS};
+use crate::coherence::{Geometry, MAX_SLOTS, NodeSet};
+use crate::membership::Membership;
 use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
+
+use node_counters::NODE_COUNTERS_SIZE;
+pub use node_counters::{NodeCounter, NodeCounters};
 
 const BOOT_CONFIG: usize = 0;
 const NODE_RECORDS: usize = 0x1000;
@@ -32,6 +41,12 @@ const COUNTERS: usize = 0x4000;
 const COUNTERS_SIZE: usize = 8 * Counter::SLOTS;
 const VCPU_HOMES: usize = 0x32_0000;
 const VCPU_HOME_SIZE: usize = 1 << 10;
+const MEMBERSHIP: usize = 0x70_0000;
+const PROOFS: usize = 0x71_0000;
+const PROOF_SIZE: usize = 8 << 10;
+const NODE_COUNTERS: usize = 0x36_0000;
+/// Offset in a vCPU's home.
+const LAST_RIP: usize = 0x100;
 /// Where the launcher puts kernel and initramfs, in bytes of content.
 pub const BUNDLE_OFFSET: u64 = 8 << 20;
 
@@ -42,6 +57,11 @@ const _: () = assert!(LAUNCHER_PEER as usize == MAX_NODES);
 /// Longest kernel command line, in bytes.
 pub const MAX_COMMAND_LINE: usize = 2048;
 
+/// The most modules that a VM boots with.
+pub const MAX_MODULES: usize = 8;
+/// Longest command line of a module, in bytes.
+pub const MAX_MODULE_WORDS: usize = 256;
+
 /// A blob in the boot bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -50,6 +70,63 @@ pub struct Blob {
     pub offset: u64,
     /// Bytes; 0 if there is none.
     pub len: u64,
+}
+
+/// A file that a multiboot or PVH image is booted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Module {
+    /// Its bytes.
+    pub content: Blob,
+    /// Its own command line, without a terminator; at most
+    /// [`MAX_MODULE_WORDS`] bytes.
+    pub words: Blob,
+}
+
+/// The devices that a VM has besides those that every VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Platform {
+    /// None.
+    #[default]
+    Lean = 0,
+    /// A PC's interval timer, interrupt controllers, clock and ACPI timer.
+    Legacy = 1,
+}
+
+impl Platform {
+    /// The platform with this number, if there is one.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Lean),
+            1 => Some(Self::Legacy),
+            _ => None,
+        }
+    }
+}
+
+/// Who says by which protocol the guest is booted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BootBy {
+    /// Its image's headers.
+    #[default]
+    Image = 0,
+    /// The operator: it is the paravirtual guest, see [`crate::pv`].
+    Paravirtual = 1,
+}
+
+impl BootBy {
+    /// The one with this number, if there is one.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Image),
+            1 => Some(Self::Paravirtual),
+            _ => None,
+        }
+    }
 }
 
 /// What one node gives to the VM.
@@ -79,7 +156,7 @@ pub struct BootConfig {
     pub wall_clock_ns: u64,
     /// The guest kernel.
     pub kernel: Blob,
-    /// The initial RAM file system.
+    /// The initial RAM file system, or the paravirtual guest's first program.
     pub initramfs: Blob,
     /// The table of instruction coherence (see [`crate::coherence`]), zeroed.
     pub coherence: Blob,
@@ -88,19 +165,37 @@ pub struct BootConfig {
     pub image_len: u64,
     /// Bytes of `command_line` in use.
     pub command_line_len: u32,
+    /// A [`Platform`].
+    pub platform: u32,
+    /// A [`BootBy`].
+    pub boot_by: u32,
     /// Zero.
     pub reserved: u32,
     /// The kernel command line.
     pub command_line: [u8; MAX_COMMAND_LINE],
+    /// Modules of a multiboot or PVH image; the first that is empty ends them.
+    pub modules: [Module; MAX_MODULES],
     /// What each node gives; zero from `nodes` on.
     pub shares: [NodeShare; MAX_NODES],
 }
 
-const _: () = assert!(size_of::<BootConfig>() == 88 + MAX_COMMAND_LINE + 16 * MAX_NODES);
+const _: () =
+    assert!(size_of::<BootConfig>() == 96 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 16 * MAX_NODES);
 const _: () = assert!(size_of::<BootConfig>() <= NODE_RECORDS - BOOT_CONFIG);
 const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
+
+/// The nodes without which the VM can't go on: those that give it vCPUs or
+/// memory, and the first, which owns its devices.
+#[must_use]
+pub fn needed_nodes(shares: &[NodeShare]) -> NodeSet {
+    (0..)
+        .map(NodeId)
+        .zip(shares)
+        .filter(|(node, share)| *node == NodeId(0) || share.vcpus > 0 || share.memory > 0)
+        .fold(NodeSet::EMPTY, |set, (node, _)| set.with(node))
+}
 
 /// What the table of instruction coherence is about, if the nodes give these
 /// shares. All who use the table work it out alike.
@@ -160,6 +255,10 @@ pub enum VmState {
     Reset = 3,
     /// A vCPU shut down: a triple fault, or a state the CPU refuses to enter.
     Crashed = 4,
+    /// The guest wrote to its exit port: see [`VmRecord::exit_value`].
+    Exited = 5,
+    /// A node that had a part of it has died: no vCPU runs any more.
+    Frozen = 6,
 }
 
 impl VmState {
@@ -172,6 +271,8 @@ impl VmState {
             2 => Some(Self::PoweredOff),
             3 => Some(Self::Reset),
             4 => Some(Self::Crashed),
+            5 => Some(Self::Exited),
+            6 => Some(Self::Frozen),
             _ => None,
         }
     }
@@ -213,13 +314,15 @@ pub enum Counter {
     Faults,
     /// Instructions decoded to emulate an access.
     Decoded,
+    /// Device accesses that another node has served.
+    Forwarded,
 }
 
 impl Counter {
     /// Counters there is room for, per vCPU.
     pub const SLOTS: usize = 64;
     /// All counters with the names operators see.
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 17] = [
         (Self::Exits, "exits"),
         (Self::ExitIo, "exit_io"),
         (Self::ExitMsr, "exit_msr"),
@@ -236,6 +339,7 @@ impl Counter {
         (Self::UnknownAddress, "unknown_address"),
         (Self::Faults, "faults"),
         (Self::Decoded, "decoded"),
+        (Self::Forwarded, "forwarded"),
     ];
 }
 
@@ -274,7 +378,10 @@ const _: () = assert!(0x4_0000 + ring_size(1 << 18) <= 0x9_0000);
 const _: () = assert!(0x9_0000 + ring_size(1 << 12) <= 0x10_0000);
 const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
 const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
-const _: () = assert!((VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE) as u64 <= BUNDLE_OFFSET);
+const _: () = assert!(VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE <= NODE_COUNTERS);
+const _: () = assert!(NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE <= MEMBERSHIP);
+const _: () = assert!(MEMBERSHIP + Membership::SIZE <= PROOFS);
+const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET);
 
 /// What is known of a node.
 ///
@@ -317,7 +424,10 @@ impl NodeRecord {
 ///   0    state, a `VmState`                          who stops it writes
 ///   8    rate of the TSC in kHz                      node 0 writes
 ///   16   guest TSC minus node 0's TSC, modulo 2^64   node 0 writes
+///   24   what the guest wrote to its exit port        who stops it writes
+///   32   vectors of level-triggered pins, 256 bits   node 0 writes
 ///   64   vCPUs that wait for a device access, one bit each
+///   96   whether all fetch coherently: 0 unknown      node 0 writes
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord(SharedMem);
@@ -337,6 +447,25 @@ impl VmRecord {
     #[must_use]
     pub fn tsc_offset(&self) -> &AtomicU64 {
         self.word(16)
+    }
+
+    /// Whether instruction fetch is coherent on all nodes: 0 as long as that
+    /// is not known, 1 if so.
+    #[must_use]
+    pub fn fetch(&self) -> &AtomicU64 {
+        self.word(96)
+    }
+
+    /// What the guest wrote to its exit port, if it is [`VmState::Exited`].
+    #[must_use]
+    pub fn exit_value(&self) -> &AtomicU64 {
+        self.word(24)
+    }
+
+    /// The words of the set of vectors that level-triggered pins send.
+    #[must_use]
+    pub fn level_vectors(&self) -> [&AtomicU64; 4] {
+        core::array::from_fn(|index| self.word(32 + index * 8))
     }
 
     /// The words of the set of vCPUs that wait for a device access.
@@ -410,6 +539,37 @@ impl ControlRegion {
             .atomic_u32(NODE_RECORDS + node * NODE_RECORD_SIZE)
     }
 
+    /// Who takes part in the rack.
+    #[must_use]
+    pub fn membership(&self) -> Membership {
+        self.content
+            .window(MEMBERSHIP, Membership::SIZE)
+            .and_then(Membership::new)
+            .expect("`new` has checked the size")
+    }
+
+    /// Two pages in which a node proves its platform; the id must be below
+    /// [`MAX_NODES`].
+    #[must_use]
+    pub fn proof(&self, node: NodeId) -> Option<SharedMem> {
+        let node = usize::from(node.0);
+        (node < MAX_NODES).then_some(())?;
+        self.content.window(PROOFS + node * PROOF_SIZE, PROOF_SIZE)
+    }
+
+    /// What a node has counted; the id must be below [`MAX_NODES`].
+    #[must_use]
+    pub fn node_counters(&self, node: NodeId) -> Option<NodeCounters> {
+        let node = usize::from(node.0);
+        if node >= MAX_NODES {
+            return None;
+        }
+        let offset = NODE_COUNTERS + node * NODE_COUNTERS_SIZE;
+        self.content
+            .window(offset, NODE_COUNTERS_SIZE)
+            .and_then(NodeCounters::new)
+    }
+
     /// The VM's record.
     #[must_use]
     pub fn vm(&self) -> VmRecord {
@@ -426,6 +586,16 @@ impl ControlRegion {
         self.content
             .atomic_u32(VM_RECORD)
             .expect("`new` has checked the size")
+    }
+
+    /// Marks a running VM as frozen: it has lost a node that it needs.
+    pub fn freeze_vm(&self) {
+        let (from, to) = (VmState::Running as u32, VmState::Frozen as u32);
+        // Release: the loss is visible to who sees the state. A VM that has
+        // ended in another way has ended.
+        let _ = self
+            .vm_state()
+            .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
     }
 
     /// One counter of one vCPU; the id must be below [`MAX_VCPUS`].
@@ -458,6 +628,19 @@ impl ControlRegion {
         let page = usize::try_from(PAGE_SIZE).expect("small");
         self.content
             .window(offset, ring_size(capacity).next_multiple_of(page))
+            .expect("`new` has checked the size")
+    }
+
+    /// Where a vCPU was at its last exit. The node that runs it writes.
+    ///
+    /// # Panics
+    /// If the id is not below [`MAX_VCPUS`].
+    #[must_use]
+    pub fn last_rip(&self, vcpu: VcpuId) -> &AtomicU64 {
+        let place = VCPU_HOMES + usize::from(vcpu.0) * VCPU_HOME_SIZE + LAST_RIP;
+        assert!(usize::from(vcpu.0) < MAX_VCPUS, "no such vCPU");
+        self.content
+            .atomic_u64(place)
             .expect("`new` has checked the size")
     }
 

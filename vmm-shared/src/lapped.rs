@@ -32,6 +32,7 @@ pub(crate) enum Found {
     Corrupt,
 }
 
+#[inline]
 fn lap(position: u64, slots: u64) -> u64 {
     (position >> slots.trailing_zeros()) + 1
 }
@@ -61,6 +62,13 @@ pub(crate) fn decode(word: u64, position: u64, slots: u64) -> Found {
     } else {
         Found::Corrupt
     }
+}
+
+/// Whether [`decode`] says [`Found::Free`].
+#[inline]
+#[cfg(any(feature = "alloc", test, loom))]
+pub(crate) fn is_free(word: u64, position: u64, slots: u64) -> bool {
+    (word >> CONTENT_BITS) + 1 == lap(position, slots)
 }
 
 /// Whether `position` can still be counted.

@@ -19,6 +19,7 @@ pub mod control;
 mod lapped;
 #[cfg(any(feature = "alloc", test, loom))]
 pub mod log;
+pub mod membership;
 pub mod pv;
 pub mod region;
 pub mod ring;

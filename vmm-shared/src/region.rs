@@ -6,48 +6,25 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::addr::LARGE_PAGE_SIZE;
 use crate::shm::SharedMem;
 
 /// "VIADUCT\0", read as a little-endian word.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VIADUCT\0");
-/// Version of every layout in this crate; a node refuses any other.
-pub const VERSION: u32 = 1;
+/// Version of the layouts in control and memory regions; a node refuses any
+/// other.
+pub const VERSION: u32 = 3;
+/// Version of an image region, which is only a header and a file system: what
+/// has been built stays good when other layouts change.
+pub const IMAGE_VERSION: u32 = 1;
 /// Where a region's contents start, in bytes.
 pub const CONTENT_OFFSET: u64 = LARGE_PAGE_SIZE;
 
-/// Bytes of a coherence record: one for each small page of a memory region.
-const PAGE_RECORD_SIZE: u64 = 32;
-
-/// Where the coherence protocol's metadata starts in a memory region with so
-/// much content, in bytes from the region's start: right behind the content.
-/// It is never part of the guest's memory.
+/// Bytes that a region with so much content fills: its header and the
+/// content. `None` if there is no such number.
 #[must_use]
-pub const fn metadata_offset(content_len: u64) -> u64 {
-    CONTENT_OFFSET.saturating_add(content_len)
-}
-
-/// Bytes of that metadata: a record for each small page, rounded up to large
-/// pages, so that it is mapped like the content. Less than 1 % of it.
-#[must_use]
-pub const fn metadata_len(content_len: u64) -> u64 {
-    let records = content_len.div_ceil(PAGE_SIZE) * PAGE_RECORD_SIZE;
-    records.next_multiple_of(LARGE_PAGE_SIZE)
-}
-
-/// Bytes that a region with so much content fills: its header, the content,
-/// and the metadata if it is a memory region. `None` if there is no such
-/// number.
-#[must_use]
-pub const fn filled_len(kind: RegionKind, content_len: u64) -> Option<u64> {
-    let metadata = match kind {
-        RegionKind::Memory => metadata_len(content_len),
-        RegionKind::Control | RegionKind::Image => 0,
-    };
-    match CONTENT_OFFSET.checked_add(content_len) {
-        Some(end) => end.checked_add(metadata),
-        None => None,
-    }
+pub const fn filled_len(content_len: u64) -> Option<u64> {
+    CONTENT_OFFSET.checked_add(content_len)
 }
 
 /// What a region is for.
@@ -62,13 +39,34 @@ pub enum RegionKind {
     Image = 3,
 }
 
+impl RegionKind {
+    /// The version of such a region that this build makes and takes.
+    #[must_use]
+    pub const fn version(self) -> u32 {
+        match self {
+            Self::Control | Self::Memory => VERSION,
+            Self::Image => IMAGE_VERSION,
+        }
+    }
+}
+
+impl core::fmt::Display for RegionKind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Control => "control region",
+            Self::Memory => "memory region",
+            Self::Image => "root image",
+        })
+    }
+}
+
 /// The first bytes of every region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RegionHeader {
     /// [`MAGIC`].
     pub magic: u64,
-    /// [`VERSION`].
+    /// [`RegionKind::version`].
     pub version: u32,
     /// A [`RegionKind`] as a number.
     pub kind: u32,
@@ -86,23 +84,29 @@ pub struct RegionHeader {
 const _: () = assert!(size_of::<RegionHeader>() == 48);
 
 /// Why a window is not the region that it should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegionError {
     /// No header: too small, or the magic is missing.
+    #[error("a region has no header, or a damaged one")]
     NotARegion,
     /// Made by another build of Viaduct.
+    #[error("the {kind} has version {found}, and this is version {}: all parts of a rack must be of one build", kind.version())]
     Version {
+        /// What it is.
+        kind: RegionKind,
         /// The version found.
         found: u32,
     },
     /// A kind that this build does not know.
+    #[error("a region's header is damaged: it says kind {found}")]
     UnknownKind {
         /// The kind found.
         found: u32,
     },
     /// The header promises more bytes than the window has.
+    #[error("a region's header promises {promised} bytes, there are {present}")]
     Truncated {
-        /// Bytes that it should have, header and metadata included.
+        /// Bytes that it should have, header included.
         promised: u64,
         /// Bytes that it has.
         present: u64,
@@ -115,7 +119,7 @@ impl RegionHeader {
     pub fn new(kind: RegionKind, uuid: [u8; 16], owner: u32, content_len: u64) -> Self {
         Self {
             magic: MAGIC,
-            version: VERSION,
+            version: kind.version(),
             kind: kind as u32,
             uuid,
             owner,
@@ -143,18 +147,19 @@ impl RegionHeader {
         if self.magic != MAGIC {
             return Err(RegionError::NotARegion);
         }
-        if self.version != VERSION {
-            return Err(RegionError::Version {
-                found: self.version,
-            });
-        }
         let kind = match self.kind {
             1 => RegionKind::Control,
             2 => RegionKind::Memory,
             3 => RegionKind::Image,
             found => return Err(RegionError::UnknownKind { found }),
         };
-        let promised = filled_len(kind, self.content_len).unwrap_or(u64::MAX);
+        if self.version != kind.version() {
+            return Err(RegionError::Version {
+                kind,
+                found: self.version,
+            });
+        }
+        let promised = filled_len(self.content_len).unwrap_or(u64::MAX);
         if promised > present {
             return Err(RegionError::Truncated { promised, present });
         }
@@ -169,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_header_is_recognised_and_a_damaged_one_refused() {
-        let len = CONTENT_OFFSET + 4096 + LARGE_PAGE_SIZE;
+        let len = CONTENT_OFFSET + 4096;
         let memory = leaked(len as usize / 64);
         assert_eq!(RegionHeader::check(&memory), Err(RegionError::NotARegion));
         let good = RegionHeader::new(RegionKind::Memory, [7; 16], 3, 4096);
@@ -181,7 +186,10 @@ mod tests {
             .expect("fits");
         assert_eq!(
             RegionHeader::check(&memory),
-            Err(RegionError::Version { found: 9 })
+            Err(RegionError::Version {
+                kind: RegionKind::Memory,
+                found: 9
+            })
         );
         memory
             .write(0, &RegionHeader { kind: 0, ..good })
@@ -206,18 +214,5 @@ mod tests {
                 present: len
             })
         );
-    }
-
-    #[test]
-    fn metadata_is_less_than_a_hundredth_of_what_it_describes() {
-        for content in [1 << 30, 37 << 30, 1 << 40] {
-            assert!(metadata_len(content) * 100 <= content);
-            assert_eq!(metadata_len(content), content / 128);
-            assert_eq!(metadata_offset(content), CONTENT_OFFSET + content);
-        }
-        assert_eq!(metadata_len(LARGE_PAGE_SIZE), LARGE_PAGE_SIZE);
-        assert_eq!(metadata_len(0), 0);
-        assert_eq!(filled_len(RegionKind::Memory, u64::MAX), None);
-        assert_eq!(filled_len(RegionKind::Control, 9), Some(CONTENT_OFFSET + 9));
     }
 }

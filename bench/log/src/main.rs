@@ -3,7 +3,9 @@
 //! die cost the others.
 //!
 //! `log-bench [throughput] [join] [evict] [--keys N] [--millis N] [--repeat N]
-//! [--mib N] [--json FILE]`; all three without a name.
+//! [--only REPLICAS/THREADS/WRITES] [--mib N] [--json FILE]`; all three
+//! without a name. `--keys` is a power of two; `--only 2/` measures all that
+//! have two replicas.
 
 mod map;
 mod members;
@@ -17,10 +19,10 @@ use std::time::Duration;
 fn main() -> ExitCode {
     let mut plan = throughput::Plan {
         keys: 1 << 14,
-        time: Duration::from_millis(200),
-        repeat: 5,
+        time: Duration::from_millis(20),
+        repeat: 25,
     };
-    let (mut parts, mut mib, mut json) = (Vec::new(), 1024, None);
+    let (mut parts, mut only, mut mib, mut json) = (Vec::new(), String::new(), 1024, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         if matches!(name.as_str(), "throughput" | "join" | "evict") {
@@ -29,10 +31,11 @@ fn main() -> ExitCode {
         }
         let value = arguments.next().unwrap_or_default();
         match (name.as_str(), value.parse::<u32>()) {
-            ("--keys", Ok(keys)) if keys > 0 => plan.keys = u64::from(keys),
+            ("--keys", Ok(keys)) if keys.is_power_of_two() => plan.keys = u64::from(keys),
             ("--millis", Ok(millis)) => plan.time = Duration::from_millis(u64::from(millis)),
             ("--repeat", Ok(repeat)) if repeat > 0 => plan.repeat = repeat as usize,
             ("--mib", Ok(size)) if size > 0 => mib = size as usize,
+            ("--only", _) => only = value,
             ("--json", _) => json = Some(value),
             _ => {
                 eprintln!("log-bench: {name} {value} is no option; see the head of main.rs");
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
     let wants = |part: &str| parts.is_empty() || parts.iter().any(|name| name == part);
     let mut fields = Vec::new();
     if wants("throughput") {
-        fields.push(throughput_report(plan));
+        fields.push(throughput_report(plan, &only));
     }
     if wants("join") {
         fields.push(join_report(mib));
@@ -60,39 +63,44 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn throughput_report(plan: throughput::Plan) -> String {
+fn throughput_report(plan: throughput::Plan, only: &str) -> String {
     println!(
-        "hash map of {} keys, {} ms × {}, median; M operations/s (ratio of viaduct to it)",
+        "hash map of {} keys, medians of {} rounds of {} ms; M operations/s (× how many viaduct does)",
         plan.keys,
+        plan.repeat,
         plan.time.as_millis(),
-        plan.repeat
     );
-    println!("replicas threads writes   viaduct  node-replication        RwLock       dashmap");
-    let mut json = String::from("\"throughput\":[");
-    for (index, row) in throughput::run(plan).into_iter().enumerate() {
-        let (nr, lock, dash) = (row.node_replication, row.locked, row.dash);
+    println!("replicas threads writes   viaduct  node-replication         RwLock        dashmap");
+    let mut rows = Vec::new();
+    for throughput::Row { mix, rates } in throughput::run(plan, only) {
+        let [viaduct, nr, lock, dash] = rates;
+        print!(
+            "{:8} {:7} {:5}% {:9.2} {:9.2}",
+            mix.replicas, mix.threads, mix.writes, viaduct.millions, nr.millions
+        );
         println!(
-            "{:8} {:7} {:5}% {:9.2} {:9.2} (×{:4.2}) {:6.2} (×{:4.2}) {:6.2} (×{:4.2})",
-            row.replicas,
-            row.threads,
-            row.writes,
-            row.viaduct,
-            nr,
-            row.viaduct / nr,
-            lock,
-            row.viaduct / lock,
-            dash,
-            row.viaduct / dash,
+            " (×{:5.2}) {:6.2} (×{:5.2}) {:6.2} (×{:5.2})",
+            nr.ratio, lock.millions, lock.ratio, dash.millions, dash.ratio
         );
-        let comma = if index == 0 { "" } else { "," };
-        let _ = write!(
-            json,
-            "{comma}{{\"replicas\":{},\"threads\":{},\"writes\":{},\"viaduct\":{:.3},\"node_replication\":{nr:.3},\"rwlock\":{lock:.3},\"dashmap\":{dash:.3}}}",
-            row.replicas, row.threads, row.writes, row.viaduct
+        let mut row = format!(
+            "{{\"replicas\":{},\"threads\":{},\"writes\":{},\"viaduct\":{:.3}",
+            mix.replicas, mix.threads, mix.writes, viaduct.millions
         );
+        for (name, rate) in [
+            ("node_replication", nr),
+            ("rwlock", lock),
+            ("dashmap", dash),
+        ] {
+            let _ = write!(
+                row,
+                ",\"{name}\":{{\"m_per_s\":{:.3},\"ratio\":{:.3}}}",
+                rate.millions, rate.ratio
+            );
+        }
+        row.push('}');
+        rows.push(row);
     }
-    json.push(']');
-    json
+    format!("\"throughput\":[{}]", rows.join(","))
 }
 
 fn join_report(mib: usize) -> String {

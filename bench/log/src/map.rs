@@ -166,17 +166,24 @@ impl Seat for (&Replica<Map, HostClock>, Thread<'_, Map, HostClock>) {
 }
 
 /// The node-replication crate, with its default log of 32 MiB.
-pub(crate) struct NodeReplication(Vec<Arc<NrReplica<'static, Map>>>);
+pub(crate) struct NodeReplication {
+    replicas: Vec<Arc<NrReplica<'static, Map>>>,
+    /// One per thread: they can't be given back.
+    tokens: Vec<ReplicaToken>,
+}
 
 impl NodeReplication {
-    pub(crate) fn new(replicas: usize, keys: u64) -> Self {
+    pub(crate) fn new(replicas: usize, threads: usize, keys: u64) -> Self {
         let log = Arc::new(NrLog::<Modify>::default());
-        // SipHash or not, its replicas start from Default: fill by operations.
         let replicas: Vec<_> = (0..replicas).map(|_| NrReplica::new(&log)).collect();
-        let tokens: Vec<ReplicaToken> = replicas
-            .iter()
-            .map(|replica| replica.register().expect("a token"))
+        let tokens: Vec<ReplicaToken> = (0..threads)
+            .map(|thread| {
+                replicas[thread % replicas.len()]
+                    .register()
+                    .expect("a token")
+            })
             .collect();
+        // Its replicas start from Default: filled by operations.
         for key in 0..keys {
             replicas[0].execute_mut(Modify::Put(key, key), tokens[0]);
             if key % 1024 == 0 {
@@ -185,15 +192,15 @@ impl NodeReplication {
                 }
             }
         }
-        Self(replicas)
+        Self { replicas, tokens }
     }
 }
 
 impl Shared for NodeReplication {
     type Seat<'a> = (&'a NrReplica<'static, Map>, ReplicaToken);
     fn seat(&self, index: usize) -> Self::Seat<'_> {
-        let replica = &*self.0[index % self.0.len()];
-        (replica, replica.register().expect("a token"))
+        let replica = &*self.replicas[index % self.replicas.len()];
+        (replica, self.tokens[index])
     }
 }
 

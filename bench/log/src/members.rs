@@ -110,15 +110,19 @@ fn config() -> Config {
         lease_ns: 1_000_000_000,
         patience_ns: 500_000_000,
         wait_ns: 60_000_000_000,
-        part_bytes: 128 << 10,
+        part_bytes: 512 << 10,
         ..Config::default()
     }
 }
 
 pub(crate) fn join(state_mib: usize) -> Join {
+    // What a writer that never pauses appends while a part is on its way, the
+    // joiner has to apply before it can take the next: a long log only makes
+    // the way longer.
     let geometry = Geometry {
-        order_slots: 1 << 18,
-        lane_lines: 1 << 18,
+        order_slots: 1 << 14,
+        lane_lines: 1 << 14,
+        stage_lines: 1 << 14,
         ..GEOMETRY
     };
     let log = new_log(geometry);

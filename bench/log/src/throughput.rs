@@ -15,17 +15,29 @@ pub(crate) struct Plan {
     pub(crate) repeat: usize,
 }
 
-/// Millions of operations per second of each way, by writes, threads and
-/// replicas.
+/// One mix of operations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mix {
+    pub(crate) replicas: usize,
+    pub(crate) threads: usize,
+    /// In percent of all operations.
+    pub(crate) writes: u64,
+}
+
+/// What one way of sharing came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    /// Millions of operations per second: the median of the rounds.
+    pub(crate) millions: f64,
+    /// How often as many the log does: the median of the rounds' ratios.
+    pub(crate) ratio: f64,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
-    pub(crate) writes: u64,
-    pub(crate) threads: usize,
-    pub(crate) replicas: usize,
-    pub(crate) viaduct: f64,
-    pub(crate) node_replication: f64,
-    pub(crate) locked: f64,
-    pub(crate) dash: f64,
+    pub(crate) mix: Mix,
+    /// The log, node-replication, RwLock, dashmap.
+    pub(crate) rates: [Rate; 4],
 }
 
 fn measure<S: Shared>(shared: &S, plan: Plan, writes: u64, threads: usize) -> f64 {
@@ -37,16 +49,19 @@ fn measure<S: Shared>(shared: &S, plan: Plan, writes: u64, threads: usize) -> f6
                 let (stop, working, barrier) = (&stop, &working, &barrier);
                 scope.spawn(move || {
                     let mut seat = shared.seat(index);
-                    let mut random = 0x9e37_79b9_7f4a_7c15 ^ (index as u64 + 1);
+                    // A step of a congruential generator, and no division: the
+                    // harness must not take longer than what it measures.
+                    let mut random = index as u64 + 1;
+                    let limit = (writes << 32) / 100;
                     let mut operations = 0_u64;
                     barrier.wait();
                     while !stop.load(Ordering::Relaxed) {
                         for _ in 0..64 {
-                            random ^= random << 13;
-                            random ^= random >> 7;
-                            random ^= random << 17;
-                            let key = (random >> 20) % plan.keys;
-                            if random % 100 < writes {
+                            random = random
+                                .wrapping_mul(6_364_136_223_846_793_005)
+                                .wrapping_add(1_442_695_040_888_963_407);
+                            let key = (random >> 12) & (plan.keys - 1);
+                            if random >> 32 < limit {
                                 seat.put(key, random);
                             } else {
                                 black_box(seat.get(key));
@@ -77,45 +92,58 @@ fn measure<S: Shared>(shared: &S, plan: Plan, writes: u64, threads: usize) -> f6
     })
 }
 
-fn median(mut runs: Vec<f64>) -> f64 {
-    runs.sort_by(f64::total_cmp);
-    runs[runs.len() / 2]
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
-pub(crate) fn run(plan: Plan) -> Vec<Row> {
-    let mut rows = Vec::new();
-    for (threads, replicas) in [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2)] {
-        for writes in [0, 10, 50, 100] {
-            // The four ways by turns, so that what else the machine does
-            // falls on all of them.
-            let mut runs = [const { Vec::new() }; 4];
-            for _ in 0..plan.repeat {
-                let one = |shared: f64, into: &mut Vec<f64>| into.push(shared);
-                let keys = plan.keys;
-                let viaduct = Viaduct::new(replicas, keys);
-                one(measure(&viaduct, plan, writes, threads), &mut runs[0]);
-                let peer = NodeReplication::new(replicas, keys);
-                one(measure(&peer, plan, writes, threads), &mut runs[1]);
-                one(
-                    measure(&Locked::new(keys), plan, writes, threads),
-                    &mut runs[2],
-                );
-                one(
-                    measure(&Dash::new(keys), plan, writes, threads),
-                    &mut runs[3],
-                );
-            }
-            let [viaduct, node_replication, locked, dash] = runs.map(median);
-            rows.push(Row {
-                writes,
-                threads,
-                replicas,
-                viaduct,
-                node_replication,
-                locked,
-                dash,
-            });
-        }
+/// Measures one mix. The four ways take turns in short rounds, and what
+/// counts is the ratio within a round: what else the machine does falls on all
+/// of them.
+fn row(plan: Plan, mix: Mix) -> Row {
+    let Mix {
+        replicas,
+        threads,
+        writes,
+    } = mix;
+    let viaduct = Viaduct::new(replicas, plan.keys);
+    let peer = NodeReplication::new(replicas, threads, plan.keys);
+    let locked = Locked::new(plan.keys);
+    let dash = Dash::new(plan.keys);
+    let rounds: Vec<[f64; 4]> = (0..plan.repeat)
+        .map(|_| {
+            [
+                measure(&viaduct, plan, writes, threads),
+                measure(&peer, plan, writes, threads),
+                measure(&locked, plan, writes, threads),
+                measure(&dash, plan, writes, threads),
+            ]
+        })
+        .collect();
+    let rate = |way: usize| Rate {
+        millions: median(rounds.iter().map(|round| round[way]).collect()),
+        ratio: median(rounds.iter().map(|round| round[0] / round[way]).collect()),
+    };
+    Row {
+        mix,
+        rates: [rate(0), rate(1), rate(2), rate(3)],
     }
-    rows
+}
+
+/// Measures the mixes whose name `replicas/threads/writes` starts with `only`.
+pub(crate) fn run<'a>(plan: Plan, only: &'a str) -> impl Iterator<Item = Row> + use<'a> {
+    let sizes = [(1, 1), (1, 2), (1, 4), (2, 2), (2, 4)];
+    sizes
+        .into_iter()
+        .flat_map(|(replicas, threads)| {
+            [0, 10, 50, 100].map(|writes| Mix {
+                replicas,
+                threads,
+                writes,
+            })
+        })
+        .filter(move |mix| {
+            format!("{}/{}/{}", mix.replicas, mix.threads, mix.writes).starts_with(only)
+        })
+        .map(move |mix| row(plan, mix))
 }

@@ -115,6 +115,10 @@ impl Server {
                 }
             }
             self.settle();
+            if self.wire.is_none() && !self.port {
+                // Nobody will ever hear of anything again.
+                return Ok(Stop::Closed);
+            }
         }
     }
 
@@ -388,7 +392,7 @@ impl Server {
         Asked::Nothing
     }
 
-    /// The port is gone or broken: it is looked for again.
+    /// The wire is gone or broken. A port is looked for again.
     fn lose_wire(&mut self) {
         self.end_sessions();
         self.wire = None;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use guest_linux_config::agent_client::{
     AgentClient, ClientError, Event, Events, ExecRequest, Session,
 };
-use vmm_shared::agent::{ExitStatus, FailReason, INITIAL_WINDOW, WindowSize};
+use vmm_shared::agent::{
+    ExitStatus, FailReason, Frame, Hello, INITIAL_WINDOW, Message, PROTOCOL_VERSION, WindowSize,
+};
 
 /// Only a hang takes so long.
 const HANG: Duration = Duration::from_secs(60);
@@ -512,4 +514,26 @@ fn no_answer_is_told() {
     let short = Duration::from_millis(50);
     assert_eq!(client.wait_hello(short), Err(ClientError::NoAnswer(short)));
     drop(other);
+}
+
+#[test]
+fn an_agent_that_nobody_hears_ends() {
+    let mut process = spawn_agent();
+    let mut stdout = process.stdout.take().expect("piped");
+    let mut first = [0];
+    stdout.read_exact(&mut first).expect("it says hello");
+    drop(stdout);
+    // Its input stays open, but every answer is a failure from now on.
+    let mut stdin = process.stdin.take().expect("piped");
+    let mut bytes = Vec::new();
+    let (version, nonce) = (PROTOCOL_VERSION, 1);
+    let message = Message::Hello(Hello { version, nonce });
+    let stream = 0;
+    Frame { stream, message }.encode(&mut bytes);
+    stdin.write_all(&bytes).expect("it listens");
+    let start = Instant::now();
+    while process.try_wait().expect("ours").is_none() {
+        assert!(start.elapsed() < HANG, "it goes on for nobody");
+        thread::sleep(Duration::from_millis(5));
+    }
 }

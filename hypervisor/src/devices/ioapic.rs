@@ -1,10 +1,11 @@
-//! An IOAPIC with 24 pins, all edge-triggered in practice.
+//! An IOAPIC with 24 pins.
 //!
-//! The platform's tables declare every pin edge-triggered. An entry that a
-//! guest programs as level-triggered still works in the plain case, but its
-//! remote-IRR bit always reads as clear: no end of interrupt is awaited, so
-//! none can be missed. The version register says 0x11, an IOAPIC without EOI
-//! register. Register layout: 82093AA data sheet, section 3.
+//! The platform's tables declare every pin edge-triggered, but a guest may
+//! program any as level-triggered: its entry then sends one message, shows
+//! remote IRR, and sends the next when that interrupt has been ended with its
+//! line still asserted. Ends are written to the EOI register, by the guest or
+//! on behalf of its local APICs. Register layout: 82093AA data sheet, section
+//! 3; EOI register: 82801 data sheets.
 
 use super::IrqLevel;
 
@@ -13,7 +14,9 @@ pub const PINS: usize = 24;
 /// Bytes of the register window.
 pub const WINDOW_SIZE: u64 = 0x1000;
 
-const VERSION: u32 = 0x11;
+const VERSION: u32 = 0x20;
+/// Offset of the EOI register: the vector that has been ended.
+pub const EOI: u64 = 0x40;
 
 /// How the addressed APICs take a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +66,9 @@ impl Entry {
     const LOGICAL: u64 = 1 << 11;
     const LEVEL: u64 = 1 << 15;
     const MASKED: u64 = 1 << 16;
-    /// All but delivery status and remote IRR, which always read as clear.
+    /// A level-triggered interrupt has been sent and not been ended.
+    const REMOTE_IRR: u64 = 1 << 14;
+    /// All but delivery status, which always reads as clear, and remote IRR.
     const WRITABLE: u64 = 0xff00_0000_0001_afff;
 
     const fn is_masked(self) -> bool {
@@ -138,8 +143,9 @@ impl Ioapic {
         }
     }
 
-    /// Writes the 32-bit register at `offset` in the window. A level entry
-    /// that opens while its line is asserted sends its message.
+    /// Writes the 32-bit register at `offset` in the window, but for
+    /// [`EOI`]: see [`end`](Self::end). A level entry that opens while its line
+    /// is asserted sends its message.
     #[must_use]
     pub fn write(&mut self, offset: u64, value: u32) -> Option<Message> {
         let [low, _, _, high] = value.to_le_bytes();
@@ -168,11 +174,48 @@ impl Ioapic {
         let before = core::mem::replace(line, level);
         let entry = self.entries[pin];
         let rises = before == IrqLevel::Deasserted && level == IrqLevel::Asserted;
-        if rises && !entry.is_masked() {
+        if entry.is_level() {
+            self.send_level(pin)
+        } else if rises && !entry.is_masked() {
             entry.message()
         } else {
             None
         }
+    }
+
+    /// Takes note that an interrupt with this vector has been ended, if it was
+    /// of this pin; the next one of a line that is still asserted.
+    #[must_use]
+    pub fn end(&mut self, pin: usize, vector: u8) -> Option<Message> {
+        let entry = self.entries.get_mut(pin)?;
+        let [own, ..] = entry.0.to_le_bytes();
+        if own != vector || entry.0 & Entry::REMOTE_IRR == 0 {
+            return None;
+        }
+        entry.0 &= !Entry::REMOTE_IRR;
+        self.send_level(pin)
+    }
+
+    /// The vectors of level-triggered pins, as a bitmap.
+    #[must_use]
+    pub fn level_vectors(&self) -> [u64; 4] {
+        let mut set = [0; 4];
+        for entry in self.entries.iter().filter(|entry| entry.is_level()) {
+            let [vector, ..] = entry.0.to_le_bytes();
+            set[usize::from(vector >> 6)] |= 1 << (vector & 63);
+        }
+        set
+    }
+
+    /// The message of a level-triggered pin, if it is to send one now.
+    fn send_level(&mut self, pin: usize) -> Option<Message> {
+        let entry = &mut self.entries[pin];
+        let waits = entry.is_masked() || entry.0 & Entry::REMOTE_IRR != 0;
+        if waits || self.lines[pin] == IrqLevel::Deasserted {
+            return None;
+        }
+        entry.0 |= Entry::REMOTE_IRR;
+        entry.message()
     }
 
     fn selected_entry(&self) -> Option<(usize, Half)> {
@@ -214,14 +257,14 @@ impl Ioapic {
             Half::Low => (old & !0xffff_ffff) | u64::from(value),
             Half::High => (old & 0xffff_ffff) | (u64::from(value) << 32),
         };
-        let entry = Entry(new & Entry::WRITABLE);
-        self.entries[pin] = entry;
-        let asserted = self.lines[pin] == IrqLevel::Asserted;
-        if entry.is_level() && asserted && !entry.is_masked() {
-            entry.message()
-        } else {
-            None
+        let mut entry = Entry(new & Entry::WRITABLE);
+        if !entry.is_level() {
+            self.entries[pin] = entry;
+            return None;
         }
+        entry.0 |= old & Entry::REMOTE_IRR;
+        self.entries[pin] = entry;
+        self.send_level(pin)
     }
 }
 
@@ -267,7 +310,7 @@ mod tests {
     fn identity_and_version_read_as_the_real_chip() {
         let mut ioapic = Ioapic::new(3);
         assert_eq!(get(&mut ioapic, 0), 3 << 24);
-        assert_eq!(get(&mut ioapic, 1), 0x0017_0011);
+        assert_eq!(get(&mut ioapic, 1), 0x0017_0020);
         assert_eq!(set(&mut ioapic, 0, 0xff00_0000), None);
         assert_eq!(get(&mut ioapic, 0), 0x0f00_0000);
         assert_eq!(get(&mut ioapic, 2), 0x0f00_0000);
@@ -312,17 +355,32 @@ mod tests {
     }
 
     #[test]
-    fn a_level_entry_never_shows_remote_irr_and_fires_at_unmask() {
+    fn a_level_entry_fires_at_unmask_and_then_once_for_each_end() {
         let mut ioapic = Ioapic::new(0);
         assert_eq!(program(&mut ioapic, 9, LEVEL | MASKED | 0x40, 1), None);
         assert_eq!(ioapic.set_line(9, Asserted), None);
-        assert_eq!(
-            program(&mut ioapic, 9, LEVEL | 0x40, 1),
-            Some(fixed(0x40, 1))
-        );
-        assert_eq!(get(&mut ioapic, 0x10 + 2 * 9), LEVEL | 0x40);
+        let sent = Some(fixed(0x40, 1));
+        assert_eq!(program(&mut ioapic, 9, LEVEL | 0x40, 1), sent);
+        assert_eq!(get(&mut ioapic, 0x10 + 2 * 9), LEVEL | 1 << 14 | 0x40);
+        assert_eq!(ioapic.end(9, 0x41), None, "another vector");
+        assert_eq!(ioapic.end(9, 0x40), sent, "still asserted");
         assert_eq!(ioapic.set_line(9, Deasserted), None);
+        assert_eq!(ioapic.set_line(9, Asserted), None, "not ended yet");
+        assert_eq!(ioapic.set_line(9, Deasserted), None);
+        assert_eq!(ioapic.end(9, 0x40), None);
+        assert_eq!(get(&mut ioapic, 0x10 + 2 * 9), LEVEL | 0x40);
+        assert_eq!(ioapic.set_line(9, Asserted), sent);
+    }
+
+    #[test]
+    fn an_entry_made_edge_triggered_forgets_what_it_awaits() {
+        let mut ioapic = Ioapic::new(0);
+        assert_eq!(program(&mut ioapic, 9, LEVEL | 0x40, 1), None);
+        assert_eq!(ioapic.level_vectors(), [0, 1, 0, 0]);
         assert_eq!(ioapic.set_line(9, Asserted), Some(fixed(0x40, 1)));
+        assert_eq!(program(&mut ioapic, 9, MASKED | 0x40, 1), None);
+        assert_eq!(get(&mut ioapic, 0x10 + 2 * 9), MASKED | 0x40);
+        assert_eq!(ioapic.level_vectors(), [0; 4]);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 //! A device here knows registers and nothing else: no vCPU, no lock, no
 //! clock. An access returns its effects, and the run loop acts on them.
 
+pub mod fw_cfg;
 pub mod ioapic;
+pub mod legacy;
 pub mod pci_host;
 pub mod pipe;
+pub mod scratch;
 pub mod uart;
 pub mod virtio;
 

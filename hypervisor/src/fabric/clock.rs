@@ -8,9 +8,9 @@
 
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::NodeId;
-use vmm_shared::control::{ControlRegion, NodeRecord};
+use vmm_shared::control::NodeRecord;
 
+use super::Fabric;
 use crate::arch::cpu;
 
 /// Questions asked: enough that some are answered without interruption.
@@ -47,14 +47,18 @@ impl Interval {
         self.high = self.high.min(other.high.saturating_add(shift));
     }
 
-    fn middle(&self) -> u64 {
+    /// The middle and the width.
+    fn outcome(&self) -> Option<(u64, i64)> {
+        let width = self.high.checked_sub(self.low)?;
         let middle = self.low.midpoint(self.high);
-        self.base.wrapping_add(middle.cast_unsigned())
+        let middle = self.base.wrapping_add(middle.cast_unsigned());
+        (width >= 0).then_some((middle, width))
     }
 }
 
 /// Asks node 0; returns its TSC minus this node's, modulo 2^64, and the width
-/// of what remains uncertain, in ticks. `None` if node 0 does not answer.
+/// of what remains uncertain, in ticks. `None` if node 0 does not answer, or
+/// its answers contradict each other.
 #[must_use]
 pub fn measure(record: &NodeRecord) -> Option<(u64, i64)> {
     let mut known: Option<Interval> = None;
@@ -77,15 +81,15 @@ pub fn measure(record: &NodeRecord) -> Option<(u64, i64)> {
             None => known = Some(interval),
         }
     }
-    known.map(|known| (known.middle(), known.high - known.low))
+    known?.outcome()
 }
 
 /// Answers the questions that wait. Node 0 only.
-pub fn answer(control: &ControlRegion, nodes: u16) {
-    for node in (1..nodes).map(NodeId) {
-        let Some(record) = control.node(node) else {
-            continue;
-        };
+pub fn answer(fabric: &Fabric) {
+    let records = fabric
+        .nodes()
+        .filter_map(|node| fabric.control().node(node));
+    for record in records {
         let question = record.clock_question().load(Ordering::Acquire);
         if question != record.clock_answered().load(Ordering::Relaxed) {
             record.clock_answer().store(cpu::rdtsc(), Ordering::Relaxed);
@@ -113,8 +117,18 @@ mod tests {
         known.narrow(exchange(6000, 40, 200));
         known.narrow(exchange(7000, 5, 90));
         known.narrow(exchange(8000, 120, 6));
-        assert!(known.high - known.low <= 11, "{known:?}");
-        let error = known.middle().wrapping_add(1000).cast_signed();
+        let (middle, width) = known.outcome().expect("no contradiction");
+        assert!(width <= 11, "{known:?}");
+        let error = middle.wrapping_add(1000).cast_signed();
         assert!(error.abs() <= 6, "off by {error}");
+    }
+
+    #[test]
+    fn answers_that_contradict_each_other_are_none() {
+        for theirs in [0, 1, u64::MAX / 2, u64::MAX] {
+            let mut known = Interval::new(1000, 900, 1010);
+            known.narrow(Interval::new(2000, theirs, 2010));
+            assert_eq!(known.outcome(), None, "{theirs}");
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod forward;
+pub mod keeper;
+pub mod proof;
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -9,37 +11,50 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{NodeId, VcpuId};
 use vmm_shared::coherence::NodeSet;
-use vmm_shared::control::{ControlRegion, Counter, LAUNCHER_PEER, NodeState, RingId, VmState};
+use vmm_shared::control::{
+    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeState, RingId, VmState, needed_nodes,
+};
+use vmm_shared::membership::JoinError;
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
 use vmm_shared::shm::SharedMem;
 
-use crate::arch::apic;
+use self::keeper::{Held, Keeper};
 use crate::arch::descriptors::{DOORBELL_VECTOR, KICK_VECTOR};
 use crate::arch::pci::{self, Window, WindowKind};
+use crate::arch::time::Clocks;
+use crate::arch::{apic, cpu};
 use crate::mem::coherent::Bells;
 use crate::vcpu::posted::{Location, PostedInterrupts};
 
 /// Why a node can't take part in its rack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FabricError {
     /// No region of this kind among the node's devices.
+    #[error("the {0} is missing")]
     Missing(RegionKind),
     /// A region whose header is not acceptable.
+    #[error("{0}")]
     Region(RegionError),
     /// The regions are not all of one rack.
+    #[error("the {0} belongs to another rack")]
     ForeignRegion(RegionKind),
     /// The control region is too small to be one.
+    #[error("the control region is too small to be one")]
     ControlTooSmall,
-    /// The launcher has placed this node's id beyond the table.
-    BadNodeId(NodeId),
+    /// The others would not have this node.
+    #[error("{0}")]
+    Join(JoinError),
     /// The doorbell knows this node by another id.
+    #[error("the doorbell server knows this node as {given}")]
     PeerId {
         /// The id it has given.
         given: u32,
     },
     /// No memory region of this node.
+    #[error("the memory region of node {} is missing", .0.0)]
     NoMemoryOf(NodeId),
     /// Two memory regions of one node.
+    #[error("node {} gives two memory regions", .0.0)]
     TwoMemoriesOf(NodeId),
 }
 
@@ -62,6 +77,9 @@ pub struct Fabric {
     cores: Vec<u8>,
     control: ControlRegion,
     doorbell: Option<Window>,
+    keeper: Keeper,
+    /// Nodes in the rack.
+    nodes: u16,
 }
 
 fn content(region: SharedMem, header: &RegionHeader) -> Option<SharedMem> {
@@ -130,6 +148,10 @@ pub fn find_regions(windows: &[Window]) -> Result<Regions, FabricError> {
 }
 
 impl Bells for Fabric {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
     fn kick_core(&self, core: usize) {
         if let Some(apic_id) = self.cores.get(core) {
             apic::kick(*apic_id);
@@ -141,6 +163,11 @@ impl Bells for Fabric {
             self.kick(Location { node, core: 0 });
         }
     }
+
+    fn lost(&self) -> NodeSet {
+        self.attend();
+        self.keeper.lost()
+    }
 }
 
 impl Fabric {
@@ -148,13 +175,15 @@ impl Fabric {
     /// for each of its cores (APIC ids).
     ///
     /// # Errors
-    /// If the node's id has no place in the control region, or is not the one
-    /// by which peers would ring it.
+    /// If the node's id has no place in the control region, is taken, or is
+    /// not the one by which peers would ring it.
     pub fn join(
         node: NodeId,
         control: ControlRegion,
         windows: &[Window],
         cores: Vec<u8>,
+        clocks: &Clocks,
+        config: &BootConfig,
     ) -> Result<Self, FabricError> {
         let find =
             |wanted: fn(&WindowKind) -> bool| windows.iter().find(|window| wanted(&window.kind));
@@ -166,20 +195,84 @@ impl Fabric {
                 given: pci::peer_id(doorbell),
             });
         }
+        let membership = control.membership();
+        let life = membership.join(node).map_err(FabricError::Join)?;
         if let Some(table) = find(|kind| matches!(kind, WindowKind::InterruptTable { .. })) {
             pci::enable_interrupts(table, DOORBELL_VECTOR, KICK_VECTOR, &cores);
         }
-        if control.node_state(node).is_none() {
-            return Err(FabricError::BadNodeId(node));
-        }
+        let nodes = u16::try_from(config.nodes).unwrap_or(0);
+        let shares = config.shares.get(..usize::from(nodes)).unwrap_or_default();
+        let needed = needed_nodes(shares);
         let fabric = Self {
             node,
             cores,
             control,
             doorbell,
+            keeper: Keeper::new(membership, life, needed, clocks.tsc_khz),
+            nodes,
         };
         fabric.set_state(NodeState::Joined);
         Ok(fabric)
+    }
+
+    /// The pages in which a node of this rack proves its platform.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[must_use]
+    pub fn proof(&self, node: NodeId) -> proof::Pages {
+        let memory = self.control.proof(node).expect("nodes have been counted");
+        proof::Pages::new(memory).expect("two pages are enough")
+    }
+
+    /// The nodes of the rack.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + Clone + use<> {
+        (0..self.nodes).map(NodeId)
+    }
+
+    /// Begins to watch the others: all have joined.
+    pub fn start_watch(&self) {
+        let others = self
+            .nodes()
+            .filter(|node| *node != self.node)
+            .fold(NodeSet::EMPTY, NodeSet::with);
+        self.keeper.start(others, cpu::rdtsc());
+    }
+
+    /// Gives a sign of life and looks at the others', when it is time.
+    pub fn attend(&self) {
+        self.report(self.keeper.attend(cpu::rdtsc()));
+    }
+
+    /// Looks at once whether a node has been put out.
+    pub fn look_for_losses(&self) {
+        self.report(self.keeper.look());
+    }
+
+    fn report(&self, lost: NodeSet) {
+        if lost.is_empty() {
+            return;
+        }
+        for NodeId(node) in lost {
+            log::warn!("node {node} is lost");
+        }
+        if self.held().is_some() {
+            self.control.freeze_vm();
+            (0..self.cores.len()).for_each(|core| self.kick_core(core));
+        }
+        self.ring_launcher();
+    }
+
+    /// Why no vCPU may run here, if none may.
+    #[must_use]
+    pub fn held(&self) -> Option<Held> {
+        self.keeper.held()
+    }
+
+    /// The TSC at which [`attend`](Self::attend) has something to do, if ever.
+    #[must_use]
+    pub fn next_due(&self) -> Option<u64> {
+        self.keeper.next_due()
     }
 
     /// Which node this is.
@@ -280,8 +373,10 @@ impl Fabric {
     /// Counts an event of a vCPU. Only the node that runs the vCPU does.
     pub fn count(&self, vcpu: VcpuId, counter: Counter) {
         if let Some(word) = self.control.counter(vcpu, counter) {
-            // One writer: no atomic addition is needed.
-            word.store(word.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            // One writer: no atomic addition is needed. A peer's garbage may
+            // be anything.
+            let count = word.load(Ordering::Relaxed).wrapping_add(1);
+            word.store(count, Ordering::Relaxed);
         }
     }
 }

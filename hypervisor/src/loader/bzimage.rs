@@ -4,7 +4,9 @@
 
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
 
-use super::{ByteSource, LoadError};
+use guest_image::ByteSource;
+
+use super::LoadError;
 use crate::platform::layout::EXTENDED_MEMORY;
 
 /// Where the header starts, in the file as in the zero page.

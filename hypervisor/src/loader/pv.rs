@@ -3,26 +3,18 @@
 //! What lies in low memory is as for Linux, with the boot information in
 //! place of the zero page. The first program follows the kernel.
 
-use elf::endian::LittleEndian;
-use elf::file::{Class, FileHeader, parse_ident};
-use elf::parse::ParseAt;
-use elf::segment::ProgramHeader;
+use guest_image::{ByteSource, Image};
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
 use vmm_shared::control::{MAX_COMMAND_LINE, RingId};
 use vmm_shared::pv::{BOOT_MAGIC, BOOT_VERSION, BootInfo, Range};
 use zerocopy::FromZeros;
 
-use super::{ByteSource, LinuxEntry, LoadError, entry, source};
+use super::{LinuxEntry, LoadError, copy, entry};
 use crate::mem::GuestMemory;
 use crate::platform::layout::{EXTENDED_MEMORY, LOW_RAM_LIMIT, PV_RINGS, PV_RINGS_SIZE};
 use crate::platform::{Domain, PlatformConfig};
 
 const BOOT_INFO: Gpa = Gpa(0x1_0000);
-/// Bytes of an ELF file's identification and of its whole header.
-const IDENT: usize = elf::abi::EI_NIDENT;
-const HEADER: usize = 64;
-/// Most program headers that are looked at.
-const MOST_HEADERS: u16 = 32;
 
 /// What a paravirtual guest is started from.
 #[derive(Clone, Copy)]
@@ -39,13 +31,6 @@ pub struct PvBoot<'a> {
     pub tsc_khz: u32,
     /// Wall-clock time at guest TSC 0, in ns.
     pub boot_wall_ns: u64,
-}
-
-/// Whether a kernel file is an ELF image, and so no Linux.
-#[must_use]
-pub fn is_elf(kernel: &dyn ByteSource) -> bool {
-    let mut magic = [0; 4];
-    kernel.read_at(0, &mut magic).is_some() && magic == elf::abi::ELFMAGIC
 }
 
 /// The rings that the guest gets and where it sees them: one behind the
@@ -70,13 +55,17 @@ pub fn rings() -> impl Iterator<Item = (RingId, Range)> {
 pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntry, LoadError> {
     let topology = &boot.platform.topology;
     let low_end = topology.memory().min(LOW_RAM_LIMIT.0);
-    let header = read_header(boot.kernel)?;
-    let mut end = EXTENDED_MEMORY.0;
-    for index in 0..header.e_phnum.min(MOST_HEADERS) {
-        if let Some(segment_end) = load_segment(memory, boot.kernel, &header, index, low_end)? {
-            end = end.max(segment_end);
+    let image = Image::read_paravirtual(boot.kernel)?;
+    for segment in image.segments() {
+        if segment.gpa < EXTENDED_MEMORY || segment.end() > Gpa(low_end) {
+            return Err(LoadError::Misplaced {
+                start: segment.gpa,
+                end: segment.end(),
+            });
         }
+        copy::copy_segment(memory, boot.kernel, segment)?;
     }
+    let end = image.end().0;
 
     let init = Range {
         gpa: end.next_multiple_of(PAGE_SIZE),
@@ -88,7 +77,7 @@ pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntr
             room: low_end.saturating_sub(init.gpa),
         });
     }
-    source::copy(memory, boot.init, 0, Gpa(init.gpa), init.len)?;
+    copy::copy(memory, boot.init, 0, Gpa(init.gpa), init.len)?;
 
     let len = boot.command_line.len();
     if len > MAX_COMMAND_LINE {
@@ -131,83 +120,15 @@ pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntr
         info.ram_count += 1;
     }
     memory.write(BOOT_INFO, &info)?;
-    entry::write(memory, header.e_entry, BOOT_INFO)
-}
-
-/// A copy of the file's header, found to be of this machine.
-fn read_header(kernel: &dyn ByteSource) -> Result<FileHeader<LittleEndian>, LoadError> {
-    let mut bytes = [0; HEADER];
-    let too_short = LoadError::TooShort { len: kernel.len() };
-    kernel.read_at(0, &mut bytes).ok_or(too_short)?;
-    let ident = parse_ident::<LittleEndian>(&bytes).map_err(|_| LoadError::NotAnImage)?;
-    let header =
-        FileHeader::parse_tail(ident, &bytes[IDENT..]).map_err(|_| LoadError::NotAnImage)?;
-    if header.class != Class::ELF64
-        || header.e_machine != elf::abi::EM_X86_64
-        || header.e_type != elf::abi::ET_EXEC
-    {
-        return Err(LoadError::NotAnImage);
-    }
-    Ok(header)
-}
-
-/// Copies a segment to its physical address; returns where it ends, if it is
-/// one to load.
-fn load_segment(
-    memory: &impl GuestMemory,
-    kernel: &dyn ByteSource,
-    header: &FileHeader<LittleEndian>,
-    index: u16,
-    low_end: u64,
-) -> Result<Option<u64>, LoadError> {
-    let size = ProgramHeader::size_for(Class::ELF64);
-    let offset = header
-        .e_phoff
-        .checked_add(u64::from(index) * size as u64)
-        .ok_or(LoadError::NotAnImage)?;
-    let mut bytes = [0; 56];
-    kernel
-        .read_at(offset, &mut bytes)
-        .ok_or(LoadError::Unreadable { offset })?;
-    let segment = ProgramHeader::parse_at(LittleEndian, Class::ELF64, &mut 0, &bytes)
-        .map_err(|_| LoadError::NotAnImage)?;
-    if segment.p_type != elf::abi::PT_LOAD {
-        return Ok(None);
-    }
-    let start = segment.p_paddr;
-    let end = start
-        .checked_add(segment.p_memsz)
-        .filter(|_| segment.p_filesz <= segment.p_memsz)
-        .ok_or(LoadError::NotAnImage)?;
-    if start < EXTENDED_MEMORY.0 || end > low_end {
-        return Err(LoadError::KernelDoesNotFit {
-            end,
-            limit: low_end,
-        });
-    }
-    let fresh = start + segment.p_filesz;
-    source::copy(
-        memory,
-        kernel,
-        segment.p_offset,
-        Gpa(start),
-        segment.p_filesz,
-    )?;
-    let zeros: &[u8] = &[0; 4096];
-    let mut at = fresh;
-    while at < end {
-        let len = usize::try_from(end - at).map_or(zeros.len(), |rest| rest.min(zeros.len()));
-        memory.write_bytes(Gpa(at), &zeros[..len])?;
-        at += len as u64;
-    }
-    Ok(Some(end))
+    entry::write(memory, image.entry.into(), BOOT_INFO)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loader::Protocol;
     use crate::mem::testing::FlatMemory;
-    use crate::platform::Topology;
+    use crate::platform::{Machine, Topology};
 
     const MEMORY: u64 = 128 << 20;
     const LOAD: u64 = 2 << 20;
@@ -239,6 +160,10 @@ mod tests {
         let platform = PlatformConfig {
             topology: Topology::one_node(2, MEMORY).expect("possible"),
             image: None,
+            machine: Machine {
+                protocol: Protocol::Paravirtual,
+                ..Machine::LINUX
+            },
         };
         load_pv(
             memory,

@@ -3,11 +3,11 @@
 use super::bzimage::field;
 use super::*;
 use crate::platform::layout::{MIN_MEMORY, PMEM_BASE, RamRange};
-use crate::platform::{PlatformNode, PmemInterface, PmemRange, Topology, golden};
+use crate::platform::{Machine, PlatformNode, PmemInterface, PmemRange, Topology, golden};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-const MEMORY: u64 = MIN_MEMORY;
+pub(super) const MEMORY: u64 = MIN_MEMORY;
 const SETUP_SECTORS: usize = 3;
 const SETUP_LEN: usize = (SETUP_SECTORS + 1) * 512;
 const PAYLOAD_LEN: usize = 0x1800;
@@ -15,10 +15,11 @@ const LOAD: u64 = 16 << 20;
 const INIT_SIZE: u32 = 8 << 20;
 
 /// A machine on one node, without a root image.
-fn platform(memory: u64) -> PlatformConfig {
+pub(super) fn platform(memory: u64) -> PlatformConfig {
     PlatformConfig {
         topology: Topology::one_node(2, memory).expect("possible"),
         image: None,
+        machine: Machine::LINUX,
     }
 }
 
@@ -62,7 +63,7 @@ fn kernel_with(at: usize, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Memory of any size, of which only what was written takes room.
-struct Sparse {
+pub(super) struct Sparse {
     len: u64,
     pages: RefCell<HashMap<u64, [u8; 4096]>>,
 }
@@ -109,7 +110,7 @@ impl GuestMemory for Sparse {
     }
 }
 
-fn memory() -> Sparse {
+pub(super) fn memory() -> Sparse {
     Sparse {
         len: MEMORY,
         pages: RefCell::default(),
@@ -217,7 +218,7 @@ fn zero_page(platform: &PlatformConfig) -> ZeroPage {
         gpa: Gpa(0xe_0000),
         len: 0x1234,
     };
-    page.set_memory_map(platform, acpi);
+    page.set_memory_map(&memory_map(platform, acpi));
     page
 }
 

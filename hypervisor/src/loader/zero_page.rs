@@ -2,11 +2,10 @@
 //!
 //! Source: Linux, Documentation/x86/zero-page.rst and boot.rst.
 
-use vmm_shared::addr::{Gpa, PAGE_SIZE};
+use vmm_shared::addr::Gpa;
 
 use super::bzimage::{HEADER_START, SetupHeader, field};
-use crate::platform::layout::{self, ACPI_END, EXTENDED_MEMORY, LOW_MEMORY_END, RamRange};
-use crate::platform::{PlatformConfig, PmemInterface};
+use super::memory_map::MapEntry;
 
 const SIZE: usize = 4096;
 const RSDP: usize = 0x070;
@@ -15,17 +14,6 @@ const E820_TABLE: usize = 0x2d0;
 const E820_ENTRY_SIZE: usize = 20;
 /// A boot loader without a number of its own.
 const LOADER_UNKNOWN: u8 = 0xff;
-
-/// What a range of E820 is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-enum E820Kind {
-    Ram = 1,
-    Reserved = 2,
-    Acpi = 3,
-    /// Persistent memory from before there was a standard for it.
-    Pmem = 12,
-}
 
 /// Where the initramfs is; 0 and 0 if there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,38 +58,20 @@ impl ZeroPage {
         self.put(RSDP, &gpa.0.to_le_bytes());
     }
 
-    /// E820: RAM, the reserved hole below 1 MiB with the ACPI tables in it, and
-    /// a root image that is found this way.
-    pub(super) fn set_memory_map(&mut self, platform: &PlatformConfig, acpi: RamRange) {
-        let acpi_end = Gpa(acpi.end().0.next_multiple_of(PAGE_SIZE));
-        self.add_range(Gpa(0), LOW_MEMORY_END, E820Kind::Ram);
-        self.add_range(LOW_MEMORY_END, acpi.gpa, E820Kind::Reserved);
-        self.add_range(acpi.gpa, acpi_end, E820Kind::Acpi);
-        self.add_range(acpi_end, ACPI_END, E820Kind::Reserved);
-        for ram in layout::ram_ranges(platform.topology.memory()) {
-            self.add_range(ram.gpa.max(EXTENDED_MEMORY), ram.end(), E820Kind::Ram);
+    /// E820, which has room for 128 entries.
+    pub(super) fn set_memory_map(&mut self, map: &[MapEntry]) {
+        for entry in map {
+            let at = E820_TABLE + usize::from(self.ranges) * E820_ENTRY_SIZE;
+            self.put(at, &entry.gpa.0.to_le_bytes());
+            self.put(at + 8, &entry.len.to_le_bytes());
+            self.put(at + 16, &(entry.kind as u32).to_le_bytes());
+            self.ranges += 1;
         }
-        if let Some(image) = platform.image
-            && image.interface == PmemInterface::E820
-        {
-            self.add_range(image.gpa, Gpa(image.gpa.0 + image.len), E820Kind::Pmem);
-        }
+        self.put(E820_ENTRIES, &[self.ranges]);
     }
 
     pub(super) const fn as_bytes(&self) -> &[u8] {
         &self.bytes
-    }
-
-    fn add_range(&mut self, start: Gpa, end: Gpa, kind: E820Kind) {
-        if start >= end {
-            return;
-        }
-        let at = E820_TABLE + usize::from(self.ranges) * E820_ENTRY_SIZE;
-        self.put(at, &start.0.to_le_bytes());
-        self.put(at + 8, &(end.0 - start.0).to_le_bytes());
-        self.put(at + 16, &(kind as u32).to_le_bytes());
-        self.ranges += 1;
-        self.put(E820_ENTRIES, &[self.ranges]);
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {

@@ -65,18 +65,27 @@ impl EntryBarrier {
         self.cores[core].inside.store(OUTSIDE, Ordering::Release);
     }
 
+    /// Whether a core runs the guest, or is about to.
+    #[must_use]
+    pub fn is_inside(&self, core: usize) -> bool {
+        // Relaxed: it may have changed before the caller looks at the answer.
+        self.cores[core].inside.load(Ordering::Relaxed) != OUTSIDE
+    }
+
     /// After a change of the tables: waits until no core runs on the old ones.
-    /// `kick` must make a core leave the guest.
-    pub fn advance(&self, kick: impl Fn(usize)) {
+    /// `kick` must make a core leave the guest. Returns how many had to.
+    pub fn advance(&self, kick: impl Fn(usize)) -> u64 {
         // SeqCst: see `enter`. Also orders the change of the tables before.
         let new = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
         let is_behind = |core: &Core| {
             let inside = core.inside.load(Ordering::SeqCst);
             inside != OUTSIDE && inside < new
         };
+        let mut kicked = 0;
         for (number, core) in self.cores.iter().enumerate() {
             if is_behind(core) {
                 kick(number);
+                kicked += 1;
             }
         }
         for core in &self.cores {
@@ -84,6 +93,7 @@ impl EntryBarrier {
                 core::hint::spin_loop();
             }
         }
+        kicked
     }
 }
 
@@ -97,7 +107,8 @@ mod tests {
         let barrier = EntryBarrier::new(2);
         assert_eq!(barrier.enter(0), Some(1));
         barrier.leave(0);
-        barrier.advance(|core| panic!("core {core} was outside"));
+        let kicked = barrier.advance(|core| panic!("core {core} was outside"));
+        assert_eq!(kicked, 0);
         assert_eq!(barrier.enter(0), Some(2));
     }
 

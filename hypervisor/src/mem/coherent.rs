@@ -7,28 +7,36 @@
 //! tables. Whoever waits here serves the other nodes meanwhile, so nodes never
 //! wait for each other in a circle.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use spin::Mutex;
-use vmm_shared::addr::{Gpa, Hpa, PAGE_SIZE};
+use vmm_shared::addr::{Gpa, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{
-    Access, CoherenceError, CoherenceMap, Grant, Member, NodeSet, Rights, Step, Unit, refresh,
+    Access, CoherenceError, CoherenceMap, Counters, Grant, Hold, Member, NodeSet, Place, Rights,
+    Step, Unit, refresh,
 };
+use vmm_shared::control::{NodeCounter, NodeCounters};
 
 use super::barrier::EntryBarrier;
 use super::guest::{GuestMemory, GuestMemoryError};
+use super::holds::Holds;
 use super::slices::{Slice, Slices};
+use crate::arch::cpu;
 use crate::arch::svm::npt::{GuestPage, NestedTables};
 
-/// Polls after which nodes that have not answered are reminded.
-const REMIND_AFTER: u32 = 1 << 20;
+/// When nodes that have not answered are reminded first, and how far apart the
+/// reminders get.
+const REMIND_FIRST_US: u64 = 200;
+const REMIND_LAST_US: u64 = 10_000;
 
 /// How this node reaches others and its own cores.
 pub trait Bells: core::fmt::Debug {
+    /// This node.
+    fn node(&self) -> NodeId;
     /// Makes a core of this node leave the guest.
     fn kick_core(&self, core: usize);
     /// Makes other nodes look at their revocations.
     fn ring_nodes(&self, nodes: NodeSet);
+    /// The nodes that have died. Who waits for others asks again and again.
+    fn lost(&self) -> NodeSet;
 }
 
 /// This node's part in instruction coherence.
@@ -57,30 +65,82 @@ pub struct MappedMemory<B> {
     /// Who runs the guest on which nested tables.
     pub barrier: EntryBarrier,
     membership: Option<Membership>,
+    holds: Holds,
     bells: B,
-    transitions: AtomicU64,
-    served: AtomicU64,
+    counters: NodeCounters,
+    tsc_khz: u32,
+}
+
+/// What guest memory is made of.
+#[derive(Debug)]
+pub struct MemoryParts<B> {
+    /// The memory.
+    pub slices: Slices,
+    /// Tables that map none of it.
+    pub tables: NestedTables,
+    /// This node's part in instruction coherence, if there is such a thing:
+    /// then the tables map only what it says.
+    pub membership: Option<Membership>,
+    /// The way to other nodes and cores.
+    pub bells: B,
+    /// What this node counts.
+    pub counters: NodeCounters,
+    /// Cores of this node.
+    pub cores: usize,
+    /// Rate of their TSCs in kHz.
+    pub tsc_khz: u32,
 }
 
 impl<B: Bells> MappedMemory<B> {
-    /// Memory under these tables; with a membership, the tables map only what
-    /// it says.
-    pub fn new(
-        slices: Slices,
-        tables: NestedTables,
-        cores: usize,
-        membership: Option<Membership>,
-        bells: B,
-    ) -> Self {
-        Self {
-            slices,
-            tables: Mutex::new(tables),
-            barrier: EntryBarrier::new(cores),
-            membership,
-            bells,
-            transitions: AtomicU64::new(0),
-            served: AtomicU64::new(0),
+    /// Memory, all of it mapped unless instruction coherence decides on that.
+    pub fn new(parts: MemoryParts<B>) -> Self {
+        let memory = Self {
+            holds: Holds::new(parts.bells.node(), parts.cores, parts.tsc_khz),
+            slices: parts.slices,
+            tables: Mutex::new(parts.tables),
+            barrier: EntryBarrier::new(parts.cores),
+            membership: parts.membership,
+            bells: parts.bells,
+            counters: parts.counters,
+            tsc_khz: parts.tsc_khz,
+        };
+        if memory.membership.is_none() {
+            for slice in memory.slices.iter() {
+                let len = slice.memory.len() as u64;
+                memory.change_tables(slice.node, |tables| {
+                    tables.map_range(slice.gpa, slice.hpa(0), len, Rights::ALL);
+                });
+            }
         }
+        memory
+    }
+
+    /// Changes what the nested tables say about memory that `giver` gives, and
+    /// publishes how much they map.
+    fn change_tables(&self, giver: NodeId, change: impl FnOnce(&mut NestedTables)) {
+        let mut tables = self.tables.lock();
+        let before = tables.mapped();
+        change(&mut tables);
+        let after = tables.mapped();
+        drop(tables);
+        let count = |counter, before, after: u64| {
+            if before != after {
+                self.counters.add(counter, after.wrapping_sub(before));
+            }
+        };
+        count(NodeCounter::MemoryMappedLarge, before.large, after.large);
+        let (before, after) = (before.bytes(), after.bytes());
+        count(NodeCounter::MemoryMapped, before, after);
+        if giver != self.bells.node() {
+            count(NodeCounter::MemoryMappedRemote, before, after);
+        }
+    }
+
+    /// Makes all cores of this node forget what the tables said before.
+    fn flush(&self) {
+        let kicked = self.barrier.advance(|core| self.bells.kick_core(core));
+        self.counters.add(NodeCounter::Shootdowns, 1);
+        self.counters.add(NodeCounter::ShootdownExits, kicked);
     }
 
     /// The way to other nodes and cores.
@@ -88,13 +148,9 @@ impl<B: Bells> MappedMemory<B> {
         &self.bells
     }
 
-    /// Changes of state that cost other nodes something, and revocations
-    /// served for them, since the start.
-    pub fn counts(&self) -> (u64, u64) {
-        (
-            self.transitions.load(Ordering::Relaxed),
-            self.served.load(Ordering::Relaxed),
-        )
+    /// What this node counts.
+    pub fn counters(&self) -> &NodeCounters {
+        &self.counters
     }
 
     /// Takes all memory that nobody has touched, for the node that has loaded
@@ -129,46 +185,81 @@ impl<B: Bells> MappedMemory<B> {
 
     fn install(&self, unit: Unit, rights: Rights) {
         if let Some((page, slice, offset)) = self.page(unit) {
-            let hpa = Hpa(slice.memory.as_ptr().addr() as u64 + offset);
-            self.tables.lock().map(page, hpa, rights);
+            self.change_tables(slice.node, |tables| {
+                tables.map(page, slice.hpa(offset), rights);
+            });
         }
     }
 
-    /// Makes an access possible that the nested tables have refused.
+    /// Makes an access of a core's guest possible that the nested tables have
+    /// refused. The core holds what it is granted until its guest gets on.
     ///
     /// # Errors
     /// If the shared state is damaged or this node has been fenced.
-    pub fn fault(&self, gpa: Gpa, access: Access) -> Result<Resolution, CoherenceError> {
+    pub fn guest_fault(
+        &self,
+        core: usize,
+        place: Place,
+        gpa: Gpa,
+        access: Access,
+    ) -> Result<Resolution, CoherenceError> {
+        self.fault(gpa, access, |frame| {
+            let unit = Unit::Frame(frame);
+            self.holds.granted(core, unit, place, cpu::rdtsc());
+        })
+    }
+
+    /// Makes an access possible that the nested tables refuse; `granted` is
+    /// told the frame before other nodes can ask for it.
+    fn fault(
+        &self,
+        gpa: Gpa,
+        access: Access,
+        granted: impl FnOnce(usize),
+    ) -> Result<Resolution, CoherenceError> {
         let (Some(Membership { map, member }), Some(linear)) =
             (&self.membership, self.slices.linear(gpa))
         else {
             return Ok(Resolution::NotMemory);
         };
+        let frame = usize::try_from(linear / PAGE_SIZE).expect("64-bit");
         // Another core of this node may have been faster.
         if self.tables.lock().rights(gpa).contains(access.needs()) {
+            granted(frame);
             return Ok(Resolution::Mapped);
         }
-        let frame = usize::try_from(linear / PAGE_SIZE).expect("64-bit");
         let mut fault = map.fault(*member, frame, access)?;
-        let mut polls = 0_u32;
-        let mut asked = NodeSet::EMPTY;
+        let ticks = |us: u64| us * u64::from(self.tsc_khz) / 1000;
+        let mut interval = ticks(REMIND_FIRST_US);
+        let mut rung_at: Option<u64> = None;
         loop {
             match fault.poll()? {
                 Step::Granted(grant) => {
                     self.apply(&grant);
+                    granted(frame);
+                    let mut counted = Counters::default();
+                    counted.note(&grant);
+                    self.counters.add_coherence(&counted);
                     return fault.complete().map(|()| Resolution::Mapped);
                 }
-                Step::Revoking(nodes) if asked.is_empty() => {
-                    asked = nodes;
+                Step::Revoking(nodes) if rung_at.is_none() => {
+                    rung_at = Some(cpu::rdtsc());
                     self.bells.ring_nodes(nodes);
                 }
                 Step::Revoking(_) | Step::Busy => {}
             }
-            self.serve()?;
-            polls = polls.wrapping_add(1);
-            if polls.is_multiple_of(REMIND_AFTER) {
+            for node in self.bells.lost() {
+                // As this one, in its first life.
+                let epoch = member.epoch;
+                map.fence(Member { node, epoch })?;
+            }
+            let now = cpu::rdtsc();
+            if rung_at.is_some_and(|then| now.wrapping_sub(then) > interval) {
+                rung_at = Some(now);
+                interval = (2 * interval).min(ticks(REMIND_LAST_US));
                 self.bells.ring_nodes(fault.nudge());
             }
+            self.serve()?;
             core::hint::spin_loop();
         }
     }
@@ -182,14 +273,47 @@ impl<B: Bells> MappedMemory<B> {
         }
         self.install(grant.unit, grant.rights);
         if grant.must_flush {
-            self.barrier.advance(|core| self.bells.kick_core(core));
-        }
-        if !grant.asked.is_empty() {
-            self.transitions.fetch_add(1, Ordering::Relaxed);
+            self.flush();
         }
     }
 
-    /// Gives up what other nodes have asked for. Never waits for them.
+    /// A core's guest has left it for an interrupt, at `place`.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub fn guest_was_interrupted(&self, core: usize, place: Place) -> Result<(), CoherenceError> {
+        self.change_hold(core, |hold| hold.interrupted(place))
+    }
+
+    /// A core's guest has executed an instruction.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub fn guest_got_on(&self, core: usize) -> Result<(), CoherenceError> {
+        self.change_hold(core, Hold::end)
+    }
+
+    /// Whoever waits for what the core has held is served when it ends.
+    fn change_hold(
+        &self,
+        core: usize,
+        change: impl FnOnce(&mut Hold),
+    ) -> Result<(), CoherenceError> {
+        if self.membership.is_some() && self.holds.ends(core, change) {
+            self.serve()?;
+        }
+        Ok(())
+    }
+
+    /// Whether other nodes may have asked for something.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        let membership = self.membership.as_ref();
+        membership.is_some_and(|own| own.map.has_revocations(own.member))
+    }
+
+    /// Gives up what other nodes have asked for and no core holds. Never waits
+    /// for them.
     ///
     /// # Errors
     /// If a request makes no sense.
@@ -197,17 +321,57 @@ impl<B: Bells> MappedMemory<B> {
         let Some(Membership { map, member }) = &self.membership else {
             return Ok(());
         };
-        while map.has_revocations(*member)
-            && let Some(revocation) = map.next_revocation(*member)?
+        if !map.has_revocations(*member) {
+            return Ok(());
+        }
+        while let Some(revocation) =
+            map.next_revocation_if(*member, |it| self.may_serve(it.unit))?
         {
-            if let Some((page, ..)) = self.page(revocation.unit) {
-                self.tables.lock().restrict(page, revocation.keep);
+            if let Some((page, slice, _)) = self.page(revocation.unit) {
+                self.change_tables(slice.node, |tables| tables.restrict(page, revocation.keep));
             }
-            self.barrier.advance(|core| self.bells.kick_core(core));
+            self.flush();
             map.acknowledge(*member, &revocation);
-            self.served.fetch_add(1, Ordering::Relaxed);
+            let mut counted = Counters::default();
+            counted.note_served();
+            self.counters.add_coherence(&counted);
         }
         Ok(())
+    }
+
+    fn may_serve(&self, unit: Unit) -> bool {
+        let free = self.holds.release(unit, cpu::rdtsc(), |core| {
+            if self.barrier.is_inside(core) {
+                self.bells.kick_core(core);
+            }
+        });
+        if !free {
+            self.counters.add(NodeCounter::Holds, 1);
+        }
+        free
+    }
+
+    /// Stores bytes that lie in one frame, if this node may write there.
+    fn store(&self, gpa: Gpa, from: &[u8]) -> Option<Result<(), GuestMemoryError>> {
+        // Under the lock: a revocation is answered after this or seen here.
+        let tables = self.tables.lock();
+        tables
+            .rights(gpa)
+            .contains(Rights::WRITE)
+            .then(|| self.slices.write_bytes(gpa, from))
+    }
+
+    /// Splits bytes at the frames' borders.
+    fn by_frame(gpa: Gpa, mut bytes: &[u8]) -> impl Iterator<Item = (Gpa, &[u8])> {
+        let mut at = gpa;
+        core::iter::from_fn(move || {
+            let left = usize::try_from(PAGE_SIZE - at.0 % PAGE_SIZE).expect("64-bit");
+            let (here, rest) = bytes.split_at(left.min(bytes.len()));
+            let part = (at, here);
+            at = Gpa(at.0.wrapping_add(here.len() as u64));
+            bytes = rest;
+            (!here.is_empty()).then_some(part)
+        })
     }
 }
 
@@ -219,21 +383,39 @@ impl<B: Bells> GuestMemory for MappedMemory<B> {
     /// What the hypervisor writes for a device may be code elsewhere, or have
     /// been: it needs the right to write like the guest itself.
     fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        if self.membership.is_some() && !from.is_empty() {
-            let error = GuestMemoryError {
-                gpa,
-                len: from.len(),
-            };
-            let end = gpa.checked_add(from.len() as u64).ok_or(error)?;
-            let mut frame = gpa.align_down(PAGE_SIZE);
-            while frame < end {
-                match self.fault(frame, Access::Write) {
-                    Ok(Resolution::Mapped) => {}
-                    Ok(Resolution::NotMemory) | Err(_) => return Err(error),
+        if self.membership.is_none() {
+            return self.slices.write_bytes(gpa, from);
+        }
+        self.slices.check(gpa, from.len())?;
+        for (at, part) in Self::by_frame(gpa, from) {
+            loop {
+                if let Some(stored) = self.store(at, part) {
+                    stored?;
+                    break;
                 }
-                frame = Gpa(frame.0 + PAGE_SIZE);
+                let error = GuestMemoryError {
+                    gpa,
+                    len: from.len(),
+                };
+                self.fault(at, Access::Write, |_| ()).map_err(|_| error)?;
             }
         }
-        self.slices.write_bytes(gpa, from)
+        Ok(())
+    }
+
+    fn write_bytes_now(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
+        if self.membership.is_none() {
+            return self.slices.write_bytes(gpa, from);
+        }
+        let error = GuestMemoryError {
+            gpa,
+            len: from.len(),
+        };
+        // Callers write single words, which no frame's border cuts in two.
+        let one = Self::by_frame(gpa, from).count() == 1;
+        one.then(|| self.store(gpa, from)).flatten().ok_or(error)?
     }
 }
+
+#[cfg(test)]
+mod tests;

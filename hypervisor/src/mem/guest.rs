@@ -29,6 +29,15 @@ pub trait GuestMemory {
     /// If any byte of the range is not guest memory; nothing is written then.
     fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError>;
 
+    /// The same, but never waits for another node.
+    ///
+    /// # Errors
+    /// As [`write_bytes`](Self::write_bytes), and if this node would have to
+    /// ask first.
+    fn write_bytes_now(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
+        self.write_bytes(gpa, from)
+    }
+
     /// A copy of the fixed-layout value at `gpa`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 pub mod barrier;
 pub mod coherent;
 mod guest;
+mod holds;
 pub mod slices;
 pub mod walk;
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use vmm_shared::addr::Gpa;
+use vmm_shared::addr::{Gpa, Hpa, NodeId};
 use vmm_shared::shm::SharedMem;
 
 use super::guest::{GuestMemory, GuestMemoryError};
@@ -10,10 +10,20 @@ use super::guest::{GuestMemory, GuestMemoryError};
 /// A run of guest memory that is contiguous on this node too.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice {
+    /// The node that gives it.
+    pub node: NodeId,
     /// Where the guest sees it.
     pub gpa: Gpa,
     /// Where this node sees it.
     pub memory: SharedMem,
+}
+
+impl Slice {
+    /// Where this node sees the byte at `offset`.
+    #[must_use]
+    pub fn hpa(&self, offset: u64) -> Hpa {
+        Hpa(self.memory.as_ptr().addr() as u64 + offset)
+    }
 }
 
 /// All slices of the VM.
@@ -62,6 +72,15 @@ impl Slices {
         None
     }
 
+    /// That a range is guest memory.
+    ///
+    /// # Errors
+    /// If any byte of it is not.
+    pub fn check(&self, gpa: Gpa, len: usize) -> Result<(), GuestMemoryError> {
+        self.parts(gpa, len, |_, _, _| Some(()))
+            .ok_or(GuestMemoryError { gpa, len })
+    }
+
     /// Splits an access where slices meet, and calls `copy` with the memory,
     /// the offset in it and the range of the buffer, for each part.
     fn parts(
@@ -106,9 +125,8 @@ impl GuestMemory for Slices {
             gpa,
             len: from.len(),
         };
-        // A first pass without effect: all or nothing.
-        self.parts(gpa, from.len(), |_, _, _| Some(()))
-            .ok_or(error)?;
+        // All or nothing.
+        self.check(gpa, from.len())?;
         self.parts(gpa, from.len(), |memory, offset, range| {
             memory.write_bytes(offset, &from[range])
         })
@@ -128,6 +146,7 @@ mod tests {
         // SAFETY: leaked, aligned, and reached through the window only.
         let memory = unsafe { SharedMem::new(base, words * 8) };
         Slice {
+            node: NodeId(0),
             gpa: Gpa(gpa),
             memory,
         }

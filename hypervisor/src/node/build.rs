@@ -1,18 +1,18 @@
 //! Building this node's part of the VM.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, VcpuId};
+use vmm_shared::addr::{Gpa, Hpa, NodeId, PAGE_SIZE, VcpuId};
 use vmm_shared::coherence::{CoherenceMap, Rights};
 use vmm_shared::control::{
-    Blob, BootConfig, ControlRegion, NodeShare, NodeState, coherence_geometry,
+    BootBy, BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, Platform, coherence_geometry,
 };
 use vmm_shared::shm::SharedMem;
 
+use super::trial::{self, GuestTime, Passed};
 use super::{Node, Reason};
 use crate::arch::cpu;
 use crate::arch::pci::Window;
@@ -20,19 +20,19 @@ use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::npt::{GuestPage, NestedTables};
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
-use crate::fabric::{self, Fabric, Regions, clock};
-use crate::loader::{self, LinuxBoot, LinuxEntry, PvBoot};
-use crate::mem::coherent::{MappedMemory, Membership};
+use crate::devices::fw_cfg::FwCfg;
+use crate::fabric::proof::Fetch;
+use crate::fabric::{self, Fabric, Regions};
+use crate::loader::{self, BareBoot, GuestEntry, LinuxBoot, Module, Protocol, PvBoot};
+use crate::mem::coherent::{MappedMemory, Membership, MemoryParts};
 use crate::mem::slices::{Slice, Slices};
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
 use crate::platform::layout::PMEM_BASE;
 use crate::platform::{
-    Domain, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
+    Domain, Machine, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
 };
-use crate::vm::{DEVICE_NODE, Devices, Vm, VmParts};
+use crate::vm::{DEVICE_NODE, Vm, VmParts};
 
-/// Bytes of a small page, as a step.
-const PAGE: usize = 4096;
 /// A node's epoch in its first life.
 const FIRST_EPOCH: u32 = 1;
 
@@ -44,32 +44,30 @@ pub(super) fn build(
     windows: &[Window],
     id: NodeId,
 ) -> Result<Node, Reason> {
-    switch::enable().map_err(|why| {
-        format!("no usable SVM ({why:?}): give the node a processor with SVM and nested paging")
-    })?;
-    let regions =
-        fabric::find_regions(windows).map_err(|why| format!("shared regions: {why:?}"))?;
+    switch::enable()
+        .map_err(|why| format!("{why}; give the node a processor with SVM and nested paging"))?;
+    let regions = fabric::find_regions(windows).map_err(|why| why.to_string())?;
+    trial::check_caching(windows)?;
     let config = regions.control.boot_config();
     let topology = topology(&config)?;
     let vcpus = local_vcpus(&topology, id, cores.len())?;
-    let fabric = Fabric::join(id, regions.control, windows, cores.clone())
-        .map_err(|why| format!("joining the rack: {why:?}"))?;
-    let tsc = agree_on_time(&fabric, &config, &clocks)?;
+    let fabric = Fabric::join(
+        id,
+        regions.control,
+        windows,
+        cores.clone(),
+        &clocks,
+        &config,
+    )
+    .map_err(|why| why.to_string())?;
+    let Passed { time, fetch } = trial::pass(&fabric, &config, &clocks)?;
 
-    let slices = guest_slices(&topology, &regions.memories)
-        .ok_or_else(|| String::from("a node's memory region is smaller than its share"))?;
+    let slices = guest_slices(&topology, &regions.memories)?;
     let image = regions.image.filter(|_| config.image_len > 0);
-    let membership = membership(&config, &regions.control, id)?;
-    let kernel = blob(&regions.control, config.kernel, "kernel")?;
-    let devices = match loader::is_elf(&kernel) {
-        true => Devices::Rings,
-        false => Devices::Emulated,
-    };
-    let mut nested = nested_tables(if membership.is_some() { &[] } else { &slices }, image);
-    if devices == Devices::Rings {
-        if config.nodes > 1 {
-            return Err(String::from("the pv guest runs on one node"));
-        }
+    let membership = membership(&config, &regions.control, id, fetch)?;
+    let machine = machine(&regions, &config)?;
+    let mut nested = nested_tables(image);
+    if machine.is_paravirtual() {
         map_rings(&mut nested, &regions.control);
     }
     let nested_root = nested.root();
@@ -78,31 +76,45 @@ pub(super) fn build(
     let apic_ids: Vec<_> = (0..topology.vcpus())
         .map(|vcpu| topology.apic_id(VcpuId(vcpu)))
         .collect();
-    let platform = platform(topology, image);
+    let platform = platform(topology, image, machine);
     let cpuid_config = CpuidConfig {
         topology: &platform.topology,
-        tsc_khz: tsc.khz,
+        tsc_khz: time.khz,
         xcr0: ALL_STATE,
     };
     let cpuid = CpuidTable::new(&cpu::Cpuid, &cpuid_config);
     let entry = match id {
-        DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform, &tsc)?),
+        DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform, &time)?),
         _ => None,
     };
-    let memory = MappedMemory::new(memory, nested, cores.len(), membership, fabric);
+    let counters = regions
+        .control
+        .node_counters(id)
+        .expect("`join` has checked the id");
+    let memory = MappedMemory::new(MemoryParts {
+        slices: memory,
+        tables: nested,
+        membership,
+        bells: fabric,
+        counters,
+        cores: cores.len(),
+        tsc_khz: time.khz,
+    });
     if id == DEVICE_NODE {
         memory
             .claim_all()
-            .map_err(|why| format!("instruction coherence: {why:?}"))?;
+            .map_err(|why| format!("instruction coherence: {why}"))?;
     }
     let vm = Vm::new(VmParts {
         apic_ids,
+        machine,
+        firmware: FwCfg::new(platform.topology.vcpus(), config.memory),
         memory,
-        devices,
         cpuid,
-        tsc_khz: tsc.khz,
-        tsc_offset: tsc.offset,
-        boot_wall_ns: tsc.boot_wall_ns,
+        clocks,
+        tsc_khz: time.khz,
+        tsc_offset: time.offset,
+        boot_wall_ns: time.boot_wall_ns,
     });
     let maps = PermissionMaps::new(msr::passthrough());
     Ok(Node {
@@ -128,7 +140,7 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
         memory: share.memory,
     };
     let topology = Topology::new(shares.iter().map(node).collect())
-        .map_err(|why| format!("shape of the VM: {why:?}"))?;
+        .map_err(|why| format!("the VM cannot be: {why}"))?;
     if u32::from(topology.vcpus()) != config.vcpus || topology.memory() != config.memory {
         return Err(String::from("the nodes' shares are not the VM"));
     }
@@ -144,7 +156,7 @@ fn local_vcpus(
     let here = usize::from(node.0);
     let Some(mine) = topology.nodes().get(here).map(|node| node.vcpus) else {
         return Err(format!(
-            "this is {node:?} of a rack with {} nodes",
+            "this is node {here} of a rack with {} nodes",
             topology.nodes().len()
         ));
     };
@@ -155,87 +167,23 @@ fn local_vcpus(
     Ok(first..first + mine)
 }
 
-/// The guest's clock as this node sees it.
-struct GuestTime {
-    khz: u32,
-    offset: u64,
-    boot_wall_ns: u64,
-}
-
-/// Node 0 starts the guest's clock and tells the others; they measure how far
-/// their own is from node 0's.
-fn agree_on_time(
-    fabric: &Fabric,
-    config: &BootConfig,
-    clocks: &Clocks,
-) -> Result<GuestTime, Reason> {
-    let control = fabric.control();
-    let record = control.vm();
-    if fabric.node() == DEVICE_NODE {
-        let now = cpu::rdtsc();
-        record
-            .tsc_khz()
-            .store(clocks.tsc_khz.into(), Ordering::Relaxed);
-        // Release: the rate is visible to who sees the offset.
-        record
-            .tsc_offset()
-            .store(now.wrapping_neg(), Ordering::Release);
-        answer_until_ready(control, config);
-        let since_start_ns = u128::from(now) * 1_000_000 / u128::from(clocks.tsc_khz);
-        let since_start_ns = u64::try_from(since_start_ns).unwrap_or(0);
-        return Ok(GuestTime {
-            khz: clocks.tsc_khz,
-            offset: now.wrapping_neg(),
-            boot_wall_ns: config.wall_clock_ns.saturating_add(since_start_ns),
-        });
-    }
-    let mine = control
-        .node(fabric.node())
-        .expect("`join` has checked the id");
-    let (ahead, width) =
-        clock::measure(&mine).ok_or_else(|| String::from("node 0 does not answer"))?;
-    log::info!("clock offset known to {width} ticks");
-    let offset = record.tsc_offset().load(Ordering::Acquire);
-    let khz = u32::try_from(record.tsc_khz().load(Ordering::Relaxed)).unwrap_or(0);
-    if khz == 0 {
-        return Err(String::from("node 0 has no clock rate"));
-    }
-    Ok(GuestTime {
-        khz,
-        offset: offset.wrapping_add(ahead),
-        // Asked for on the guest's first vCPU only, long before others run.
-        boot_wall_ns: config.wall_clock_ns,
-    })
-}
-
-/// Answers the others' questions until all are ready. The launcher ends the
-/// rack if that takes too long.
-fn answer_until_ready(control: &ControlRegion, config: &BootConfig) {
-    let nodes = u16::try_from(config.nodes).unwrap_or(0);
-    let is_ready = |node| {
-        let state = control
-            .node_state(NodeId(node))
-            .map(|state| state.load(Ordering::Acquire));
-        state.and_then(NodeState::from_raw) == Some(NodeState::Ready)
-    };
-    while !(1..nodes).all(is_ready) {
-        clock::answer(control, nodes);
-        core::hint::spin_loop();
-    }
-}
-
 /// Lays the nodes' memories into the guest's RAM ranges.
-fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Option<Vec<Slice>> {
+fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Result<Vec<Slice>, Reason> {
     let mut used = vec![0; memories.len()];
     topology
         .ram_ranges()
         .map(|(Domain(node), range)| {
-            let node = usize::from(node);
-            let len = usize::try_from(range.len).ok()?;
-            let offset = used.get_mut(node)?;
-            let memory = memories.get(node)?.window(*offset, len)?;
+            let too_small =
+                || format!("the memory region of node {node} is smaller than its share");
+            let len = usize::try_from(range.len).expect("64-bit");
+            let (offset, memory) = used
+                .get_mut(usize::from(node))
+                .zip(memories.get(usize::from(node)))
+                .ok_or_else(too_small)?;
+            let memory = memory.window(*offset, len).ok_or_else(too_small)?;
             *offset += len;
-            Some(Slice {
+            Ok(Slice {
+                node: NodeId(node),
                 gpa: range.gpa,
                 memory,
             })
@@ -248,8 +196,9 @@ fn membership(
     config: &BootConfig,
     control: &ControlRegion,
     id: NodeId,
+    fetch: Fetch,
 ) -> Result<Option<Membership>, Reason> {
-    if config.nodes == 1 || cpu::fetches_coherently() {
+    if config.nodes == 1 || fetch == Fetch::Coherent {
         return Ok(None);
     }
     let broken = || String::from("the table of instruction coherence does not fit the VM");
@@ -259,39 +208,42 @@ fn membership(
     let map = CoherenceMap::new(table, coherence_geometry(shares)).ok_or_else(broken)?;
     let member = map
         .join(id, FIRST_EPOCH)
-        .map_err(|why| format!("instruction coherence: {why:?}"))?;
+        .map_err(|why| format!("instruction coherence: {why}"))?;
     Ok(Some(Membership { map, member }))
 }
 
-fn nested_tables(slices: &[Slice], image: Option<SharedMem>) -> NestedTables {
+/// Tables that map what is not RAM.
+fn nested_tables(image: Option<SharedMem>) -> NestedTables {
     let mut nested = NestedTables::new();
-    for slice in slices {
-        map(&mut nested, slice, Rights::ALL);
-    }
     if let Some(memory) = image {
-        map(
-            &mut nested,
-            &Slice {
-                gpa: PMEM_BASE,
-                memory,
-            },
-            Rights::READ_EXECUTE,
-        );
+        let hpa = Hpa(memory.as_ptr().addr() as u64);
+        nested.map_range(PMEM_BASE, hpa, memory.len() as u64, Rights::READ_EXECUTE);
     }
     nested
 }
 
-fn map(nested: &mut NestedTables, slice: &Slice, rights: Rights) {
-    let start = Hpa(slice.memory.as_ptr().addr() as u64);
-    let mut offset = 0;
-    while offset < slice.memory.len() as u64 {
-        let page = GuestPage::Large(Gpa(slice.gpa.0 + offset));
-        nested.map(page, Hpa(start.0 + offset), rights);
-        offset += LARGE_PAGE_SIZE;
-    }
+/// What the launcher wants the VM for. Its image says how it is booted,
+/// unless the launcher does.
+fn machine(regions: &Regions, config: &BootConfig) -> Result<Machine, Reason> {
+    let image = regions.control.blob(config.kernel);
+    let image = image.ok_or_else(|| String::from("the image lies outside of its region"))?;
+    let protocol = match BootBy::from_raw(config.boot_by) {
+        Some(BootBy::Image) => loader::protocol(&image)
+            .map_err(|why| format!("the guest cannot be loaded: it is {why}"))?,
+        Some(BootBy::Paravirtual) if config.nodes > 1 => {
+            return Err(String::from("the paravirtual guest runs on one node"));
+        }
+        Some(BootBy::Paravirtual) => Protocol::Paravirtual,
+        None => return Err(format!("there is no way {} to boot", config.boot_by)),
+    };
+    Ok(Machine {
+        protocol,
+        platform: Platform::from_raw(config.platform)
+            .ok_or_else(|| format!("there is no platform {}", config.platform))?,
+    })
 }
 
-fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
+fn platform(topology: Topology, image: Option<SharedMem>, machine: Machine) -> PlatformConfig {
     PlatformConfig {
         topology,
         image: image.map(|memory| PmemRange {
@@ -299,6 +251,7 @@ fn platform(topology: Topology, image: Option<SharedMem>) -> PlatformConfig {
             len: memory.len() as u64,
             interface: PmemInterface::E820,
         }),
+        machine,
     }
 }
 
@@ -307,16 +260,12 @@ fn map_rings(nested: &mut NestedTables, control: &ControlRegion) {
     for (ring, range) in loader::rings() {
         let pages = control.ring_pages(ring);
         let start = pages.as_ptr().addr() as u64;
-        for offset in (0..pages.len() as u64).step_by(PAGE) {
+        for number in 0..pages.len() as u64 / PAGE_SIZE {
+            let offset = number * PAGE_SIZE;
             let page = GuestPage::Small(Gpa(range.gpa + offset));
             nested.map(page, Hpa(start + offset), Rights::READ | Rights::WRITE);
         }
     }
-}
-
-fn blob(control: &ControlRegion, blob: Blob, name: &str) -> Result<SharedMem, Reason> {
-    let outside = || format!("the {name} lies outside of the control region");
-    control.blob(blob).ok_or_else(outside)
 }
 
 fn load_guest(
@@ -325,32 +274,62 @@ fn load_guest(
     config: &BootConfig,
     platform: &PlatformConfig,
     time: &GuestTime,
-) -> Result<LinuxEntry, Reason> {
-    let kernel = blob(&regions.control, config.kernel, "kernel")?;
-    let initramfs = blob(&regions.control, config.initramfs, "initramfs")?;
+) -> Result<GuestEntry, Reason> {
+    let blob = |blob, name: &str| {
+        let outside = || format!("the {name} lies outside of the control region");
+        regions.control.blob(blob).ok_or_else(outside)
+    };
+    let kernel = blob(config.kernel, "kernel")?;
     let len = usize::try_from(config.command_line_len).unwrap_or(usize::MAX);
     let command_line = config
         .command_line
         .get(..len)
         .ok_or_else(|| String::from("the command line is too long"))?;
-    let entry = if loader::is_elf(&kernel) {
-        let boot = PvBoot {
-            platform,
-            kernel: &kernel,
-            init: &initramfs,
-            command_line,
-            tsc_khz: time.khz,
-            boot_wall_ns: time.boot_wall_ns,
-        };
-        loader::load_pv(memory, &boot)
-    } else {
-        let boot = LinuxBoot {
-            platform,
-            kernel: &kernel,
-            initramfs: &initramfs,
-            command_line,
-        };
-        loader::load_linux(memory, &boot)
+    let entry = match platform.machine.protocol {
+        Protocol::Linux => {
+            let boot = LinuxBoot {
+                platform,
+                kernel: &kernel,
+                initramfs: &blob(config.initramfs, "initramfs")?,
+                command_line,
+            };
+            loader::load_linux(memory, &boot).map(GuestEntry::Linux)
+        }
+        Protocol::Multiboot | Protocol::Pvh => {
+            let given = config.modules.iter();
+            let given = given.take_while(|module| module.content.len != 0);
+            let mut modules = Vec::new();
+            for module in given {
+                let words = blob(module.words, "module's command line")?;
+                let mut line = vec![0; words.len().min(MAX_MODULE_WORDS)];
+                words
+                    .read_bytes(0, &mut line)
+                    .expect("no longer than what it reads");
+                modules.push((blob(module.content, "module")?, line));
+            }
+            let modules: Vec<_> = modules
+                .iter()
+                .map(|(content, words)| Module { content, words })
+                .collect();
+            let boot = BareBoot {
+                platform,
+                image: &kernel,
+                modules: &modules,
+                command_line,
+            };
+            loader::load_bare(memory, &boot).map(GuestEntry::Bare)
+        }
+        Protocol::Paravirtual => {
+            let boot = PvBoot {
+                platform,
+                kernel: &kernel,
+                init: &blob(config.initramfs, "first program")?,
+                command_line,
+                tsc_khz: time.khz,
+                boot_wall_ns: time.boot_wall_ns,
+            };
+            loader::load_pv(memory, &boot).map(GuestEntry::Linux)
+        }
     };
-    entry.map_err(|why| format!("the guest cannot be loaded: {why:?}"))
+    entry.map_err(|why| format!("the guest cannot be loaded: {why}"))
 }

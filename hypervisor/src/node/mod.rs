@@ -5,13 +5,18 @@
 //!   every node        node 0, which also owns the devices
 //!   ──────────        ──────────────────────────────────
 //!   Joined            Joined
-//!   measure clock <─> answer questions until all are Ready
+//!   proofs, clock <─> proofs, answers until all are Ready: see `trial`
 //!   build, Ready      build, load the guest, Ready
 //!   wait ...........> VM is Running
 //!   run vCPUs         run vCPUs
 //! ```
+//!
+//! A VM that has lost a node that it needs is *frozen*: its vCPUs stay where
+//! they are, and its nodes go on giving signs of life until the operator ends
+//! the rack. A node that was put out ends at once.
 
 mod build;
+mod trial;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -27,11 +32,15 @@ use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
 use crate::arch::{apic, boot, cpu, descriptors};
-use crate::loader::LinuxEntry;
+use crate::fabric::keeper::Held;
+use crate::loader::GuestEntry;
 use crate::vcpu::Vcpu;
 use crate::vcpu::exit::StopReason;
 use crate::vcpu::posted::Location;
 use crate::vm::{DEVICE_NODE, Vm};
+
+/// The most that a node sleeps before it looks whether the VM has started.
+const START_NAP_US: u64 = 10_000;
 
 /// Why a node can't start, for its log.
 type Reason = String;
@@ -44,7 +53,7 @@ pub struct Node {
     nested_root: Hpa,
     maps: PermissionMaps,
     /// How vCPU 0 enters the guest, on the node that has it.
-    entry: Option<LinuxEntry>,
+    entry: Option<GuestEntry>,
     /// APIC ids of the cores; a core's number is its place here.
     cores: Vec<u8>,
     /// The vCPUs that run here, one for each of the first cores.
@@ -59,9 +68,11 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
             node.vm.fabric().set_state(NodeState::Ready);
             if node.vm.fabric().node() == DEVICE_NODE {
                 node.vm.fabric().set_vm_state(VmState::Running);
+                wake_all_nodes(node);
             } else {
                 wait_until_running(node);
             }
+            node.vm.fabric().start_watch();
             boot::release_other_cores(node);
             run_core(node)
         }
@@ -76,8 +87,23 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
 fn wait_until_running(node: &Node) {
     let state = node.vm.fabric().control().vm_state();
     // Acquire: what node 0 has loaded is visible.
-    while VmState::from_raw(state.load(Ordering::Acquire)) == Some(VmState::NotStarted) {
-        core::hint::spin_loop();
+    let has_started =
+        || VmState::from_raw(state.load(Ordering::Acquire)) != Some(VmState::NotStarted);
+    cpu::interrupts_on();
+    while !has_started() {
+        node.vm.nap(START_NAP_US, has_started);
+    }
+    cpu::interrupts_off();
+}
+
+/// Ends the other nodes' wait.
+fn wake_all_nodes(node: &Node) {
+    let nodes = node.vm.fabric().control().boot_config().nodes;
+    for other in (1..u16::try_from(nodes).unwrap_or(0)).map(NodeId) {
+        node.vm.fabric().kick(Location {
+            node: other,
+            core: 0,
+        });
     }
 }
 
@@ -87,10 +113,14 @@ pub fn run_core(node: &'static Node) -> ! {
     let core = core.and_then(|core| u16::try_from(core).ok());
     let vcpu = core.and_then(|core| node.vcpus.clone().nth(usize::from(core)));
     let (Some(core), Some(vcpu)) = (core, vcpu) else {
-        park()
+        cpu::interrupts_on();
+        match core {
+            Some(0) => keep(node),
+            _ => park(),
+        }
     };
     if let Err(why) = switch::enable() {
-        log::error!("core {core} has no usable SVM: {why:?}");
+        log::error!("core {core}: {why}");
         io::exit(NodeExit::BootFailure);
     }
     let id = VcpuId(vcpu);
@@ -101,7 +131,7 @@ pub fn run_core(node: &'static Node) -> ! {
     node.vm.posted(id).set_location(location);
     let mut vcpu = Vcpu::new(id, usize::from(core), &node.vm, node.maps, node.nested_root);
     if let (VcpuId(0), Some(entry)) = (id, &node.entry) {
-        vcpu.start_linux(entry);
+        vcpu.start(entry);
         // What the launcher sent before this node could hear is waiting.
         descriptors::set_doorbell();
     }
@@ -110,7 +140,31 @@ pub fn run_core(node: &'static Node) -> ! {
     stop(node, reason)
 }
 
-/// A core without a vCPU sleeps.
+/// The node's first core when it runs no vCPU: answers for the node.
+fn keep(node: &Node) -> ! {
+    let fabric = node.vm.fabric();
+    loop {
+        fabric.attend();
+        if descriptors::take_doorbell() {
+            fabric.look_for_losses();
+        }
+        if fabric.held() == Some(Held::Fenced) {
+            stop(node, StopReason::Held(Held::Fenced));
+        }
+        // Others may have to get something back before they can stand still.
+        node.vm.serve_revocations();
+        cpu::interrupts_off();
+        if !descriptors::doorbell_rung() {
+            if let Some(due) = fabric.next_due() {
+                node.clocks.set_timer(due.saturating_sub(cpu::rdtsc()));
+            }
+            cpu::sleep_until_interrupt();
+        }
+        cpu::interrupts_on();
+    }
+}
+
+/// Any other core without a vCPU sleeps.
 fn park() -> ! {
     loop {
         cpu::interrupts_off();
@@ -120,8 +174,20 @@ fn park() -> ! {
 
 fn stop(node: &Node, reason: StopReason) -> ! {
     let state = match reason {
+        StopReason::Held(Held::Frozen) if apic::id() == node.cores[0] => keep(node),
+        StopReason::Held(Held::Frozen) => park(),
+        StopReason::Held(Held::Fenced) => {
+            log::error!("the other nodes have put this one out, as it gave no sign of life");
+            io::exit(NodeExit::Fenced)
+        }
         StopReason::PowerOff => VmState::PoweredOff,
         StopReason::Reset => VmState::Reset,
+        StopReason::Exit { value } => {
+            let record = node.vm.fabric().control().vm();
+            // The state is stored after it, with Release.
+            record.exit_value().store(value.into(), Ordering::Relaxed);
+            VmState::Exited
+        }
         _ => {
             log::error!("the VM has crashed: {reason:x?}");
             VmState::Crashed

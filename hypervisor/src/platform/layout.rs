@@ -59,6 +59,8 @@ pub const PMEM_BASE: Gpa = Gpa(256 << 30);
 /// First address that the narrowest supported host cannot map.
 pub const ADDRESS_LIMIT: Gpa = Gpa(1 << 40);
 
+/// Interrupt of the interval timer, in a machine that has one.
+pub const GSI_TIMER: u32 = 2;
 /// Interrupt of the first serial port.
 pub const GSI_SERIAL: u32 = 4;
 /// Interrupt of the generic event device.
@@ -73,6 +75,8 @@ pub const COM_PORTS: u16 = 8;
 /// Sleep control, sleep status and reset register in one. Before it sleeps, a
 /// guest writes 0x80 here to clear the wake status: no effect.
 pub const SLEEP_PORT: u16 = 0x600;
+/// First of the four ports of the ACPI timer, in a machine that has one.
+pub const PM_TIMER_PORT: u16 = 0x608;
 /// Written to [`SLEEP_PORT`]: switch off (SLP_EN with sleep type 5).
 pub const SLEEP_S5: u8 = 0x34;
 /// Written to [`SLEEP_PORT`]: reset.
@@ -106,19 +110,22 @@ impl RamRange {
 }
 
 /// A memory size that the map has no place for, or that a kernel cannot use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemorySizeError {
     /// Less than [`MIN_MEMORY`].
+    #[error("{bytes} bytes of memory are too few")]
     TooSmall {
         /// Bytes asked for.
         bytes: u64,
     },
     /// More than [`MAX_MEMORY`].
+    #[error("{bytes} bytes of memory are too many")]
     TooLarge {
         /// Bytes asked for.
         bytes: u64,
     },
     /// Not a multiple of 2 MiB.
+    #[error("{bytes} bytes of memory are not a multiple of 2 MiB")]
     Uneven {
         /// Bytes asked for.
         bytes: u64,

@@ -16,7 +16,9 @@ pub mod topology;
 pub use layout::RamRange;
 pub use topology::{Domain, PlatformNode, Topology, TopologyError};
 
+use guest_image::Protocol;
 use vmm_shared::addr::Gpa;
+use vmm_shared::control::Platform;
 
 /// How a guest finds a root image.
 ///
@@ -45,6 +47,44 @@ pub struct PmemRange {
     pub interface: PmemInterface,
 }
 
+/// What a VM is for, and so what it has and how it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// How its guest is booted, and so what it expects. Multiboot and PVH
+    /// images get what bare-metal programs do: an exit port, `fw_cfg`, and
+    /// local APICs in xAPIC mode. The paravirtual guest reaches the launcher
+    /// by the shared rings themselves: see [`vmm_shared::pv`].
+    pub protocol: Protocol,
+    /// Whether it has a PC's old devices.
+    pub platform: Platform,
+}
+
+impl Machine {
+    /// The machine of a Linux guest.
+    pub const LINUX: Self = Self {
+        protocol: Protocol::Linux,
+        platform: Platform::Lean,
+    };
+
+    /// Whether a bare-metal program runs in it.
+    #[must_use]
+    pub const fn is_bare(self) -> bool {
+        matches!(self.protocol, Protocol::Multiboot | Protocol::Pvh)
+    }
+
+    /// Whether the paravirtual guest runs in it.
+    #[must_use]
+    pub const fn is_paravirtual(self) -> bool {
+        matches!(self.protocol, Protocol::Paravirtual)
+    }
+
+    /// Whether it has a PC's old devices.
+    #[must_use]
+    pub const fn is_legacy(self) -> bool {
+        matches!(self.platform, Platform::Legacy)
+    }
+}
+
 /// The shape of the virtual machine, as its firmware tables declare it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformConfig {
@@ -52,4 +92,6 @@ pub struct PlatformConfig {
     pub topology: Topology,
     /// The root image, if there is one.
     pub image: Option<PmemRange>,
+    /// What it is for.
+    pub machine: Machine,
 }

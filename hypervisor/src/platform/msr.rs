@@ -6,6 +6,8 @@
 //! host. Registers of features that [`cpuid`](super::cpuid) hides are left
 //! out on purpose.
 
+use super::Machine;
+
 /// What happens on a write to a register whose value never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteRule {
@@ -95,6 +97,8 @@ const FS_BASE: u32 = 0xc000_0100;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const TSC_AUX: u32 = 0xc000_0103;
 const SYSCFG: u32 = 0xc001_0010;
+const PERF_FIRST: u32 = 0xc001_0000;
+const PERF_LAST: u32 = 0xc001_0007;
 const HWCR: u32 = 0xc001_0015;
 const NB_CFG: u32 = 0xc001_001f;
 const PATCH_LOADER: u32 = 0xc001_0020;
@@ -195,8 +199,12 @@ impl Default for StoredMsrs {
 
 /// The rule for an MSR.
 #[must_use]
-pub const fn rule(msr: u32) -> MsrRule {
+pub const fn rule(msr: u32, machine: Machine) -> MsrRule {
     match msr {
+        // Every AMD processor has these counters, and programs for bare metal
+        // switch them off without asking. Linux asks, and is told the truth.
+        PERF_FIRST..=PERF_LAST if machine.is_bare() => fixed(0, WriteRule::Ignore),
+
         TSC_DEADLINE => MsrRule::TscDeadline,
         X2APIC..=X2APIC_LAST => MsrRule::X2Apic(msr.to_le_bytes()[0]),
 
@@ -255,6 +263,24 @@ pub fn passthrough() -> impl Iterator<Item = u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guest_image::Protocol;
+
+    fn rule(msr: u32) -> MsrRule {
+        super::rule(msr, Machine::LINUX)
+    }
+
+    #[test]
+    fn counters_of_bare_machines_stand_still() {
+        let bare = Machine {
+            protocol: Protocol::Multiboot,
+            ..Machine::LINUX
+        };
+        for msr in [0xc001_0000, 0xc001_0007] {
+            assert_eq!(super::rule(msr, bare), fixed(0, WriteRule::Ignore));
+            assert_eq!(rule(msr), MsrRule::Unknown);
+        }
+        assert_eq!(super::rule(0xc001_0008, bare), MsrRule::Unknown);
+    }
 
     fn stored(msr: u32) -> StoredMsr {
         match rule(msr) {

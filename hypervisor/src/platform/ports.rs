@@ -5,7 +5,8 @@
 //! the same but is counted, so that a guest that looks for a device that we
 //! do not know of can be noticed.
 
-use super::layout::{COM_PORTS, COM1_PORT, SLEEP_PORT};
+use super::Machine;
+use super::layout::{COM_PORTS, COM1_PORT, PM_TIMER_PORT, SLEEP_PORT};
 
 /// What an access to a port means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,24 @@ pub enum PortRule {
     PciAddress,
     /// A byte of its data register, by its offset (0 to 3).
     PciData(u8),
+    /// Writing ends the VM; the value becomes its exit status.
+    Exit,
+    /// Which item of `fw_cfg` is read.
+    FwCfgSelect,
+    /// The next byte of that item.
+    FwCfgData,
+    /// Four bytes that read back, from this one on.
+    Scratch(u8),
+    /// The level of an interrupt line.
+    Line(u8),
+    /// A register of the interrupt controllers.
+    Pic(u16),
+    /// A register of the interval timer.
+    Pit(u16),
+    /// A register of the clock: 0 selects, 1 is what was selected.
+    Clock(u8),
+    /// The ACPI timer.
+    PmTimer,
     /// A device of old PCs that is absent: reads all-ones, writes dropped.
     Legacy,
     /// Nothing we know of: as [`Legacy`](Self::Legacy), and counted.
@@ -38,9 +57,57 @@ const PCI_ADDRESS: u16 = 0xcf8;
 const PCI_DATA: u16 = 0xcfc;
 const COM1_LAST: u16 = COM1_PORT + COM_PORTS - 1;
 
+/// Where a bare-metal program leaves its exit value, as for QEMU's
+/// `isa-debug-exit` at the place where kvm-unit-tests have it.
+pub const EXIT_PORT: u16 = 0xf4;
+const EXIT_LAST: u16 = EXIT_PORT + 3;
+const FW_CFG_SELECT: u16 = 0x510;
+const FW_CFG_DATA: u16 = 0x511;
+/// QEMU's `pc-testdev`.
+const SCRATCH: u16 = 0xe0;
+const SCRATCH_LAST: u16 = 0xe3;
+const LINES: u16 = 0x2000;
+const LINES_LAST: u16 = 0x2017;
+const PM_TIMER_LAST: u16 = PM_TIMER_PORT + 3;
+
 /// The rule for a port.
 #[must_use]
-pub const fn rule(port: u16) -> PortRule {
+pub const fn rule(port: u16, machine: Machine) -> PortRule {
+    let special = match (machine.is_bare(), machine.is_legacy()) {
+        (true, _) if let Some(rule) = bare(port) => Some(rule),
+        (_, true) => legacy(port),
+        _ => None,
+    };
+    match special {
+        Some(rule) => rule,
+        None => common(port),
+    }
+}
+
+/// What bare-metal programs expect.
+const fn bare(port: u16) -> Option<PortRule> {
+    Some(match port {
+        EXIT_PORT..=EXIT_LAST => PortRule::Exit,
+        FW_CFG_SELECT => PortRule::FwCfgSelect,
+        FW_CFG_DATA => PortRule::FwCfgData,
+        SCRATCH..=SCRATCH_LAST => PortRule::Scratch(port.to_le_bytes()[0] & 3),
+        LINES..=LINES_LAST => PortRule::Line(port.to_le_bytes()[0]),
+        _ => return None,
+    })
+}
+
+/// A PC's old devices.
+const fn legacy(port: u16) -> Option<PortRule> {
+    Some(match port {
+        0x20..=0x21 | 0xa0..=0xa1 | 0x4d0..=0x4d1 => PortRule::Pic(port),
+        0x40..=0x43 | 0x61 => PortRule::Pit(port),
+        0x70..=0x71 => PortRule::Clock(port.to_le_bytes()[0] & 1),
+        PM_TIMER_PORT..=PM_TIMER_LAST => PortRule::PmTimer,
+        _ => return None,
+    })
+}
+
+const fn common(port: u16) -> PortRule {
     match port {
         COM1_PORT..=COM1_LAST => PortRule::Serial(port.to_le_bytes()[0] & 7),
         SLEEP_PORT => PortRule::SleepReset,
@@ -74,6 +141,12 @@ pub const fn rule(port: u16) -> PortRule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guest_image::Protocol;
+    use vmm_shared::control::Platform;
+
+    fn rule(port: u16) -> PortRule {
+        super::rule(port, Machine::LINUX)
+    }
 
     #[test]
     fn serial_registers_are_numbered_from_their_base() {
@@ -107,5 +180,39 @@ mod tests {
         for port in [0x601, 0x5ff, 0x510, 0x5658, 0x1f0, 0xffff] {
             assert_eq!(rule(port), PortRule::Unknown, "port {port:#x}");
         }
+    }
+
+    #[test]
+    fn machines_have_what_they_are_for() {
+        let bare = Machine {
+            protocol: Protocol::Multiboot,
+            ..Machine::LINUX
+        };
+        let legacy = Machine {
+            platform: Platform::Legacy,
+            ..bare
+        };
+        let both = [
+            (0xf4, PortRule::Exit),
+            (0x511, PortRule::FwCfgData),
+            (0xe2, PortRule::Scratch(2)),
+            (0x2017, PortRule::Line(23)),
+            (0x3f8, PortRule::Serial(0)),
+        ];
+        for (port, expected) in both {
+            assert_eq!(super::rule(port, bare), expected, "port {port:#x}");
+            assert_eq!(super::rule(port, legacy), expected, "port {port:#x}");
+        }
+        for port in [0x20, 0xa1, 0x43, 0x61, 0x70] {
+            assert_eq!(super::rule(port, bare), PortRule::Legacy, "port {port:#x}");
+            assert_ne!(
+                super::rule(port, legacy),
+                PortRule::Legacy,
+                "port {port:#x}"
+            );
+        }
+        assert_eq!(super::rule(PM_TIMER_PORT, bare), PortRule::Unknown);
+        assert_eq!(super::rule(PM_TIMER_PORT, legacy), PortRule::PmTimer);
+        assert_eq!(rule(0xf4), PortRule::Unknown);
     }
 }

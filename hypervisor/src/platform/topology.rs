@@ -48,26 +48,33 @@ pub struct Topology {
 }
 
 /// Why there can be no VM of some shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopologyError {
     /// More than [`MAX_NODES`].
+    #[error("{nodes} nodes are too many")]
     TooManyNodes {
         /// Nodes asked for.
         nodes: usize,
     },
     /// No node gives a vCPU.
+    #[error("no node gives a vCPU")]
     NoVcpus,
     /// More than [`MAX_VCPUS`].
+    #[error("{vcpus} vCPUs are too many")]
     TooManyVcpus {
         /// vCPUs asked for.
         vcpus: u32,
     },
     /// So unequal nodes that some vCPU's APIC id would not be below 255.
+    #[error(
+        "the nodes are so unequal that a vCPU would have the APIC id {apic_id}, and 254 is the last; spread the vCPUs more evenly"
+    )]
     ApicIdTooLarge {
         /// The largest id.
         apic_id: u32,
     },
     /// The VM's RAM, or one node's part of it, has an impossible size.
+    #[error("{0}")]
     Memory(MemorySizeError),
 }
 

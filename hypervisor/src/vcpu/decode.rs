@@ -1,6 +1,6 @@
-//! What an instruction that touched a device register wants.
+//! What an instruction that exited wants, where the exit doesn't tell.
 //!
-//! The exit gives the guest physical address; the instruction gives the
+//! Of an access to a device register the exit gives the guest physical address; the instruction gives the
 //! width, the direction and the registers. Only general-purpose moves and
 //! the simple arithmetic that drivers and compilers use on registers are
 //! known. String, stack and vector instructions are refused.
@@ -203,6 +203,35 @@ pub fn decode(
     bitness: Bitness,
     registers: &Registers,
 ) -> Result<MmioAccess, DecodeError> {
+    let instruction = instruction(bytes, rip, bitness)?;
+    access(&instruction, registers).ok_or(DecodeError::Unsupported { rip })
+}
+
+/// The length of the instruction in `bytes`, which may be followed by others;
+/// `None` if they are none, or not a whole one.
+#[must_use]
+pub fn length(bytes: &[u8], bitness: Bitness) -> Option<u64> {
+    Some(len(&instruction(bytes, 0, bitness).ok()?))
+}
+
+/// The general-purpose register of a move to or from a control or debug
+/// register, and the instruction's length; `None` if it is something else.
+#[must_use]
+pub fn mov_special(bytes: &[u8], bitness: Bitness) -> Option<(Gpr, u64)> {
+    let instruction = instruction(bytes, 0, bitness).ok()?;
+    let is_special = |name: Name| name.is_cr() || name.is_dr();
+    let register = match (instruction.op0_register(), instruction.op1_register()) {
+        (special, register) | (register, special) if is_special(special) => register,
+        _ => return None,
+    };
+    Some((gpr(register.full_register())?, len(&instruction)))
+}
+
+fn len(instruction: &Instruction) -> u64 {
+    instruction.next_ip().wrapping_sub(instruction.ip())
+}
+
+fn instruction(bytes: &[u8], rip: u64, bitness: Bitness) -> Result<Instruction, DecodeError> {
     let bits = match bitness {
         Bitness::Bits16 => 16,
         Bitness::Bits32 => 32,
@@ -212,11 +241,10 @@ pub fn decode(
     let mut decoder = Decoder::with_ip(bits, bytes, rip, options);
     let instruction = decoder.decode();
     match decoder.last_error() {
-        DecoderError::None => {}
-        DecoderError::NoMoreBytes => return Err(DecodeError::Truncated { rip }),
-        _ => return Err(DecodeError::Invalid { rip }),
+        DecoderError::None => Ok(instruction),
+        DecoderError::NoMoreBytes => Err(DecodeError::Truncated { rip }),
+        _ => Err(DecodeError::Invalid { rip }),
     }
-    access(&instruction, registers).ok_or(DecodeError::Unsupported { rip })
 }
 
 fn access(instruction: &Instruction, registers: &Registers) -> Option<MmioAccess> {
@@ -244,7 +272,7 @@ fn access(instruction: &Instruction, registers: &Registers) -> Option<MmioAccess
     fits.then_some(MmioAccess {
         operation,
         width,
-        len: instruction.next_ip().wrapping_sub(instruction.ip()),
+        len: len(instruction),
     })
 }
 
@@ -733,5 +761,26 @@ mod tests {
         let too_long = [0x66; 15];
         let result = decode(&too_long, RIP, Bitness::Bits64, &registers());
         assert!(result.is_err());
+    }
+
+    #[test]
+    fn prefixes_count_for_the_length() {
+        let long = |code: &[u8]| length(code, Bitness::Bits64);
+        assert_eq!(long(&[0x48, 0x0f, 0xa2, 0x90]), Some(3), "REX.W CPUID");
+        assert_eq!(long(&[0x3e, 0x3e, 0x0f, 0xa2]), Some(4), "DS DS CPUID");
+        assert_eq!(long(&[0xf3, 0x0f, 0x09, 0x90]), Some(3), "WBNOINVD");
+        assert_eq!(long(&[0x66, 0xf4]), Some(2), "HLT");
+        assert_eq!(long(&[0x48, 0x0f]), None, "cut off");
+        let inc_eax = length(&[0x40, 0x0f, 0xa2], Bitness::Bits32);
+        assert_eq!(inc_eax, Some(1), "no REX here");
+    }
+
+    #[test]
+    fn moves_to_and_from_special_registers_name_their_register() {
+        let long = |code: &[u8]| mov_special(code, Bitness::Bits64);
+        assert_eq!(long(&[0x0f, 0x23, 0xf8]), Some((Gpr::Rax, 3)));
+        assert_eq!(long(&[0x41, 0x0f, 0x21, 0xff]), Some((Gpr::R15, 4)));
+        assert_eq!(long(&[0x44, 0x0f, 0x22, 0xc3]), Some((Gpr::Rbx, 4)), "CR8");
+        assert_eq!(long(&[0x0f, 0xa2, 0x90]), None);
     }
 }

@@ -3,6 +3,8 @@
 use vmm_shared::addr::Gpa;
 use vmm_shared::control::Counter;
 
+use crate::fabric::keeper::Held;
+
 /// Which way data goes, seen from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -34,6 +36,8 @@ pub enum Exit {
     HostInterrupt,
     /// CPUID.
     Cpuid,
+    /// IRET, after an NMI.
+    Iret,
     /// HLT.
     Halt,
     /// IN, OUT, INS or OUTS.
@@ -46,6 +50,8 @@ pub enum Exit {
     Hypercall,
     /// XSETBV.
     Xsetbv,
+    /// MOV to CR8.
+    WriteCr8,
     /// MOV to or from DR7.
     DebugControl(Direction),
     /// RDPMC.
@@ -133,6 +139,11 @@ pub enum StopReason {
     Reset,
     /// The guest's kernel says that it has failed.
     GuestFailed,
+    /// The guest wrote to its exit port.
+    Exit {
+        /// What it wrote.
+        value: u32,
+    },
     /// A triple fault.
     TripleFault {
         /// Where the guest was.
@@ -160,6 +171,8 @@ pub enum StopReason {
         /// The processor's code for it.
         code: u64,
     },
+    /// No vCPU may run on this node any more.
+    Held(Held),
 }
 
 /// What an exit handler wants; only the run loop acts on it.

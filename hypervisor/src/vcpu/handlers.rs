@@ -5,21 +5,20 @@ use vmm_shared::control::Counter;
 use vmm_shared::pv::Hypercall;
 
 use super::Vcpu;
+use super::decode;
 use super::exit::{Direction, Exception, Exit, Outcome, PortAccess, StopReason};
-use super::lapic::LapicEffect;
+use super::lapic::{self, LapicEffect};
 use super::pv::{HYPERCALL_KICK_CPU, HYPERCALL_SEND_IPI, UNKNOWN_HYPERCALL};
 use super::registers::Gpr;
 use crate::arch::cpu;
 use crate::arch::svm::state::EFER_SVME;
 use crate::devices::Width;
 use crate::fabric::forward::{Access, Request, Space};
-use crate::mem::walk::FetchedInstruction;
 use crate::platform::cpuid::{CpuidVcpu, OsXsave};
 use crate::platform::msr::{self, MsrRule, PvMsr, WriteRule};
 use crate::vm::Vm;
 
-/// Lengths of instructions without operands in memory; SVM on some hosts
-/// doesn't tell where the next one starts.
+/// Lengths of instructions without operands in memory, and without prefixes.
 mod length {
     pub(super) const CPUID: u64 = 2;
     pub(super) const HLT: u64 = 1;
@@ -32,9 +31,6 @@ mod length {
 /// Delivery mode of an NMI.
 const NMI: u8 = 4;
 const CR4_OSXSAVE: u64 = 1 << 18;
-/// APIC on, x2APIC mode, and the window's address, which nothing answers at.
-const APIC_BASE: u64 = 0xfee0_0c00;
-const APIC_BASE_BOOT_CPU: u64 = 1 << 8;
 /// EFER bits the guest may set: SCE, LME, NXE, FFXSR, TCE and the read-only
 /// LMA.
 const EFER_WRITABLE: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 14;
@@ -47,14 +43,35 @@ pub(super) const DR7_RESET: u64 = 0x400;
 const CR0_PAGING: u64 = 1 << 31;
 
 impl Vcpu {
+    /// Handles an exit at once, if it is a frequent one that changes nothing
+    /// which the last entry has decided: what is delivered and what the guest
+    /// may end by itself. Otherwise leaves everything as it is.
+    pub(super) fn answer(&mut self, exit: Exit, vm: &Vm) -> bool {
+        let plain = match exit {
+            Exit::Cpuid => true,
+            Exit::WriteMsr => matches!(
+                msr::rule(self.registers.get_u32(Gpr::Rcx), vm.machine),
+                MsrRule::TscDeadline | MsrRule::X2Apic(lapic::ICR)
+            ),
+            _ => false,
+        };
+        // The guest may have changed what it takes: look at all of it again.
+        let settled = !self.lapic.has_requests();
+        plain && settled && self.handle(exit, vm) == Outcome::Resume
+    }
+
     /// Handles one exit.
     pub(super) fn handle(&mut self, exit: Exit, vm: &Vm) -> Outcome {
         match exit {
             Exit::HostInterrupt => Outcome::Resume,
             Exit::Cpuid => self.cpuid(vm),
             Exit::Halt => {
-                self.advance(length::HLT);
+                self.step_over(length::HLT, vm);
                 Outcome::Block
+            }
+            Exit::Iret => {
+                self.nmi.returns(self.registers.rip);
+                Outcome::Resume
             }
             Exit::Port(access) => self.port(access, vm),
             Exit::ReadMsr => self.read_msr(vm),
@@ -64,9 +81,10 @@ impl Vcpu {
             // Memory is coherent, and another guest's cache lines are not
             // this guest's to drop.
             Exit::CacheInstruction => {
-                self.advance(length::CACHE);
+                self.step_over(length::CACHE, vm);
                 Outcome::Resume
             }
+            Exit::WriteCr8 => self.write_cr8(vm),
             Exit::DebugControl(direction) => self.debug_control(direction, vm),
             Exit::Rdpmc => Outcome::Inject(Exception::GP),
             Exit::Undefined => Outcome::Inject(Exception::UD),
@@ -97,6 +115,7 @@ impl Vcpu {
             apic_id: self.lapic.id(),
             osxsave,
             xcr0: cpu::xgetbv0(),
+            apic: self.lapic.base().mode(),
         };
         let leaf = self.registers.get_u32(Gpr::Rax);
         let subleaf = self.registers.get_u32(Gpr::Rcx);
@@ -105,7 +124,7 @@ impl Vcpu {
         self.registers.set(Gpr::Rbx, result.ebx.into());
         self.registers.set(Gpr::Rcx, result.ecx.into());
         self.registers.set(Gpr::Rdx, result.edx.into());
-        self.advance(length::CPUID);
+        self.step_over(length::CPUID, vm);
         Outcome::Resume
     }
 
@@ -148,11 +167,11 @@ impl Vcpu {
 
     fn read_msr(&mut self, vm: &Vm) -> Outcome {
         let number = self.registers.get_u32(Gpr::Rcx);
-        let value = match msr::rule(number) {
+        let value = match msr::rule(number, vm.machine) {
             MsrRule::Fixed { value, .. } => Some(value),
             MsrRule::Stored(stored) => Some(self.msrs.read(stored)),
-            MsrRule::ApicBase => Some(self.apic_base()),
-            MsrRule::X2Apic(register) => self.lapic.read(register, vm.guest_tsc()).ok(),
+            MsrRule::ApicBase => Some(self.lapic.base().value()),
+            MsrRule::X2Apic(register) => self.lapic.read_msr(register, vm.guest_tsc()).ok(),
             MsrRule::TscDeadline => Some(self.lapic.deadline()),
             MsrRule::Efer => Some(self.vmcb.save.efer & !EFER_SVME),
             MsrRule::Pat => Some(self.vmcb.save.g_pat),
@@ -174,43 +193,33 @@ impl Vcpu {
         };
         self.registers.set(Gpr::Rax, value & 0xffff_ffff);
         self.registers.set(Gpr::Rdx, value >> 32);
-        self.advance(length::MSR);
+        self.step_over(length::MSR, vm);
         Outcome::Resume
-    }
-
-    fn apic_base(&self) -> u64 {
-        if self.id.0 == 0 {
-            APIC_BASE | APIC_BASE_BOOT_CPU
-        } else {
-            APIC_BASE
-        }
     }
 
     fn write_msr(&mut self, vm: &Vm) -> Outcome {
         let number = self.registers.get_u32(Gpr::Rcx);
         let value = u64::from(self.registers.get_u32(Gpr::Rdx)) << 32
             | u64::from(self.registers.get_u32(Gpr::Rax));
-        let done = match msr::rule(number) {
+        let done = match msr::rule(number, vm.machine) {
             MsrRule::TscDeadline => {
                 self.lapic.set_deadline(value);
                 true
             }
-            MsrRule::X2Apic(register) => match self.lapic.write(register, value, vm.guest_tsc()) {
-                Ok(LapicEffect::None) => true,
-                Ok(LapicEffect::Send(ipi)) => {
-                    vm.count(self.id, Counter::IpiSent);
-                    vm.send(self.lapic.id(), ipi);
-                    true
-                }
-                Err(_) => false,
-            },
+            MsrRule::X2Apic(register) => {
+                let effect = self.lapic.write_msr(register, value, vm.guest_tsc());
+                effect.map(|effect| self.settle_apic(effect, vm)).is_ok()
+            }
             MsrRule::Fixed { writes, .. } => writes == WriteRule::Ignore,
             MsrRule::Stored(stored) => {
                 self.msrs.write(stored, value);
                 true
             }
-            // The mode can't be left: there is no xAPIC window to go back to.
-            MsrRule::ApicBase => value == self.apic_base(),
+            MsrRule::ApicBase => {
+                let done = self.lapic.set_base(value, vm.cpuid.physical_bits());
+                self.settle_apic(LapicEffect::Addressed, vm);
+                done.is_ok()
+            }
             MsrRule::Efer => self.write_efer(value),
             MsrRule::Pat => self.write_pat(value),
             // One clock for all vCPUs: nobody may set it.
@@ -241,8 +250,24 @@ impl Vcpu {
         if !done {
             return Outcome::Inject(Exception::GP);
         }
-        self.advance(length::MSR);
+        self.step_over(length::MSR, vm);
         Outcome::Resume
+    }
+
+    /// Does what a write to the local APIC asks for.
+    pub(super) fn settle_apic(&mut self, effect: LapicEffect, vm: &Vm) {
+        match effect {
+            LapicEffect::None => {}
+            LapicEffect::Send(ipi) => {
+                vm.count(self.id, Counter::IpiSent);
+                vm.send(self.lapic.id(), ipi);
+            }
+            LapicEffect::Ended(vector) => vm.end_of_interrupt(self.id, vector),
+            LapicEffect::Addressed => {
+                let address = self.lapic.logical_address();
+                vm.posted(self.id).set_logical_address(address);
+            }
+        }
     }
 
     /// Manual: vol. 2, 3.1.7. LMA follows LME and paging; LME can't change
@@ -279,15 +304,36 @@ impl Vcpu {
             return Outcome::Inject(Exception::GP);
         }
         cpu::set_guest_xcr0(value);
-        self.advance(length::XSETBV);
+        self.step_over(length::XSETBV, vm);
         Outcome::Resume
+    }
+
+    /// The register that the instruction at RIP moves to or from a control or
+    /// debug register, and its length.
+    fn mov_special(&self, vm: &Vm) -> Option<(Gpr, u64)> {
+        let code = self.fetch(vm)?;
+        decode::mov_special(code.as_bytes(), self.vmcb.bitness())
+    }
+
+    /// The task priority, when something waits for it.
+    fn write_cr8(&mut self, vm: &Vm) -> Outcome {
+        let Some((register, len)) = self.mov_special(vm) else {
+            return Outcome::Inject(Exception::UD);
+        };
+        match u8::try_from(self.registers.get(register)) {
+            Ok(priority @ 0..=15) => {
+                self.lapic.set_cr8(priority);
+                self.advance(len);
+                Outcome::Resume
+            }
+            _ => Outcome::Inject(Exception::GP),
+        }
     }
 
     /// A DR7 that remembers and arms nothing, where the real one would stay
     /// armed while the hypervisor runs.
     fn debug_control(&mut self, direction: Direction, vm: &Vm) -> Outcome {
-        let Some((register, len)) = self.fetch(vm).and_then(|bytes| decode_mov_debug(&bytes))
-        else {
+        let Some((register, len)) = self.mov_special(vm) else {
             return Outcome::Inject(Exception::UD);
         };
         match direction {
@@ -318,7 +364,9 @@ impl Vcpu {
                 let set = u128::from(argument(Gpr::Rcx)) << 64 | u128::from(argument(Gpr::Rbx));
                 let [vector, mode, ..] = argument(Gpr::Rsi).to_le_bytes();
                 match mode & 7 {
-                    0 if vector >= 16 => {
+                    // Below 16 there is no such interrupt: it reaches nobody.
+                    0 if vector < 16 => 0,
+                    0 => {
                         vm.count(self.id, Counter::IpiSent);
                         vm.send_to_set(set, argument(Gpr::Rdx), vector)
                     }
@@ -334,33 +382,9 @@ impl Vcpu {
             },
         };
         self.registers.set(Gpr::Rax, result);
-        self.advance(length::HYPERCALL);
+        self.step_over(length::HYPERCALL, vm);
         Outcome::Resume
     }
-}
-
-/// The general-purpose register of a MOV to or from a debug register, and the
-/// instruction's length.
-fn decode_mov_debug(instruction: &FetchedInstruction) -> Option<(Gpr, u64)> {
-    const LEGACY_PREFIXES: [u8; 11] = [
-        0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
-    ];
-    let bytes = instruction.as_bytes();
-    let prefixes = bytes
-        .iter()
-        .take_while(|byte| LEGACY_PREFIXES.contains(byte))
-        .count();
-    let rest = bytes.get(prefixes..)?;
-    let (rex, opcode) = match rest {
-        [rex @ 0x40..=0x4f, opcode @ ..] => (*rex, opcode),
-        opcode => (0, opcode),
-    };
-    let [0x0f, 0x21 | 0x23, operands, ..] = *opcode else {
-        return None;
-    };
-    let register = Gpr::from_number(operands & 7 | (rex & 1) << 3)?;
-    let len = bytes.len() - opcode.len() + 3;
-    Some((register, len as u64))
 }
 
 /// What XSETBV accepts: x87 always, AVX only with SSE, AVX-512 as a whole and

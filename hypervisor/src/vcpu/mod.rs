@@ -2,9 +2,11 @@
 
 pub mod decode;
 pub mod exit;
+pub mod halt_poll;
 mod handlers;
 pub mod lapic;
 mod mmio;
+mod nmi;
 pub mod posted;
 pub mod pv;
 pub mod registers;
@@ -14,16 +16,20 @@ use alloc::boxed::Box;
 
 use vmm_shared::addr::{Hpa, VcpuId};
 
-use self::lapic::Lapic;
+use self::decode::Bitness;
+use self::lapic::{ApicBase, Lapic, LapicEffect, Mode, Role};
+use self::nmi::NmiState;
 use self::posted::Signal;
 use self::pv::PvState;
 use self::registers::{Gpr, Registers};
 use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::vmcb::Vmcb;
-use crate::loader::LinuxEntry;
+use crate::loader::GuestEntry;
 use crate::platform::msr::StoredMsrs;
 use crate::vm::Vm;
 
+/// HLT's only byte; the other instructions that exit begin with 0x0f.
+const HLT: u8 = 0xf4;
 /// What RDX holds after reset: family, model and stepping, as in CPUID.
 const RDX_RESET: u64 = 0x00a0_0f10;
 
@@ -36,6 +42,23 @@ enum RunState {
     Halted,
     /// It waits for a start-up request.
     WaitForStartUp,
+}
+
+/// An interrupt by its vector and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interrupt {
+    /// The local APIC.
+    Apic(u8),
+    /// A PC's old interrupt controllers, past the local APIC.
+    External(u8),
+}
+
+impl Interrupt {
+    const fn vector(self) -> u8 {
+        match self {
+            Self::Apic(vector) | Self::External(vector) => vector,
+        }
+    }
 }
 
 /// One virtual CPU.
@@ -55,11 +78,26 @@ pub struct Vcpu {
     /// DR7 as the guest sees it, where the real one is kept from it.
     dr7: u64,
     /// An interrupt that the processor may have delivered by itself.
-    offered: Option<u8>,
+    offered: Option<Interrupt>,
     /// The registers that VMLOAD loads have been set from outside.
     must_load: bool,
     /// A kick came while nothing was halted: the next HLT returns at once.
     unhalted: bool,
+    nmi: NmiState,
+}
+
+/// APIC_BASE after reset: Linux is spared the way through xAPIC mode, which
+/// nothing of it needs.
+fn apic_base(id: VcpuId, vm: &Vm) -> ApicBase {
+    let role = match id {
+        VcpuId(0) => Role::Boot,
+        _ => Role::Application,
+    };
+    let mode = match vm.machine.is_bare() {
+        true => Mode::XApic,
+        false => Mode::X2Apic,
+    };
+    ApicBase::new(role, mode)
 }
 
 impl Vcpu {
@@ -73,7 +111,7 @@ impl Vcpu {
             tables: 0,
             vmcb: Vmcb::new(maps, root, vm.tsc_offset),
             registers: Registers::default(),
-            lapic: Lapic::new(vm.apic_id(id), vm.tsc_khz),
+            lapic: Lapic::new(vm.apic_id(id), vm.tsc_khz, apic_base(id, vm)),
             pv: PvState::default(),
             msrs: StoredMsrs::new(),
             state: RunState::WaitForStartUp,
@@ -81,14 +119,22 @@ impl Vcpu {
             offered: None,
             must_load: true,
             unhalted: false,
+            nmi: NmiState::default(),
         };
         vcpu.start_at_page(0);
+        if vm.machine.is_legacy() && id == VcpuId(0) {
+            vcpu.lapic.open_external();
+        }
+        vcpu.settle_apic(LapicEffect::Addressed, vm);
         vcpu
     }
 
-    /// Makes this the vCPU that boots Linux.
-    pub fn start_linux(&mut self, entry: &LinuxEntry) {
-        self.vmcb.start_linux(&mut self.registers, entry);
+    /// Makes this the vCPU that boots the guest.
+    pub fn start(&mut self, entry: &GuestEntry) {
+        match entry {
+            GuestEntry::Linux(entry) => self.vmcb.start_linux(&mut self.registers, entry),
+            GuestEntry::Bare(entry) => self.vmcb.start_bare(&mut self.registers, entry),
+        }
         self.state = RunState::Running;
         self.must_load = true;
     }
@@ -109,6 +155,7 @@ impl Vcpu {
                 self.state = RunState::WaitForStartUp;
                 self.dr7 = handlers::DR7_RESET;
                 self.unhalted = false;
+                self.nmi = NmiState::default();
             }
             Signal::StartUp(page) if self.state == RunState::WaitForStartUp => {
                 self.start_at_page(page);
@@ -116,13 +163,25 @@ impl Vcpu {
             }
             Signal::StartUp(_) => {}
             Signal::Unhalt => self.unhalted = true,
+            Signal::Nmi(count) => self.nmi.request(count),
         }
     }
 
     /// Whether a halted vCPU has a reason to go on; consumes a kick.
-    fn may_go_on(&mut self) -> bool {
+    fn may_go_on(&mut self, vm: &Vm) -> bool {
         core::mem::take(&mut self.unhalted)
-            || self.lapic.deliverable().is_some() && self.vmcb.is_interruptible(&self.registers)
+            || self.nmi.is_deliverable()
+            || self.next_interrupt(vm).is_some() && self.vmcb.is_interruptible(&self.registers)
+    }
+
+    /// The interrupt to take as soon as the guest can.
+    fn next_interrupt(&self, vm: &Vm) -> Option<Interrupt> {
+        if self.lapic.passes_external()
+            && let Some(vector) = vm.external_interrupt(self.id)
+        {
+            return Some(Interrupt::External(vector));
+        }
+        self.lapic.deliverable().map(Interrupt::Apic)
     }
 
     /// Steps over the instruction that exited, `len` bytes long.
@@ -131,8 +190,31 @@ impl Vcpu {
         self.advance_to(next);
     }
 
+    /// Steps over the instruction that exited, `unprefixed` bytes long but for
+    /// its prefixes.
+    fn step_over(&mut self, unprefixed: u64, vm: &Vm) {
+        match self.vmcb.next_rip() {
+            Some(next) => self.advance_to(next),
+            None => {
+                let code = self.fetch(vm);
+                let code = code.as_ref().map_or(&[][..], |code| code.as_bytes());
+                self.advance(length_of(code, self.vmcb.bitness(), unprefixed));
+            }
+        }
+    }
+
     fn advance_to(&mut self, next: u64) {
         self.registers.rip = next;
         self.vmcb.end_shadow();
+    }
+}
+
+/// The length of an instruction that has exited, told by its code as far as
+/// that can be read.
+fn length_of(code: &[u8], bitness: Bitness, unprefixed: u64) -> u64 {
+    match code {
+        // What they all begin with: no prefix.
+        [] | [0x0f | HLT, ..] => unprefixed,
+        _ => decode::length(code, bitness).unwrap_or(unprefixed),
     }
 }

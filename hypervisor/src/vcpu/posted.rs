@@ -20,6 +20,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vmm_shared::addr::NodeId;
 use vmm_shared::shm::SharedMem;
 
+use super::lapic::LogicalAddress;
+
 /// A request that is no plain interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -29,16 +31,22 @@ pub enum Signal {
     StartUp(u8),
     /// Wake from HLT though no interrupt came.
     Unhalt,
+    /// So many non-maskable interrupts; more than two make no difference.
+    Nmi(u8),
 }
 
 const SIGNALS: usize = 32;
 const ARMED: usize = 36;
 const PLACE: usize = 40;
+const LOGICAL: usize = 44;
 const LEN: usize = 64;
 
 const INIT: u32 = 1 << 8;
 const STARTUP: u32 = 1 << 9;
 const UNHALT: u32 = 1 << 10;
+/// Non-maskable interrupts: none, one, or two of them.
+const NMI_SHIFT: u32 = 11;
+const NMI_MASK: u32 = 3 << NMI_SHIFT;
 const STARTUP_PAGE: u32 = 0xff;
 
 /// Whether the sender must kick the vCPU's core.
@@ -59,6 +67,7 @@ pub enum Kick {
 ///   32   signals
 ///   36   armed
 ///   40   where it runs: node in the high half, core in the low half
+///   44   its APIC's logical address: model in byte 1, address in byte 0
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct PostedInterrupts {
@@ -121,6 +130,37 @@ impl PostedInterrupts {
             .expect("`new` has checked the size")
     }
 
+    /// The logical address of the vCPU's APIC.
+    #[must_use]
+    pub fn logical_address(&self) -> LogicalAddress {
+        let [address, model, ..] = self.logical().load(Ordering::Relaxed).to_le_bytes();
+        match model {
+            0 => LogicalAddress::FromId,
+            1 => LogicalAddress::Flat(address),
+            2 => LogicalAddress::Cluster(address),
+            _ => LogicalAddress::Off,
+        }
+    }
+
+    /// Publishes the logical address of the vCPU's APIC.
+    pub fn set_logical_address(&self, address: LogicalAddress) {
+        let bytes = match address {
+            LogicalAddress::FromId => [0, 0],
+            LogicalAddress::Flat(address) => [address, 1],
+            LogicalAddress::Cluster(address) => [address, 2],
+            LogicalAddress::Off => [0, 3],
+        };
+        // Relaxed: who changes it tells the others itself.
+        self.logical()
+            .store(u16::from_le_bytes(bytes).into(), Ordering::Relaxed);
+    }
+
+    fn logical(&self) -> &AtomicU32 {
+        self.home
+            .atomic_u32(LOGICAL)
+            .expect("`new` has checked the size")
+    }
+
     /// Requests the interrupt `vector`.
     pub fn post(&self, vector: u8) -> Kick {
         let bit = 1_u64 << (vector & 63);
@@ -136,6 +176,16 @@ impl PostedInterrupts {
         match signal {
             Signal::Init => self.signals().fetch_or(INIT, Ordering::SeqCst),
             Signal::Unhalt => self.signals().fetch_or(UNHALT, Ordering::SeqCst),
+            Signal::Nmi(count) => {
+                let with_count = |old: u32| {
+                    let waiting = (old & NMI_MASK) >> NMI_SHIFT;
+                    let all = (waiting + u32::from(count)).min(2);
+                    Some(old & !NMI_MASK | all << NMI_SHIFT)
+                };
+                self.signals()
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, with_count)
+                    .unwrap_or_default()
+            }
             Signal::StartUp(page) => {
                 let with_page = |old| Some(old & !STARTUP_PAGE | STARTUP | u32::from(page));
                 self.signals()
@@ -180,7 +230,8 @@ impl PostedInterrupts {
     }
 
     /// Whether nothing is requested.
-    fn is_idle(&self) -> bool {
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
         self.signals().load(Ordering::SeqCst) == 0
             && (0..4).all(|word| self.requests(word).load(Ordering::SeqCst) == 0)
     }
@@ -201,10 +252,12 @@ impl PostedInterrupts {
             _ => self.signals().swap(0, Ordering::Acquire),
         };
         let [page, ..] = signals.to_le_bytes();
+        let [nmis, ..] = ((signals & NMI_MASK) >> NMI_SHIFT).to_le_bytes();
         [
             (signals & INIT != 0).then_some(Signal::Init),
             (signals & STARTUP != 0).then_some(Signal::StartUp(page)),
             (signals & UNHALT != 0).then_some(Signal::Unhalt),
+            (nmis != 0).then_some(Signal::Nmi(nmis)),
         ]
         .into_iter()
         .flatten()
@@ -245,5 +298,33 @@ mod tests {
         let signals: Vec<_> = posted.take_signals().collect();
         assert_eq!(signals, [Signal::Init, Signal::StartUp(9)]);
         assert_eq!(posted.take_signals().count(), 0);
+    }
+
+    #[test]
+    fn two_nmis_are_as_good_as_more() {
+        let posted = posted();
+        let _ = posted.signal(Signal::Nmi(1));
+        assert_eq!(posted.take_signals().collect::<Vec<_>>(), [Signal::Nmi(1)]);
+        for _ in 0..3 {
+            let _ = posted.signal(Signal::Nmi(1));
+        }
+        let _ = posted.signal(Signal::StartUp(8));
+        let expected = [Signal::StartUp(8), Signal::Nmi(2)];
+        assert_eq!(posted.take_signals().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn logical_addresses_are_found_as_they_were_published() {
+        let posted = posted();
+        assert_eq!(posted.logical_address(), LogicalAddress::FromId);
+        for address in [
+            LogicalAddress::Flat(0x81),
+            LogicalAddress::Cluster(0x12),
+            LogicalAddress::Off,
+            LogicalAddress::FromId,
+        ] {
+            posted.set_logical_address(address);
+            assert_eq!(posted.logical_address(), address);
+        }
     }
 }

@@ -155,10 +155,12 @@ impl PvState {
     }
 
     /// Lets the guest end the interrupt being delivered by clearing a bit.
-    /// Only for an interrupt that nothing waits behind.
+    /// Only for an interrupt that nothing waits behind. Never waits: the core
+    /// has announced that it enters the guest, and others may wait for that.
     pub fn offer_eoi(&mut self, memory: &impl GuestMemory) {
         if let Some(word) = self.eoi_word() {
-            self.eoi_offered = memory.write(word, &1_u32).is_ok();
+            let offer = 1_u32.to_le_bytes();
+            self.eoi_offered = memory.write_bytes_now(word, &offer).is_ok();
         }
     }
 

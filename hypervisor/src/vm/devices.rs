@@ -3,22 +3,28 @@
 use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, VcpuId};
-use vmm_shared::control::RingId;
+use vmm_shared::control::{Counter, RingId};
 use vmm_shared::pv::{self, Hypercall};
 use vmm_shared::ring::ByteRing;
 
-use super::{DEVICE_NODE, DOORBELL_VCPU, Devices, Vm};
-use crate::arch::descriptors;
+use super::{DEVICE_NODE, DOORBELL_VCPU, Vm, Woken};
+use crate::arch::{cpu, descriptors};
 use crate::devices::pipe::Pipes;
 use crate::devices::uart::{Uart, UartEffect};
 use crate::devices::virtio::console::{Console, Effects};
 use crate::devices::virtio::mmio::TransportEffect;
-use crate::devices::{IrqLevel, Width};
+use crate::devices::{IrqLevel, Width, ioapic};
 use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::layout;
 use crate::platform::ports::{self, PortRule};
 use crate::vcpu::exit::{Direction, StopReason};
-use crate::vcpu::posted::Location;
+use crate::vcpu::posted::{Kick, Location};
+
+/// How long a vCPU's core looks for an answer before it sleeps: about as long
+/// as one takes from a node that has nothing else to do.
+const SPIN_US: u64 = 100;
+/// The most that it sleeps before it asks again.
+const NAP_US: u64 = 10_000;
 
 /// All bits set: what a bus reads when nothing answers.
 fn all_ones(width: Width) -> u64 {
@@ -58,6 +64,7 @@ impl Vm {
 
     /// Has the devices' node do it, and waits.
     fn forward(&self, vcpu: VcpuId, access: &Access) -> (u64, Request) {
+        self.count(vcpu, Counter::Forwarded);
         let slot = self.fabric().slot(vcpu);
         slot.ask(access);
         let index = usize::from(vcpu.0);
@@ -71,17 +78,36 @@ impl Vm {
             // Release: the question is visible to who takes the bit.
             word.fetch_or(1 << (index % 64), Ordering::Release);
         }
-        self.fabric().kick(Location {
-            node: DEVICE_NODE,
-            core: 0,
-        });
+        let ring = || {
+            self.fabric().kick(Location {
+                node: DEVICE_NODE,
+                core: 0,
+            });
+        };
+        ring();
+        let asked_at = cpu::rdtsc();
+        let patience = self.clocks.ticks(SPIN_US);
         loop {
             if let Some(answer) = slot.take_answer() {
                 return answer;
             }
+            if self.fabric().held().is_some() {
+                // The guest will not run to see this.
+                return (all_ones(access.width), Request::None);
+            }
             // The owner may need something of this node first.
             self.serve_revocations();
-            core::hint::spin_loop();
+            self.fabric().attend();
+            if cpu::rdtsc().wrapping_sub(asked_at) < patience {
+                core::hint::spin_loop();
+                continue;
+            }
+            // From here on the owner wakes this core; and if it never heard of
+            // the question, it does when time has run out.
+            let is_due = || !slot.may_sleep() || self.memory.is_asked();
+            if self.nap(NAP_US, is_due) == Woken::ByTime {
+                ring();
+            }
         }
     }
 
@@ -89,7 +115,7 @@ impl Vm {
     /// shows again at this node's own next fault, which stops the VM.
     pub fn serve_revocations(&self) {
         if let Err(why) = self.memory.serve() {
-            log::error!("instruction coherence: {why:?}");
+            log::error!("instruction coherence: {why}");
         }
     }
 
@@ -115,14 +141,16 @@ impl Vm {
                     Some(access) => self.access_here(&access),
                     None => (u64::MAX, Request::Unknown),
                 };
-                slot.answer(value, request);
+                if slot.answer(value, request) == Kick::Needed {
+                    self.fabric().kick(self.posted(vcpu).location());
+                }
             }
         }
     }
 
     /// Reads from a port.
     fn port_in(&self, port: u16, width: Width) -> (u64, Request) {
-        match ports::rule(port) {
+        match ports::rule(port, self.machine) {
             PortRule::Serial(offset) if width == Width::Byte => {
                 let mut serial = self.serial.lock();
                 let value = serial.read(offset);
@@ -135,9 +163,21 @@ impl Vm {
                 (self.pci.lock().address().into(), Request::None)
             }
             PortRule::PciData(offset) => (self.pci.lock().data(offset, width), Request::None),
-            PortRule::Serial(_) | PortRule::PciAddress | PortRule::Legacy => {
-                (all_ones(width), Request::None)
+            PortRule::FwCfgData if width == Width::Byte => {
+                (self.firmware.lock().read().into(), Request::None)
             }
+            PortRule::Scratch(offset) => (self.scratch.lock().read(offset, width), Request::None),
+            rule @ (PortRule::Pic(_)
+            | PortRule::Pit(_)
+            | PortRule::Clock(_)
+            | PortRule::PmTimer) => (self.legacy_in(rule, width), Request::None),
+            PortRule::Serial(_)
+            | PortRule::PciAddress
+            | PortRule::Exit
+            | PortRule::FwCfgSelect
+            | PortRule::FwCfgData
+            | PortRule::Line(_)
+            | PortRule::Legacy => (all_ones(width), Request::None),
             PortRule::Unknown => (all_ones(width), Request::Unknown),
         }
     }
@@ -145,7 +185,7 @@ impl Vm {
     /// Writes to a port.
     fn port_out(&self, port: u16, width: Width, value: u64) -> Request {
         let [byte, ..] = value.to_le_bytes();
-        match ports::rule(port) {
+        match ports::rule(port, self.machine) {
             PortRule::Serial(offset) if width == Width::Byte => {
                 self.write_serial(offset, byte);
                 Request::None
@@ -160,6 +200,30 @@ impl Vm {
                 self.pci
                     .lock()
                     .set_address(u32::from_le_bytes([a, b, c, d]));
+                Request::None
+            }
+            PortRule::Exit => Request::Stop(StopReason::Exit {
+                value: u32::try_from(value & width.mask()).unwrap_or(u32::MAX),
+            }),
+            PortRule::FwCfgSelect if width == Width::Word => {
+                let [low, high, ..] = value.to_le_bytes();
+                self.firmware.lock().select(u16::from_le_bytes([low, high]));
+                Request::None
+            }
+            PortRule::Scratch(offset) => {
+                self.scratch.lock().write(offset, width, value);
+                Request::None
+            }
+            PortRule::Line(line) => {
+                let level = match byte {
+                    0 => IrqLevel::Deasserted,
+                    _ => IrqLevel::Asserted,
+                };
+                self.set_line(line.into(), level);
+                Request::None
+            }
+            rule @ (PortRule::Pic(_) | PortRule::Pit(_) | PortRule::Clock(_)) => {
+                self.legacy_out(rule, byte);
                 Request::None
             }
             PortRule::Unknown => Request::Unknown,
@@ -194,9 +258,10 @@ impl Vm {
     }
 
     /// Serves other nodes, moves what the launcher has sent into the devices,
-    /// and what it has made room for out of them.
+    /// and what it has made room for out of them. The paravirtual guest does
+    /// that itself, and has no other nodes.
     pub fn poll_devices(&self) {
-        if self.devices == Devices::Rings {
+        if self.machine.is_paravirtual() {
             return self.post(DOORBELL_VCPU, pv::DOORBELL_VECTOR);
         }
         self.serve_forwards();
@@ -208,7 +273,7 @@ impl Vm {
 
     /// Does what the paravirtual guest asks for; no other guest may ask.
     pub fn pv_call(&self, call: Hypercall) -> Option<Request> {
-        if self.devices != Devices::Rings {
+        if !self.machine.is_paravirtual() {
             return None;
         }
         Some(match call {
@@ -257,12 +322,60 @@ impl Vm {
         self.settle_agent(&agent, effects);
     }
 
+    /// An edge on an input of the IOAPIC alone.
+    pub(super) fn pulse(&self, gsi: u32) {
+        let pin = usize::try_from(gsi).expect("a small number");
+        let mut ioapic = self.ioapic.lock();
+        let message = ioapic.set_line(pin, IrqLevel::Asserted);
+        let _ = ioapic.set_line(pin, IrqLevel::Deasserted);
+        drop(ioapic);
+        message
+            .into_iter()
+            .for_each(|message| self.deliver(message));
+    }
+
     fn set_line(&self, gsi: u32, level: IrqLevel) {
+        self.set_legacy_line(gsi, level);
         let pin = usize::try_from(gsi).expect("a small number");
         let message = self.ioapic.lock().set_line(pin, level);
         if let Some(message) = message {
             self.deliver(message);
         }
+    }
+
+    /// Whether a device's registers are at this address.
+    #[must_use]
+    pub fn has_device_at(gpa: Gpa) -> bool {
+        within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE).is_some()
+            || within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE).is_some()
+    }
+
+    fn write_ioapic(&self, offset: u64, value: u64) {
+        let [a, b, c, d, ..] = value.to_le_bytes();
+        if offset == ioapic::EOI {
+            for pin in 0..ioapic::PINS {
+                let message = self.ioapic.lock().end(pin, a);
+                message
+                    .into_iter()
+                    .for_each(|message| self.deliver(message));
+            }
+            return;
+        }
+        let mut ioapic = self.ioapic.lock();
+        let message = ioapic.write(offset, u32::from_le_bytes([a, b, c, d]));
+        let record = self.fabric().control().vm();
+        for (word, vectors) in record
+            .level_vectors()
+            .into_iter()
+            .zip(ioapic.level_vectors())
+        {
+            // Relaxed: no such vector can be under way before its message.
+            word.store(vectors, Ordering::Relaxed);
+        }
+        drop(ioapic);
+        message
+            .into_iter()
+            .for_each(|message| self.deliver(message));
     }
 
     /// Reads a device register; `None` if nothing answers there.
@@ -277,14 +390,7 @@ impl Vm {
     /// Writes a device register; `None` if nothing answers there.
     fn mmio_write(&self, gpa: Gpa, width: Width, value: u64) -> Option<()> {
         if let Some(offset) = within(gpa, layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
-            let [a, b, c, d, ..] = value.to_le_bytes();
-            let message = self
-                .ioapic
-                .lock()
-                .write(offset, u32::from_le_bytes([a, b, c, d]));
-            if let Some(message) = message {
-                self.deliver(message);
-            }
+            self.write_ioapic(offset, value);
             return Some(());
         }
         let offset = within(gpa, layout::VIRTIO_BASE, layout::VIRTIO_SIZE)?;

@@ -1,10 +1,16 @@
 //! Getting an interrupt to the vCPUs it is for.
 
+use core::sync::atomic::Ordering;
+
 use vmm_shared::addr::{ApicId, VcpuId};
 
 use super::Vm;
-use crate::devices::ioapic::{DeliveryMode, DestinationMode, Message};
-use crate::vcpu::lapic::{Delivery, Destination, Ipi};
+use crate::devices::Width;
+use crate::devices::ioapic::{self, DeliveryMode, DestinationMode, Message};
+use crate::fabric::forward::{Access, Space};
+use crate::platform::layout;
+use crate::vcpu::exit::Direction;
+use crate::vcpu::lapic::{Delivery, Destination, Ipi, Target};
 use crate::vcpu::posted::{Kick, PostedInterrupts, Signal};
 
 impl Vm {
@@ -34,17 +40,35 @@ impl Vm {
         self.kick(&posted, posted.signal(signal));
     }
 
+    /// Counts an interrupt from a vCPU of this node to another vCPU.
+    fn count_ipi(&self, to: VcpuId) {
+        let location = self.posted(to).location();
+        self.memory.counters().count_ipi(location.node);
+    }
+
+    fn target(&self, vcpu: VcpuId) -> Target {
+        Target {
+            id: self.apic_id(vcpu),
+            logical: self.posted(vcpu).logical_address(),
+        }
+    }
+
     /// Sends an inter-processor interrupt.
     pub fn send(&self, sender: ApicId, ipi: Ipi) {
-        let meant = |vcpu: &VcpuId| ipi.destination.includes(self.apic_id(*vcpu), sender);
-        let mut targets = self.vcpus().filter(meant);
-        match ipi.delivery {
+        let meant = |vcpu: &VcpuId| ipi.destination.includes(self.target(*vcpu), sender);
+        let targets = self.vcpus().filter(meant);
+        self.send_to(targets.inspect(|vcpu| self.count_ipi(*vcpu)), ipi.delivery);
+    }
+
+    fn send_to(&self, mut targets: impl Iterator<Item = VcpuId>, delivery: Delivery) {
+        match delivery {
             Delivery::Fixed(vector) => targets.for_each(|vcpu| self.post(vcpu, vector)),
             Delivery::Lowest(vector) => {
                 if let Some(vcpu) = targets.next() {
                     self.post(vcpu, vector);
                 }
             }
+            Delivery::Nmi => targets.for_each(|vcpu| self.signal(vcpu, Signal::Nmi(1))),
             Delivery::Init => targets.for_each(|vcpu| self.signal(vcpu, Signal::Init)),
             Delivery::StartUp(page) => {
                 targets.for_each(|vcpu| self.signal(vcpu, Signal::StartUp(page)));
@@ -60,6 +84,7 @@ impl Vm {
             let id = u64::from(self.apic_id(vcpu).0);
             let bit = id.checked_sub(base).filter(|bit| *bit < 128);
             if bit.is_some_and(|bit| set & 1 << bit != 0) {
+                self.count_ipi(vcpu);
                 self.post(vcpu, vector);
                 sent += 1;
             }
@@ -77,32 +102,44 @@ impl Vm {
         }
     }
 
+    /// Tells the IOAPIC that an interrupt has been ended, if it wants to know.
+    pub fn end_of_interrupt(&self, vcpu: VcpuId, vector: u8) {
+        if self.is_level(vector) {
+            let access = Access {
+                space: Space::Memory,
+                direction: Direction::Out,
+                width: Width::Dword,
+                address: layout::IOAPIC_BASE.0 + ioapic::EOI,
+                value: vector.into(),
+            };
+            self.access(vcpu, &access);
+        }
+    }
+
+    /// Whether a level-triggered pin sends this vector.
+    #[must_use]
+    pub fn is_level(&self, vector: u8) -> bool {
+        let record = self.fabric().control().vm();
+        record.level_vectors()[usize::from(vector >> 6)].load(Ordering::Relaxed)
+            & 1 << (vector & 63)
+            != 0
+    }
+
     /// Delivers what the IOAPIC sends.
     pub(super) fn deliver(&self, message: Message) {
-        let destination = match (message.destination_mode, message.destination) {
-            (_, 0xff) => Destination::All,
-            (DestinationMode::Physical, id) => Destination::Physical(ApicId(id.into())),
-            // With x2APIC ids the low half of the destination is a set of
-            // members of cluster 0, as the kernel fills it in.
-            (DestinationMode::Logical, members) => Destination::Logical {
-                cluster: 0,
-                members: members.into(),
-            },
-        };
+        let logical = message.destination_mode == DestinationMode::Logical;
+        let destination = Destination::eight_bits(message.destination, logical);
         let delivery = match message.delivery_mode {
             DeliveryMode::Fixed => Delivery::Fixed(message.vector),
             DeliveryMode::LowestPriority => Delivery::Lowest(message.vector),
-            // NMI, SMI, INIT and external interrupts by a pin: no device here
+            DeliveryMode::Nmi => Delivery::Nmi,
+            // SMI, INIT and external interrupts by a pin: no device here
             // asks for them, and a guest gains nothing from them.
             _ => return,
         };
         // The sender only matters for shorthands, which a pin doesn't use.
-        self.send(
-            ApicId(u32::MAX),
-            Ipi {
-                destination,
-                delivery,
-            },
-        );
+        let sender = ApicId(u32::MAX);
+        let meant = |vcpu: &VcpuId| destination.includes(self.target(*vcpu), sender);
+        self.send_to(self.vcpus().filter(meant), delivery);
     }
 }

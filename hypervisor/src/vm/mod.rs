@@ -2,19 +2,27 @@
 
 mod devices;
 mod interrupts;
+mod legacy;
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use spin::Mutex;
 use vmm_shared::addr::{ApicId, NodeId, VcpuId};
 use vmm_shared::control::Counter;
 
+use self::legacy::Legacy;
+use crate::arch::time::Clocks;
+use crate::arch::{apic, cpu, descriptors};
+use crate::devices::fw_cfg::FwCfg;
 use crate::devices::ioapic::Ioapic;
 use crate::devices::pci_host::PciHost;
+use crate::devices::scratch::Scratch;
 use crate::devices::uart::Uart;
 use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
 use crate::mem::coherent::MappedMemory;
+use crate::platform::Machine;
 use crate::platform::cpuid::CpuidTable;
 use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
@@ -25,27 +33,30 @@ pub const DOORBELL_VCPU: VcpuId = VcpuId(0);
 /// The node that owns the devices.
 pub const DEVICE_NODE: NodeId = NodeId(0);
 
-/// How the guest reaches the launcher.
+/// Why a core sleeps no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Devices {
-    /// By devices that are emulated here.
-    Emulated,
-    /// By the shared rings themselves: see [`vmm_shared::pv`].
-    Rings,
+pub enum Woken {
+    /// The time has run out.
+    ByTime,
+    /// It was interrupted, or need not have slept.
+    ByEvent,
 }
 
 /// Locks, in the order in which they may be taken together:
-/// a device (agent or serial port), then the IOAPIC. Nobody holds a lock
-/// while it enters the guest or sleeps, and interrupt handlers take none.
+/// a device (agent or serial port), then the old devices, then the IOAPIC,
+/// then one of guest memory's (the nested tables or a core's hold). Nobody
+/// holds a lock while it enters the guest or sleeps, and interrupt handlers
+/// take none.
 #[derive(Debug)]
 pub struct Vm {
     /// Guest memory, and by its bells the way to launcher and other nodes.
     pub memory: MappedMemory<Fabric>,
-    devices: Devices,
     /// The guest's CPUID.
     pub cpuid: CpuidTable,
     /// Rate of the TSC in kHz.
     pub tsc_khz: u32,
+    /// This node's clocks.
+    clocks: Clocks,
     /// How its ticks become time.
     pub clock: ClockScale,
     /// Guest TSC minus host TSC, modulo 2^64.
@@ -54,10 +65,15 @@ pub struct Vm {
     pub boot_wall_ns: u64,
     /// APIC ids of the vCPUs, by their numbers.
     apic_ids: Vec<ApicId>,
+    /// What it is for.
+    pub machine: Machine,
     ioapic: Mutex<Ioapic>,
     pci: Mutex<PciHost>,
     serial: Mutex<Uart>,
     agent: Mutex<Console>,
+    firmware: Mutex<FwCfg>,
+    scratch: Mutex<Scratch>,
+    legacy: Mutex<Legacy>,
 }
 
 /// What a VM is made of.
@@ -65,9 +81,11 @@ pub struct Vm {
 #[expect(missing_docs, reason = "as in `Vm`")]
 pub struct VmParts {
     pub apic_ids: Vec<ApicId>,
+    pub machine: Machine,
+    pub firmware: FwCfg,
     pub memory: MappedMemory<Fabric>,
-    pub devices: Devices,
     pub cpuid: CpuidTable,
+    pub clocks: Clocks,
     pub tsc_khz: u32,
     pub tsc_offset: u64,
     pub boot_wall_ns: u64,
@@ -79,13 +97,17 @@ impl Vm {
     pub fn new(parts: VmParts) -> Self {
         Self {
             memory: parts.memory,
-            devices: parts.devices,
             cpuid: parts.cpuid,
             tsc_khz: parts.tsc_khz,
+            clocks: parts.clocks,
             clock: ClockScale::new(parts.tsc_khz),
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
             apic_ids: parts.apic_ids,
+            machine: parts.machine,
+            firmware: Mutex::new(parts.firmware),
+            scratch: Mutex::new(Scratch::default()),
+            legacy: Mutex::default(),
             ioapic: Mutex::new(Ioapic::new(0)),
             pci: Mutex::new(PciHost::new()),
             serial: Mutex::new(Uart::new()),
@@ -114,6 +136,35 @@ impl Vm {
         crate::arch::cpu::rdtsc().wrapping_add(self.tsc_offset)
     }
 
+    /// The guest's TSC at which this node has to give a sign of life, if ever.
+    #[must_use]
+    pub fn next_beat(&self) -> Option<u64> {
+        let due = self.fabric().next_due()?;
+        Some(due.wrapping_add(self.tsc_offset))
+    }
+
+    /// Lets this core sleep until it is interrupted or so many microseconds
+    /// have passed, unless `is_due` says that there is something to do.
+    /// Interrupts must be on. Whoever uses the core's timer has to set it anew.
+    pub fn nap(&self, us: u64, is_due: impl FnOnce() -> bool) -> Woken {
+        let core = apic::id();
+        cpu::interrupts_off();
+        descriptors::forget_timer(core);
+        self.clocks.set_timer(self.clocks.ticks(us));
+        // With interrupts off: who makes it due from now on ends the sleep.
+        if !is_due() {
+            cpu::sleep_until_interrupt();
+        }
+        let by_time = descriptors::timer_ran_out(core);
+        descriptors::let_timer_run_out(core);
+        cpu::interrupts_on();
+        if by_time {
+            Woken::ByTime
+        } else {
+            Woken::ByEvent
+        }
+    }
+
     /// What is requested of a vCPU.
     ///
     /// # Panics
@@ -123,8 +174,12 @@ impl Vm {
         self.fabric().posted(vcpu)
     }
 
-    /// Counts an exit of a vCPU, in all and by its reason.
-    pub fn count_exit(&self, vcpu: VcpuId, exit: &Exit) {
+    /// Counts an exit of a vCPU, in all and by its reason, and notes where it
+    /// was.
+    pub fn count_exit(&self, vcpu: VcpuId, exit: &Exit, rip: u64) {
+        // Relaxed: for an operator who wonders.
+        let last_rip = self.fabric().control().last_rip(vcpu);
+        last_rip.store(rip, Ordering::Relaxed);
         self.fabric().count(vcpu, Counter::Exits);
         self.fabric().count(vcpu, exit.counter());
     }

@@ -17,6 +17,7 @@ pub(crate) const EVICTED: u8 = 3;
 type ChildReplica = Replica<Ledger, HostClock>;
 
 pub(crate) fn run(path: &Path, slot: usize, generation: u32, threads: usize) -> ExitCode {
+    let parent = std::os::unix::process::parent_id();
     let file = OpenOptions::new().read(true).write(true).open(path);
     let memory = map(&file.expect("the parent made the file")).expect("mapped");
     let board = Board(memory);
@@ -32,7 +33,6 @@ pub(crate) fn run(path: &Path, slot: usize, generation: u32, threads: usize) -> 
     board
         .stage(slot)
         .store(Stage::Running as u64, Ordering::SeqCst);
-    let parent = std::os::unix::process::parent_id();
     let evicted = AtomicBool::new(false);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vmm_shared::log::{Log, Replica, State};
+use vmm_shared::log::{Log, Replica, ReplicaError, State};
 
 use crate::child::EVICTED;
 use crate::ledger::Ledger;
@@ -84,8 +84,7 @@ pub(crate) fn run(plan: &Plan) -> Result<(), String> {
     let file = make_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let memory = map(&file).map_err(|error| format!("{}: {error}", path.display()))?;
     let log = Log::create(log_part(memory), GEOMETRY).expect("the file is large enough");
-    let own = Replica::join(log.clone(), Ledger::default(), HostClock::new(), config(0))
-        .expect("the log is empty");
+    let keeper = join(&log)?;
     let mut rack = Rack {
         plan,
         path: &path,
@@ -101,21 +100,50 @@ pub(crate) fn run(plan: &Plan) -> Result<(), String> {
     };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // The one member that is never killed: it keeps the state.
-            while !done.load(Ordering::SeqCst) {
-                own.tick().expect("nobody evicts the parent");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
-        let result = rack.work().and_then(|()| rack.judge(&own));
+        let keeping = scope.spawn(|| keep(keeper, &done));
+        let result = rack.work().and_then(|()| rack.judge());
         done.store(true, Ordering::SeqCst);
+        let kept = keeping.join().expect("the keeper does not panic");
+        let result = result.and(kept).map(|evicted| {
+            println!(
+                "evicted although alive: {} processes, {evicted} times the parent",
+                rack.evicted_alive
+            );
+        });
         for running in &mut rack.running {
             let _ = running.process.kill();
             let _ = running.process.wait();
         }
         result
     })
+}
+
+type OwnReplica = Replica<Ledger, HostClock>;
+
+fn join(log: &Log) -> Result<OwnReplica, String> {
+    Replica::join(log.clone(), Ledger::default(), HostClock::new(), config(0))
+        .map_err(|error| format!("the parent can't join: {error:?}"))
+}
+
+/// Takes part as the one member that is never killed, so that there always is
+/// one that holds the state. On a loaded machine it may be taken for dead,
+/// and then joins again; returns how often.
+fn keep(mut own: OwnReplica, done: &AtomicBool) -> Result<usize, String> {
+    let mut evicted = 0;
+    while !done.load(Ordering::SeqCst) {
+        match own.tick() {
+            Err(ReplicaError::Ended) => {
+                evicted += 1;
+                let log = own.log().clone();
+                drop(own.leave());
+                own = join(&log)?;
+            }
+            Ok(()) | Err(ReplicaError::Full | ReplicaError::Loading) => {}
+            Err(error) => return Err(format!("the parent's replica: {error:?}")),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(evicted)
 }
 
 fn make_file(path: &Path) -> std::io::Result<File> {
@@ -301,10 +329,12 @@ impl Rack<'_> {
         self.wait_for(Stage::Reported)
     }
 
-    fn judge(&mut self, own: &Replica<Ledger, HostClock>) -> Result<(), String> {
+    fn judge(&mut self) -> Result<(), String> {
         for slot in 0..self.running.len() {
             self.note_end(slot);
         }
+        // A fresh replica: what a snapshot holds is judged as well.
+        let own = join(&self.log)?;
         let mut seat = own.thread().expect("a seat");
         let ledger = seat
             .read(Ledger::clone)
@@ -350,7 +380,6 @@ impl Rack<'_> {
             at(99),
             at(100)
         );
-        println!("evicted although alive: {}", self.evicted_alive);
         Ok(())
     }
 }

@@ -38,7 +38,9 @@ pub(crate) fn config(node: u32) -> Config {
     }
 }
 
-/// The host's monotonic clock; yields when a wait gets long.
+/// The host's monotonic clock. A wait that gets long sleeps: here run many more
+/// threads than there are processors, and those that wait must not take the
+/// time that the one they wait for needs to show that it lives.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostClock(Instant);
 
@@ -53,10 +55,10 @@ impl Clock for HostClock {
         u64::try_from(self.0.elapsed().as_nanos()).expect("not for 500 years")
     }
     fn pause(&self, round: u32) {
-        if round < 32 {
-            std::hint::spin_loop();
-        } else {
-            std::thread::yield_now();
+        match round {
+            0..32 => std::hint::spin_loop(),
+            32..48 => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(100)),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use rack::{
-    Accelerator, BootFiles, ConsoleRead, Faults, NodeEnd, NodeSpec, Programs, Rack, RackEnd,
-    RackSpec, Size, StartOptions, VmSpec,
+    Accelerator, BootBySpec, BootFiles, ConsoleRead, Faults, NodeEnd, NodeSpec, PlatformSpec,
+    Programs, Rack, RackEnd, RackSpec, Size, StartOptions, VmSpec,
 };
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::VmState;
@@ -132,7 +132,10 @@ fn start(machine: &Machine, kernel: PathBuf) -> Rack {
     };
     let boot = BootFiles {
         kernel,
+        boot_by: BootBySpec::Image,
         initramfs: None,
+        modules: Vec::new(),
+        platform: PlatformSpec::Lean,
         image: machine.image.clone(),
         command_line: String::new(),
     };

@@ -36,9 +36,7 @@ cases! {
         for (what, flip) in [
             ("switch off", 0x800_u64),
             ("leave x2APIC mode", 0x400),
-            ("both", 0xc00),
             ("boot processor", 0x100),
-            ("move", 1 << 12),
             ("reserved", 1),
             ("reserved", 1 << 9),
             ("far away", 1 << 52),
@@ -266,6 +264,49 @@ cases! {
         g.nop()?;
         g.cpuid()?;
         g.require_interrupts("let through", 0x40, 1)
+    };
+
+    task_priority_lets_through_without_an_exit: Pass, |g| {
+        g.enable_apic()?;
+        g.mov(eax, 15)?;
+        g.mov(cr8, rax)?;
+        g.sti()?;
+        g.write_msr(SELF_IPI, 0x40)?;
+        g.xor(eax, eax)?;
+        g.mov(cr8, rax)?;
+        g.nop()?;
+        g.require_interrupts("let through", 0x40, 1)
+    };
+
+    task_priority_of_the_same_class_holds_back: Pass, |g| {
+        g.enable_apic()?;
+        g.mov(eax, 4)?;
+        g.mov(cr8, rax)?;
+        g.sti()?;
+        g.write_msr(SELF_IPI, 0x40)?;
+        g.cpuid()?;
+        g.mov(rax, at(state::INTERRUPTS + 0x40 * 8))?;
+        g.require_rax("held back", 0)?;
+        g.xor(eax, eax)?;
+        g.mov(cr8, rax)?;
+        g.cpuid()?;
+        g.require_interrupts("let through", 0x40, 1)
+    };
+
+    task_priority_set_while_interrupts_are_off: Pass, |g| {
+        g.enable_apic()?;
+        g.cli()?;
+        g.write_msr(SELF_IPI, 0x40)?;
+        for priority in [0, 5, 15, 0] {
+            g.mov(eax, priority)?;
+            g.mov(cr8, rax)?;
+        }
+        g.mov(eax, 16)?;
+        g.faults("a priority that isn't one", vector::GP, |g| g.mov(cr8, rax))?;
+        g.sti()?;
+        g.nop()?;
+        g.cpuid()?;
+        g.require_interrupts("delivered", 0x40, 1)
     };
 
     ends_of_no_interrupt: Pass, |g| {

@@ -351,7 +351,6 @@ cases! {
         g.require_rax("memory", 0x1234_5678)
     };
 
-    #[ignore = "exits of prefixed instructions resume inside of them"]
     prefixes_before_fixed_instructions: Pass, |g| {
         // As long as they are: none may be taken for a shorter one.
         let codes: [(&str, &[u8]); 6] = [
@@ -376,7 +375,6 @@ cases! {
         Ok(())
     };
 
-    #[ignore = "exits of prefixed instructions resume inside of them"]
     wbnoinvd: Pass, |g| {
         g.attempt(|g| {
             g.mov(r12, 0x0123_4567_89ab_cdef_u64)?;

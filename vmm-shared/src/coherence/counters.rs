@@ -29,6 +29,9 @@ const NAMES: [(Change, &str); 11] = [
 ];
 
 impl Counters {
+    /// How many [`values`](Self::values) there are.
+    pub const COUNT: usize = NAMES.len() + 4;
+
     /// Counts a completed grant.
     pub fn note(&mut self, grant: &Grant) {
         self.changes[grant.change as usize] += 1;

@@ -121,17 +121,19 @@
 //! 2. Who holds a lock waits only for answers (and, first, for a request slot
 //!    of its own node, whose owners wait only for answers).
 //! 3. Answering takes no lock and no slot, and every core does it while it
-//!    waits for anything. So answers come, or their node is fenced.
+//!    waits for anything, at once or after a bounded time (see below). So
+//!    answers come, or their node is fenced.
 //! 4. Who waits for a lock holds nothing.
 //!
-//! # No livelock worth mentioning
+//! # No livelock
 //!
-//! A waiter puts itself down as the lock's successor, and the others leave the
-//! lock to it for a while, so two nodes take turns. What remains is a frame
-//! that is revoked before the guest has used it once: a core should enter its
-//! guest after a grant, for an instruction at least, before it serves a
-//! revocation of the same unit. Some delay is enough, of different length on
-//! different nodes: an instruction may need several frames at once.
+//! 1. A waiter puts itself down as the lock's successor, and the others leave
+//!    the lock to it for a while, so nodes take turns.
+//! 2. A core [`Hold`]s what its guest was granted until the guest has executed
+//!    an instruction, for a bounded time that differs between nodes; until
+//!    then revocations of that wait. Whoever serves passes them over
+//!    ([`CoherenceMap::next_revocation_if`]), and the core serves when its
+//!    hold ends. What is missed in between, the requester's nudge brings back.
 //!
 //! # Failures
 //!
@@ -161,6 +163,7 @@
 mod counters;
 mod entry;
 mod fault;
+mod hold;
 mod layout;
 mod map;
 mod refresh;
@@ -172,6 +175,7 @@ mod words;
 pub use counters::Counters;
 pub use entry::{Member, State};
 pub use fault::{Fault, Grant, Step};
+pub use hold::{Hold, Place};
 pub use layout::{Geometry, MAX_SLOTS};
 pub use map::{CoherenceMap, View};
 pub use refresh::refresh;
@@ -190,31 +194,37 @@ const MAX_TRIES: usize = 128;
 const PATIENCE: u32 = 32;
 
 /// Why the map can't do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CoherenceError {
     /// Not a frame of this guest's memory.
+    #[error("there is no frame {frame}")]
     NoSuchFrame {
         /// The frame's number.
         frame: usize,
     },
     /// Not a node of this rack, or an epoch of 0.
+    #[error("there is no node {}", node.0)]
     NoSuchNode {
         /// The node's number.
         node: NodeId,
     },
     /// The node takes part already.
+    #[error("node {} takes part already", node.0)]
     AlreadyIn {
         /// The node.
         node: NodeId,
     },
     /// This node has been fenced: it must stop running the guest.
+    #[error("node {} has been put out", node.0)]
     Fenced {
         /// The node.
         node: NodeId,
     },
     /// The fault was completed before it was granted.
+    #[error("a fault was completed before it was granted")]
     NotGranted,
     /// An entry that no node writes. The table is damaged: stop the VM.
+    #[error("the table is damaged: the entry of {unit:?} is {found:#x}")]
     CorruptEntry {
         /// What the entry is about.
         unit: Unit,
@@ -222,12 +232,14 @@ pub enum CoherenceError {
         found: u64,
     },
     /// A request that no node makes. The table is damaged: stop the VM.
+    #[error("the table is damaged: node {} has made an impossible request", requester.0)]
     CorruptRequest {
         /// The node that seems to have made it.
         requester: NodeId,
     },
     /// An answer to a request that was never made. The table is damaged: stop
     /// the VM.
+    #[error("the table is damaged: node {} has answered what nobody asked", node.0)]
     CorruptAnswer {
         /// The node that seems to have given it.
         node: NodeId,

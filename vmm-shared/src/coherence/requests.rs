@@ -187,6 +187,19 @@ impl<W: Words> CoherenceMap<W> {
     /// # Errors
     /// [`CoherenceError::CorruptRequest`] if a peer asks for nonsense.
     pub fn next_revocation(&self, member: Member) -> Result<Option<Revocation>, CoherenceError> {
+        self.next_revocation_if(member, |_| true)
+    }
+
+    /// As [`next_revocation`](Self::next_revocation), but passes over those
+    /// that `may_serve` says must wait.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn next_revocation_if(
+        &self,
+        member: Member,
+        mut may_serve: impl FnMut(&Revocation) -> bool,
+    ) -> Result<Option<Revocation>, CoherenceError> {
         let inbox = Layout::inbox(member.node);
         let waiting = NodeSet(self.words.load(inbox, Ordering::Relaxed));
         for requester in waiting {
@@ -200,10 +213,12 @@ impl<W: Words> CoherenceMap<W> {
             }
             for slot in 0..self.layout.geometry.slots {
                 if let Some(found) = self.look(member, requester, slot)? {
-                    // There may be more in later slots. Relaxed: cores of this
-                    // node only tell each other to look again.
+                    // It waits, or there may be more in later slots. Relaxed:
+                    // cores of this node only tell each other to look again.
                     self.words.fetch_or(inbox, bit, Ordering::Relaxed);
-                    return Ok(Some(found));
+                    if may_serve(&found) {
+                        return Ok(Some(found));
+                    }
                 }
             }
         }

@@ -140,6 +140,12 @@ impl Unit {
         }
     }
 
+    /// Whether the units have a frame in common.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.contains(other.first_frame()) || other.contains(self.first_frame())
+    }
+
     /// Number of the piece that is or holds the unit.
     #[must_use]
     pub const fn piece(self) -> usize {
@@ -168,6 +174,18 @@ impl NodeSet {
         } else {
             Self::EMPTY
         }
+    }
+
+    /// The set with a bit for each node, node 0 the lowest.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The set that [`bits`](Self::bits) gave.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 
     /// Whether no node is in the set.

@@ -93,6 +93,13 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         let mut stop = None;
         while local.applied < limit.until && !core.roster.has_ended(self.me, self.epoch) {
             let position = local.applied;
+            if core.in_flight == Some(position) {
+                // Our own, and so ours to answer: nobody needs to read it back.
+                core.in_flight = None;
+                self.apply_own(core, local, seats);
+                local.applied = position + 1;
+                continue;
+            }
             let link = match self.log.look(position) {
                 Slot::Filled(link) => link,
                 Slot::Free(_) => break,
@@ -106,18 +113,11 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
                 }
             };
             match fetch(&self.log, position, link, &mut copy) {
-                Ok(batch) => self.apply_batch(core, local, seats, &batch, limit.below),
+                Ok(batch) => self.apply_batch(core, local, &batch, limit.below),
                 Err(NoBatch::Malformed) => core.counters.malformed += 1,
                 Err(NoBatch::Overrun) => {
                     stop = Some(Stop::Overrun);
                     break;
-                }
-            }
-            if core.in_flight == Some(position) {
-                core.in_flight = None;
-                if core.unanswered > 0 {
-                    // Somebody else has written over our own lane.
-                    answer_rest(core, seats, ReplicaError::OutcomeUnknown { position });
                 }
             }
             local.applied = position + 1;
@@ -126,16 +126,40 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         stop
     }
 
-    fn apply_batch(
+    /// Applies the batch that this replica has just linked.
+    fn apply_own(
         &self,
         core: &mut Core<S>,
         local: &mut Local<S>,
         seats: &Seats<'_, Request<S>, Outcome<S>>,
+    ) {
+        core.counters.batches += 1;
+        if !core.roster.has(self.me, self.epoch) {
+            core.counters.tombstones += 1;
+            answer_rest(core, seats, ReplicaError::Ended);
+            return;
+        }
+        let at = At {
+            position: local.applied,
+            member: self.me,
+        };
+        let batch = core::mem::take(&mut core.batch);
+        core.counters.operations += batch.len() as u64;
+        for (index, request) in batch.iter().enumerate() {
+            let result = local.machine.apply(&request.op, &request.payload, at);
+            answer(core, seats, index, Ok(result));
+        }
+        core.batch = batch;
+    }
+
+    fn apply_batch(
+        &self,
+        core: &mut Core<S>,
+        local: &mut Local<S>,
         batch: &Batch<'_>,
         below: Option<u64>,
     ) {
         let position = local.applied;
-        let own = core.in_flight == Some(position);
         let at = At {
             position,
             member: batch.author.0,
@@ -149,12 +173,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             };
             let (member, epoch) = batch.author;
             match entry.kind {
-                Kind::Operation if !core.roster.has(member, epoch) => {
-                    tombstone = true;
-                    if own {
-                        answer(core, seats, index, Err(ReplicaError::Ended));
-                    }
-                }
+                Kind::Operation if !core.roster.has(member, epoch) => tombstone = true,
                 Kind::Operation => {
                     let Ok((op, payload)) = S::Op::try_read_from_prefix(entry.payload) else {
                         core.counters.malformed += 1;
@@ -164,10 +183,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
                     if let Some(bound) = below {
                         local.machine.apply_below(bound, &op, payload, at);
                     } else {
-                        let result = local.machine.apply(&op, payload, at);
-                        if own {
-                            answer(core, seats, index, Ok(result));
-                        }
+                        local.machine.apply(&op, payload, at);
                     }
                 }
                 Kind::Membership(change) => {

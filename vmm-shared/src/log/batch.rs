@@ -40,6 +40,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    #[inline]
     const fn code(self) -> u64 {
         match self {
             Self::Operation => 1,
@@ -49,6 +50,7 @@ impl Kind {
         }
     }
 
+    #[inline]
     const fn from_code(code: u64) -> Option<Self> {
         match code {
             1 => Some(Self::Operation),
@@ -69,6 +71,7 @@ pub(crate) struct Piece<'a> {
 }
 
 /// Arena words that a payload of `len` bytes takes.
+#[inline]
 pub(crate) fn arena_words(geometry: &Geometry, len: usize) -> usize {
     if len <= geometry.inline_bytes() {
         0
@@ -78,15 +81,17 @@ pub(crate) fn arena_words(geometry: &Geometry, len: usize) -> usize {
 }
 
 /// Words of a batch of `entries` with `arena` words of long payloads.
+#[inline]
 pub(crate) const fn batch_words(geometry: &Geometry, entries: usize, arena: usize) -> usize {
     HEAD_WORDS + entries * (geometry.entry_bytes / 8) + arena
 }
 
 /// Most words that a batch may have.
 pub(crate) const fn max_words(geometry: &Geometry) -> usize {
-    geometry.lane_lines / 4 * LINE
+    geometry.segment_lines() * LINE
 }
 
+#[inline]
 fn store_bytes(words: &[AtomicU64], first: &[u8], second: &[u8]) {
     // Relaxed, all: published by the link.
     let (whole, odd) = first.as_chunks::<8>();
@@ -112,6 +117,7 @@ fn store_bytes(words: &[AtomicU64], first: &[u8], second: &[u8]) {
 }
 
 /// Writes a batch into reserved words of the author's own lane.
+#[inline]
 pub(crate) fn write<'a>(
     words: &[AtomicU64],
     geometry: &Geometry,
@@ -174,6 +180,7 @@ pub(crate) enum NoBatch {
 /// if the frontier has not passed. The author loads the frontier before it
 /// writes; if one of our loads saw such a write, then the fences order that
 /// load of the frontier before ours, and ours sees at least as much.
+#[inline]
 pub(crate) fn fetch<'a>(
     log: &Log,
     position: u64,
@@ -202,6 +209,7 @@ pub(crate) fn fetch<'a>(
     })
 }
 
+#[inline]
 fn copy_words(log: &Log, link: Link, copy: &mut Vec<u64>) -> Option<(Epoch, usize)> {
     let head = log.layout.lane(link.member, link.line, HEAD_WORDS)?;
     // Relaxed, all: `look` has acquired what the link published.

@@ -9,8 +9,9 @@ pub trait Clock {
     fn now_ns(&self) -> u64;
 
     /// Called in every wait loop; `round` counts the calls of one wait from 0
-    /// on. On a host with more threads than cores this should yield after
-    /// some rounds.
+    /// on. On a host with more threads than cores this should yield after some
+    /// rounds, and in the end sleep: else those that wait take the time that
+    /// the one they wait for needs to show that it lives.
     fn pause(&self, round: u32) {
         let _ = round;
         core::hint::spin_loop();
@@ -58,7 +59,7 @@ impl Wait {
     /// Waits a little; returns about how long this wait has lasted.
     pub(crate) fn pause<C: Clock>(&mut self, clock: &C) -> u64 {
         clock.pause(self.round);
-        if self.round.is_multiple_of(16) {
+        if self.round % 16 == 15 {
             let now = clock.now_ns();
             let started = *self.started_ns.get_or_insert(now);
             self.elapsed_ns = now.saturating_sub(started);

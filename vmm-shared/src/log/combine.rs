@@ -1,4 +1,8 @@
 //! Combining: one thread appends for all threads of its node.
+//!
+//! [`Replica::update`] tries the short way first: if nothing waits in the
+//! seats and nothing is new in the log, one operation is written, linked and
+//! applied without a batch being collected. All else takes the long way.
 
 use zerocopy::IntoBytes;
 
@@ -8,23 +12,72 @@ use super::batch::{
 use super::clock::{Clock, Wait};
 use super::combining::Seats;
 use super::layout::LINE;
-use super::machine::StateMachine;
-use super::member::{Epoch, MemberId, State};
+use super::machine::{At, StateMachine};
+use super::member::{Epoch, MemberId};
 use super::order::{Link, Slot};
-use super::replica::{Core, Guard, Outcome, Phase, Replica, ReplicaError, Request, payload_len};
+use super::replica::{
+    Core, Guard, Outcome, Phase, Replica, ReplicaError, Request, payload_len, words_for,
+};
 use super::roster::Change;
 use crate::sync::{AtomicU64, Ordering};
 
+/// Members that find each other's batches within this time append by turns.
+const SOON_NS: u64 = 8_000;
+/// How long one of them then gives way, and in how many looks at the most.
+const GIVE_WAY_NS: u64 = 1_000;
+const GIVE_WAY_ROUNDS: u32 = if cfg!(loom) { 0 } else { 256 };
+
 impl<S: StateMachine, C: Clock> Replica<S, C> {
-    /// Appends what waits in the seats, and `own`, as one batch; applies the
-    /// log; gives the answers. Returns that of `own`.
-    pub(crate) fn combine(
+    /// Appends an operation of the caller's, and what waits in the seats;
+    /// applies the log; gives the answers.
+    #[inline]
+    pub(crate) fn update(
         &self,
         guard: &mut Guard<'_, S>,
-        own: Option<Request<S>>,
-    ) -> Option<Outcome<S>> {
+        op: &S::Op,
+        payload: &[u8],
+    ) -> Outcome<S> {
+        let answer = match self.append_alone(guard, op, payload) {
+            Some(answer) => Ok(answer),
+            None => self.combine_with(guard, op, payload),
+        };
+        self.do_due(guard);
+        answer
+    }
+
+    /// Appends what waits in the seats; applies the log; gives the answers.
+    pub(crate) fn combine(&self, guard: &mut Guard<'_, S>) {
+        self.combine_all(guard);
+        self.do_due(guard);
+    }
+
+    /// Does a tick's work for one that found the lock taken.
+    #[inline]
+    fn do_due(&self, guard: &mut Guard<'_, S>) {
+        // Relaxed, both: a hint.
+        if self.due.load(Ordering::Relaxed) != 0 {
+            self.due.store(0, Ordering::Relaxed);
+            guard.let_readers_in();
+            // The next tick tells the platform what went wrong.
+            let _ = self.maintain(guard);
+        }
+    }
+
+    #[cold]
+    fn combine_with(&self, guard: &mut Guard<'_, S>, op: &S::Op, payload: &[u8]) -> Outcome<S> {
+        self.give_way(guard);
+        let request = Request {
+            op: *op,
+            payload: payload.into(),
+        };
+        guard.core().left_over = Some((request, None));
+        self.combine_all(guard);
+        let answer = guard.core().own_answer.take();
+        answer.unwrap_or(Err(ReplicaError::TimedOut))
+    }
+
+    fn combine_all(&self, guard: &mut Guard<'_, S>) {
         let mut wait = Wait::new(self.config.wait_ns);
-        guard.core().left_over = own.map(|request| (request, None));
         loop {
             self.collect(guard);
             if guard.core().batch.is_empty() {
@@ -46,13 +99,112 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
                 break;
             }
         }
-        // Relaxed, both: a hint.
-        if self.due.load(Ordering::Relaxed) != 0 {
-            self.due.store(0, Ordering::Relaxed);
-            // The next tick tells the platform what went wrong.
-            let _ = self.maintain(guard);
+    }
+
+    /// Applies at least all that is in the log when it is called; returns how
+    /// far that is.
+    pub(crate) fn refresh(&self, guard: &mut Guard<'_, S>) -> Result<u64, ReplicaError> {
+        self.give_way(guard);
+        if guard.view().2.any_waits() {
+            self.combine_all(guard);
         }
-        guard.core().own_answer.take()
+        let caught_up = self.step(guard);
+        self.do_due(guard);
+        caught_up.map(|()| guard.view().1.applied)
+    }
+
+    /// Waits for a moment if another member appends at the same time.
+    ///
+    /// Each batch that crosses from one member's cache to another's costs
+    /// several misses. When two append by turns, all of their time goes there.
+    /// Then it is better that the one whose turn ends lets the other have a
+    /// longer one, whose batches it fetches in one go. A member that appends
+    /// now and then never waits.
+    fn give_way(&self, guard: &mut Guard<'_, S>) {
+        let (core, local, _) = guard.view();
+        if local.phase != Phase::Running || !matches!(self.log.look(local.applied), Slot::Filled(_))
+        {
+            return;
+        }
+        let now = self.clock.now_ns();
+        let last = core::mem::replace(&mut core.crossed_ns, now);
+        if now.saturating_sub(last) > SOON_NS {
+            return;
+        }
+        guard.let_readers_in();
+        for _ in 0..GIVE_WAY_ROUNDS {
+            core::hint::spin_loop();
+            if self.clock.now_ns().saturating_sub(now) > GIVE_WAY_NS {
+                break;
+            }
+        }
+        guard.core().crossed_ns = self.clock.now_ns();
+    }
+
+    /// Appends and applies one operation, if nobody else wants anything and
+    /// nothing is in the way: the usual case, and a short one. Otherwise
+    /// nothing has happened.
+    #[inline]
+    fn append_alone(
+        &self,
+        guard: &mut Guard<'_, S>,
+        op: &S::Op,
+        payload: &[u8],
+    ) -> Option<S::Answer> {
+        let geometry = self.log.geometry();
+        let slots = geometry.order_slots as u64;
+        let (core, local, seats) = guard.view();
+        let position = local.applied;
+        if local.phase != Phase::Running
+            || position
+                .checked_sub(core.head_seen)
+                .is_none_or(|used| used >= slots)
+            || !self.log.has_laps_left(position)
+            || !core.roster.has(self.me, self.epoch)
+            || seats.any_waits()
+        {
+            return None;
+        }
+        let Slot::Free(free) = self.log.look(position) else {
+            return None;
+        };
+        let words = words_for::<S>(geometry, payload);
+        let reserved = core.lane.reserve(words.div_ceil(LINE), core.head_seen)?;
+        let link = Link {
+            member: self.me,
+            line: reserved.line,
+        };
+        let space = self
+            .log
+            .layout
+            .lane(self.me, reserved.line, words)
+            .expect("a reservation is inside the lane");
+        let piece = Piece {
+            kind: Kind::Operation,
+            first: op.as_bytes(),
+            second: payload,
+        };
+        write(space, geometry, self.epoch, [piece].into_iter());
+        offer_at(space, position);
+        // After the end was found: see "Fencing" in the module docs.
+        if !self.log.is_member(self.me, self.epoch) || !self.log.link(position, free, link) {
+            return None;
+        }
+        core.lane.commit(&reserved, position);
+        core.end = position + 1;
+        core.counters.batches += 1;
+        core.counters.operations += 1;
+        let at = At {
+            position,
+            member: self.me,
+        };
+        let answer = guard.write(&self.clock, |_, local, _| {
+            local.applied = position + 1;
+            local.machine.apply(op, payload, at)
+        });
+        self.log.set_applied(self.me, position + 1);
+        self.reclaim_now_and_then(guard, position);
+        Some(answer)
     }
 
     fn collect(&self, guard: &mut Guard<'_, S>) {
@@ -90,7 +242,10 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         // A replica that loads a snapshot can append only when it is done.
         loop {
             match self.step(guard) {
-                Err(ReplicaError::Loading) if !wait.expired(&self.clock) => self.beat(),
+                Err(ReplicaError::Loading) if !wait.expired(&self.clock) => {
+                    guard.let_readers_in();
+                    self.beat();
+                }
                 Err(error) => return Err(error),
                 Ok(()) => break,
             }
@@ -102,16 +257,10 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             .sum();
         let words = batch_words(&geometry, batch.len(), arena);
         let position = self.append(guard, words, wait, |batch, space| {
-            let pieces = batch.iter().map(|request| Piece {
-                kind: Kind::Operation,
-                first: request.op.as_bytes(),
-                second: &request.payload,
-            });
+            let pieces = batch.iter().map(Request::piece);
             write(space, &geometry, self.epoch, pieces);
         })?;
-        let core = guard.core();
-        core.in_flight = Some(position);
-        core.unanswered = core.waiting.len();
+        guard.core().in_flight = Some(position);
         Ok(())
     }
 
@@ -195,9 +344,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
                 if self.log.link(position, free, link) {
                     core.lane.commit(&reserved, position);
                     core.end = position + 1;
-                    if position.is_multiple_of(slots / 4) {
-                        self.reclaim(guard);
-                    }
+                    self.reclaim_now_and_then(guard, position);
                     return Ok(position);
                 }
             }
@@ -208,11 +355,20 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
 
     /// Whether this incarnation still holds its slot.
     fn check_status(&self) -> Result<(), ReplicaError> {
-        let status = self.log.status(self.me);
-        if status.is(State::Live, self.epoch) || status.is(State::Joining, self.epoch) {
+        if self.log.is_member(self.me, self.epoch) {
             Ok(())
         } else {
             Err(ReplicaError::Ended)
+        }
+    }
+
+    /// Keeps the frontier so close that few of the lane's lines are in use,
+    /// and so seldom that looking at the others' positions costs little.
+    #[inline]
+    fn reclaim_now_and_then(&self, guard: &mut Guard<'_, S>, position: u64) {
+        let every = (self.log.geometry().order_slots as u64 / 4).min(256);
+        if position.is_multiple_of(every) {
+            self.reclaim(guard);
         }
     }
 
@@ -239,6 +395,8 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             return Ok(());
         }
         let applied = local.applied;
+        guard.let_readers_in();
+        let (core, _, _) = guard.view();
         // A member that waits lives.
         self.beat();
         self.mark_silent(core, applied);
@@ -246,7 +404,16 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         self.serve(guard);
         self.nudge_slowest();
         let elapsed = wait.pause(&self.clock);
-        if elapsed > self.config.patience_ns {
+        // Who loses the log while it loads has to start over, and would for
+        // ever if each time took it longer than the others' patience. So it
+        // has as long as one that may be dead.
+        let patience_ns = match self.log.lowest_needed() {
+            Some(lowest) if self.log.is_needed_by_loader(lowest) => {
+                self.config.patience_ns.max(self.config.lease_ns)
+            }
+            _ => self.config.patience_ns,
+        };
+        if elapsed > patience_ns {
             // Go on without the slowest: it finds out, and loads a snapshot.
             let slots = self.log.geometry().order_slots as u64;
             let to = (before + (slots / 8).max(1))
@@ -314,7 +481,6 @@ pub(crate) fn answer<S: StateMachine>(
     let Some(whose) = core.waiting.get(index) else {
         return;
     };
-    core.unanswered = core.unanswered.saturating_sub(1);
     match whose {
         Some(seat) => seats.answer(*seat, answer),
         None if core.own_answer.is_none() => core.own_answer = Some(answer),

@@ -10,10 +10,11 @@
 //!
 //! [`Combining`] owns two things: the *core*, which the thread that combines
 //! has to itself, and the *state*, which that thread may read freely and may
-//! write after it has kept readers out. A reader raises the flag in its own
-//! seat and then looks whether someone writes; a writer raises its flag and
-//! then looks at the seats: one locked instruction for a reader, and no line
-//! that readers share but the writer's, which only writers change.
+//! write after it has kept readers out. One word is the combiner's lock and
+//! tells readers to stay out. A reader raises the flag in its own seat and then
+//! looks at that word; a writer sets the word and then looks at the seats. So a
+//! reader pays one locked instruction, a combiner one as well, and there is
+//! one line that all of them share.
 #![expect(
     unsafe_code,
     reason = "the lock and the hand-over cells of flat combining; nothing else here"
@@ -28,6 +29,14 @@ use crate::sync::{AtomicU64, Ordering, Padded, Shared};
 
 use super::clock::Clock;
 
+// The lock's word.
+const FREE: u64 = 0;
+/// Somebody combines, and readers may read.
+const COMBINING: u64 = 1;
+/// Somebody combines, and readers stay out.
+const WRITING: u64 = 2;
+
+// A seat's stage.
 const IDLE: u64 = 0;
 const POSTED: u64 = 1;
 const TAKEN: u64 = 2;
@@ -35,20 +44,34 @@ const DONE: u64 = 3;
 
 /// What a thread shares with the combiner.
 struct Seat<Q, A> {
-    /// 1 while the thread reads the state.
+    /// 1 while the thread reads the state. Apart from the desk, which the
+    /// combiner looks at while the thread reads.
     reading: Padded<AtomicU64>,
+    desk: Padded<Desk<Q, A>>,
+}
+
+/// Where a request and its answer change hands.
+struct Desk<Q, A> {
     /// Where `request` and `answer` are at.
-    stage: Padded<AtomicU64>,
+    stage: AtomicU64,
     /// 1 while a [`Sitter`] has the seat.
     occupied: AtomicU64,
     request: Shared<Option<Q>>,
     answer: Shared<Option<A>>,
 }
 
+/// What readers do while somebody combines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readers {
+    /// They go on until the combiner writes.
+    Stay,
+    /// They are told to stay out at once: the combiner is about to write.
+    Out,
+}
+
 /// The lock over a core `C` and a state `S`, with seats for threads.
 pub(crate) struct Combining<C, S, Q, A> {
-    combiner: Padded<AtomicU64>,
-    writer: Padded<AtomicU64>,
+    lock: Padded<AtomicU64>,
     /// Seats that were ever occupied.
     used: Padded<AtomicU64>,
     seats: Box<[Seat<Q, A>]>,
@@ -56,7 +79,7 @@ pub(crate) struct Combining<C, S, Q, A> {
     state: Shared<S>,
 }
 
-// SAFETY: 1. the core is reached only by the holder of `combiner`; 2. the
+// SAFETY: 1. the core is reached only by the holder of `lock`; 2. the
 // state is written only by that holder, after all readers are out, and read
 // only by it and by readers whose flag is up; 3. a seat's cells change hands
 // with its `stage`. So values only ever move between threads, and of the
@@ -69,14 +92,15 @@ impl<C, S, Q, A> Combining<C, S, Q, A> {
     pub(crate) fn new(core: C, state: S, seats: usize) -> Self {
         let seat = |_| Seat {
             reading: Padded(AtomicU64::new(0)),
-            stage: Padded(AtomicU64::new(IDLE)),
-            occupied: AtomicU64::new(0),
-            request: Shared::new(None),
-            answer: Shared::new(None),
+            desk: Padded(Desk {
+                stage: AtomicU64::new(IDLE),
+                occupied: AtomicU64::new(0),
+                request: Shared::new(None),
+                answer: Shared::new(None),
+            }),
         };
         Self {
-            combiner: Padded(AtomicU64::new(0)),
-            writer: Padded(AtomicU64::new(0)),
+            lock: Padded(AtomicU64::new(FREE)),
             used: Padded(AtomicU64::new(0)),
             seats: (0..seats).map(seat).collect(),
             core: Shared::new(core),
@@ -89,7 +113,8 @@ impl<C, S, Q, A> Combining<C, S, Q, A> {
         let (index, seat) = self.seats.iter().enumerate().find(|(_, seat)| {
             // Acquire: pairs with the Release when the last sitter left, so
             // that the seat is as it left it.
-            seat.occupied
+            let occupied = &seat.desk.0.occupied;
+            occupied
                 .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
         })?;
@@ -101,19 +126,30 @@ impl<C, S, Q, A> Combining<C, S, Q, A> {
 
     /// Becomes the combiner, if nobody is.
     #[inline]
-    pub(crate) fn try_combine(&self) -> Option<Combiner<'_, C, S, Q, A>> {
+    pub(crate) fn try_combine(&self, readers: Readers) -> Option<Combiner<'_, C, S, Q, A>> {
         // Relaxed: only to keep the line shared while someone combines. (The
         // checker would explore every stale value that it may return.)
         #[cfg(not(loom))]
-        if self.combiner.0.load(Ordering::Relaxed) != 0 {
+        if self.lock.0.load(Ordering::Relaxed) != FREE {
             return None;
         }
-        // Acquire: pairs with the Release in the guard's drop.
-        self.combiner
+        let taken = match readers {
+            Readers::Stay => COMBINING,
+            Readers::Out => WRITING,
+        };
+        // SeqCst: a writer's half of Dekker's protocol, see `raise`; and an
+        // Acquire, which pairs with the Release in the guard's drop.
+        self.lock
             .0
-            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
-            .ok()
-            .map(|_| Combiner { lock: self })
+            .compare_exchange(FREE, taken, Ordering::SeqCst, Ordering::Relaxed)
+            .ok()?;
+        #[cfg(loom)]
+        fence(Ordering::SeqCst);
+        Some(Combiner {
+            lock: self,
+            readers,
+            alone: false,
+        })
     }
 
     pub(crate) fn into_state(self) -> S {
@@ -135,24 +171,24 @@ pub(crate) struct Sitter<'a, C, S, Q, A> {
 impl<C, S, Q, A> Sitter<'_, C, S, Q, A> {
     /// Puts a request where the combiner finds it. One at a time.
     pub(crate) fn post(&mut self, request: Q) {
-        let stage = self.seat.stage.0.load(Ordering::Relaxed);
+        let stage = self.seat.desk.0.stage.load(Ordering::Relaxed);
         assert_eq!(stage, IDLE, "the last request was answered or withdrawn");
         // SAFETY: the stage is IDLE: only this sitter touches the cells.
-        unsafe { *self.seat.request.writing() = Some(request) };
+        unsafe { *self.seat.desk.0.request.writing() = Some(request) };
         // Release: the request before the stage; pairs with `take`.
-        self.seat.stage.0.store(POSTED, Ordering::Release);
+        self.seat.desk.0.stage.store(POSTED, Ordering::Release);
     }
 
     /// The answer, if it is there.
     pub(crate) fn poll(&mut self) -> Option<A> {
         // Acquire: pairs with the Release in `answer`.
-        if self.seat.stage.0.load(Ordering::Acquire) != DONE {
+        if self.seat.desk.0.stage.load(Ordering::Acquire) != DONE {
             return None;
         }
         // SAFETY: DONE gives the cells back to the sitter.
-        let answer = unsafe { (*self.seat.answer.writing()).take() };
+        let answer = unsafe { (*self.seat.desk.0.answer.writing()).take() };
         // Relaxed: only this sitter leaves IDLE.
-        self.seat.stage.0.store(IDLE, Ordering::Relaxed);
+        self.seat.desk.0.stage.store(IDLE, Ordering::Relaxed);
         answer
     }
 
@@ -161,13 +197,14 @@ impl<C, S, Q, A> Sitter<'_, C, S, Q, A> {
         // Relaxed: success proves that nobody took the request.
         let back = self
             .seat
-            .stage
+            .desk
             .0
+            .stage
             .compare_exchange(POSTED, IDLE, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok();
         if back {
             // SAFETY: IDLE again, see `post`.
-            unsafe { *self.seat.request.writing() = None };
+            unsafe { *self.seat.desk.0.request.writing() = None };
         }
         back
     }
@@ -178,11 +215,11 @@ impl<C, S, Q, A> Sitter<'_, C, S, Q, A> {
         let flag = &self.seat.reading.0;
         // Not while somebody writes: a reader that raises its flag again and
         // again could keep the writer waiting.
-        if look(&self.lock.writer.0) != 0 {
+        if look(&self.lock.lock.0) == WRITING {
             return None;
         }
-        raise(flag);
-        if look(&self.lock.writer.0) == 0 {
+        raise(flag, 1);
+        if look(&self.lock.lock.0) != WRITING {
             // SAFETY: our flag was up before we saw no writer, so a writer
             // that comes now sees our flag and waits until we lower it.
             let state = unsafe { &*self.lock.state.reading() };
@@ -204,9 +241,9 @@ impl<C, S, Q, A> Drop for Sitter<'_, C, S, Q, A> {
     fn drop(&mut self) {
         // The callers leave no request behind; if one did, the seat would
         // stay out of use rather than mix two threads' answers.
-        if self.seat.stage.0.load(Ordering::Relaxed) == IDLE {
+        if self.seat.desk.0.stage.load(Ordering::Relaxed) == IDLE {
             // Release: pairs with `sit`.
-            self.seat.occupied.store(0, Ordering::Release);
+            self.seat.desk.0.occupied.store(0, Ordering::Release);
         }
     }
 }
@@ -215,15 +252,15 @@ impl<C, S, Q, A> Drop for Sitter<'_, C, S, Q, A> {
 /// [`look`] tells whether the other side has done the same. One of the two
 /// sides always sees the other.
 #[inline]
-fn raise(flag: &AtomicU64) {
+fn raise(flag: &AtomicU64, value: u64) {
     #[cfg(not(loom))]
     // SeqCst: with the SeqCst load in `look`, one total order over both
     // sides. An exchange is one locked instruction on x86, and no fence.
-    flag.swap(1, Ordering::SeqCst);
+    flag.swap(value, Ordering::SeqCst);
     #[cfg(loom)]
     {
         // The checker knows SeqCst fences, but not SeqCst accesses.
-        flag.store(1, Ordering::Relaxed);
+        flag.store(value, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 }
@@ -268,6 +305,10 @@ impl<S> Drop for Reading<'_, S> {
 /// The right to combine.
 pub(crate) struct Combiner<'a, C, S, Q, A> {
     lock: &'a Combining<C, S, Q, A>,
+    /// What the lock's word says.
+    readers: Readers,
+    /// Whether all readers have been seen to be out since it says so.
+    alone: bool,
 }
 
 /// The seats, as the combiner sees them.
@@ -297,28 +338,24 @@ impl<C, S, Q, A> Combiner<'_, C, S, Q, A> {
         }
     }
 
-    /// Runs `act` with the state to itself.
+    /// Runs `act` with the state to itself. Readers stay out after that, too,
+    /// until [`let_readers_in`](Self::let_readers_in) or the drop.
+    #[inline]
     pub(crate) fn write<K: Clock, R>(
         &mut self,
         clock: &K,
         act: impl FnOnce(&mut C, &mut S, Seats<'_, Q, A>) -> R,
     ) -> R {
-        let writer = &self.lock.writer.0;
-        raise(writer);
-        let _lower = Lower(writer);
-        // SeqCst in `look`, and the flag was raised before: a reader we don't
-        // see in a seat sees our flag. The count of seats is read after that,
-        // too: a seat taken later reads our flag.
-        let used = look(&self.lock.used.0);
-        for seat in self.lock.seats_in_use(used) {
-            let mut round = 0;
-            while look(&seat.reading.0) != 0 {
-                clock.pause(round);
-                round = round.wrapping_add(1);
-            }
+        if self.readers == Readers::Stay {
+            raise(&self.lock.lock.0, WRITING);
+            self.readers = Readers::Out;
+        }
+        if !self.alone {
+            self.wait_for_readers(clock);
+            self.alone = true;
         }
         // SAFETY: 1. one combiner at a time; 2. every reader is out, and none
-        // gets in while the flag is up; 3. `self` is borrowed.
+        // gets in while the lock's word is WRITING; 3. `self` is borrowed.
         let (core, state) = unsafe {
             (
                 &mut *self.lock.core.writing(),
@@ -331,6 +368,31 @@ impl<C, S, Q, A> Combiner<'_, C, S, Q, A> {
         result
     }
 
+    #[inline]
+    fn wait_for_readers<K: Clock>(&self, clock: &K) {
+        // SeqCst in `look`, and the word was set before: a reader we don't
+        // see in a seat sees the word. The count of seats is read after that,
+        // too: a seat taken later reads the word.
+        let used = look(&self.lock.used.0);
+        for seat in self.lock.seats_in_use(used) {
+            let mut round = 0;
+            while look(&seat.reading.0) != 0 {
+                clock.pause(round);
+                round = round.wrapping_add(1);
+            }
+        }
+    }
+
+    /// Lets readers in: before a wait, or work that takes long.
+    pub(crate) fn let_readers_in(&mut self) {
+        if self.readers == Readers::Out {
+            // Release: the writes are over; pairs with the readers' look.
+            self.lock.lock.0.store(COMBINING, Ordering::Release);
+            self.readers = Readers::Stay;
+            self.alone = false;
+        }
+    }
+
     fn seats(&self) -> Seats<'_, Q, A> {
         // Relaxed: a seat that is missed now is found by the next combiner,
         // which its sitter will become if nobody else does.
@@ -341,25 +403,24 @@ impl<C, S, Q, A> Combiner<'_, C, S, Q, A> {
     }
 }
 
-/// Lowers the writer's flag, also when the state machine panics.
-struct Lower<'a>(&'a AtomicU64);
-
-impl Drop for Lower<'_> {
-    fn drop(&mut self) {
-        // Release: the writes are over; pairs with the readers' look.
-        self.0.store(0, Ordering::Release);
-    }
-}
-
 impl<C, S, Q, A> Drop for Combiner<'_, C, S, Q, A> {
     #[inline]
     fn drop(&mut self) {
-        // Release: pairs with `try_combine`.
-        self.lock.combiner.0.store(0, Ordering::Release);
+        // Release: pairs with `try_combine`, and with the readers' look.
+        self.lock.lock.0.store(FREE, Ordering::Release);
     }
 }
 
 impl<Q, A> Seats<'_, Q, A> {
+    /// Whether a request waits in any seat.
+    #[inline]
+    pub(crate) fn any_waits(&self) -> bool {
+        // Relaxed: one that is missed is found by the next combiner, which
+        // its sitter will become if nobody else does.
+        let waits = |seat: &Seat<Q, A>| seat.desk.0.stage.load(Ordering::Relaxed) == POSTED;
+        self.seats.iter().any(waits)
+    }
+
     pub(crate) const fn len(&self) -> usize {
         self.seats.len()
     }
@@ -367,15 +428,14 @@ impl<Q, A> Seats<'_, Q, A> {
     /// The request in seat `index`, if one waits there. It must be answered.
     #[inline]
     pub(crate) fn take(&self, index: usize) -> Option<Q> {
-        let seat = &self.seats[index];
+        let seat = &self.seats[index].desk.0;
         // Relaxed: a cheap look first.
-        if seat.stage.0.load(Ordering::Relaxed) != POSTED {
+        if seat.stage.load(Ordering::Relaxed) != POSTED {
             return None;
         }
         // Acquire: pairs with the Release in `post`. Fails if the sitter
         // withdraws just now.
         seat.stage
-            .0
             .compare_exchange(POSTED, TAKEN, Ordering::Acquire, Ordering::Relaxed)
             .ok()?;
         // SAFETY: TAKEN gives the cells to the one combiner.
@@ -384,13 +444,13 @@ impl<Q, A> Seats<'_, Q, A> {
 
     /// Answers the request that was taken from seat `index`.
     pub(crate) fn answer(&self, index: usize, answer: A) {
-        let seat = &self.seats[index];
+        let seat = &self.seats[index].desk.0;
         // Relaxed: only the combiner leaves TAKEN.
-        if seat.stage.0.load(Ordering::Relaxed) == TAKEN {
+        if seat.stage.load(Ordering::Relaxed) == TAKEN {
             // SAFETY: TAKEN: the cells are the combiner's.
             unsafe { *seat.answer.writing() = Some(answer) };
             // Release: the answer before the stage; pairs with `poll`.
-            seat.stage.0.store(DONE, Ordering::Release);
+            seat.stage.store(DONE, Ordering::Release);
         }
     }
 }

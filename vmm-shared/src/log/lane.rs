@@ -1,12 +1,18 @@
 //! The author's side of its lane: where the next batch goes.
 //!
-//! A lane is a ring of lines that one incarnation of one member writes. What
-//! is free in it follows from the reclaim frontier and from the author's own
-//! memory of what it linked where, so none of it is in shared memory.
+//! One incarnation of one member writes a lane, segment by segment. What is
+//! free in it follows from the reclaim frontier and from the author's own
+//! memory of what it linked where, so none of it is in shared memory. Of the
+//! free segments the one that was freed last is written next: it is the one
+//! most likely to be in the author's cache, and a large lane costs no more
+//! than a small one as long as little of it is needed.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use crate::sync::{Ordering, fence};
+
+use super::Geometry;
 
 /// Lines reserved for one batch. Dropping it gives them back: nobody can see
 /// a batch that was not linked.
@@ -15,53 +21,60 @@ use crate::sync::{Ordering, fence};
 pub(crate) struct Reserved {
     /// The first line.
     pub(crate) line: usize,
-    end: u64,
+    lines: usize,
 }
 
-/// The author's view of its lane. Cursors count lines and only grow.
+/// The author's view of its lane.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    lines: u64,
-    written: u64,
-    freed: u64,
-    /// Linked batches whose space is in use, neighbours put together to
-    /// about a sixteenth of the lane each.
-    linked: VecDeque<Span>,
+    segment_lines: usize,
+    current: Segment,
+    /// Segments with batches that the frontier has not passed, oldest first.
+    full: VecDeque<Segment>,
+    /// First lines of free segments; the last was freed last.
+    free: Vec<usize>,
 }
 
-/// A stretch of the lane that is free once `position` is reclaimed.
+/// A part of the lane that is filled from its start and freed as a whole.
 #[derive(Clone, Copy, Debug)]
-struct Span {
-    start: u64,
-    end: u64,
+struct Segment {
+    first_line: usize,
+    used_lines: usize,
+    /// Where its last batch was linked.
     position: u64,
 }
 
-impl Lane {
-    pub(crate) fn new(lines: usize) -> Self {
+impl Segment {
+    const fn at(first_line: usize) -> Self {
         Self {
-            lines: lines as u64,
-            written: 0,
-            freed: 0,
-            linked: VecDeque::new(),
+            first_line,
+            used_lines: 0,
+            position: 0,
+        }
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(geometry: &Geometry) -> Self {
+        let (lines, segment_lines) = (geometry.lane_lines, geometry.segment_lines());
+        Self {
+            segment_lines,
+            current: Segment::at(0),
+            full: VecDeque::new(),
+            free: (1..lines / segment_lines)
+                .rev()
+                .map(|index| index * segment_lines)
+                .collect(),
         }
     }
 
     /// `need` lines in a row, if there are some that no position from `head`
     /// on uses. `head` must have been loaded with Acquire.
+    #[inline]
     pub(crate) fn reserve(&mut self, need: usize, head: u64) -> Option<Reserved> {
-        let need = need as u64;
-        let at = self.written & (self.lines - 1);
-        // A batch does not wrap: the rest of the last round is left out.
-        let skip = if at + need > self.lines {
-            self.lines - at
-        } else {
-            0
-        };
-        let end = self.written + skip + need;
-        if end - self.freed > self.lines {
-            self.release(head);
-            if end - self.freed > self.lines {
+        if self.current.used_lines + need > self.segment_lines {
+            self.next_segment(head)?;
+            if need > self.segment_lines {
                 return None;
             }
         }
@@ -69,48 +82,52 @@ impl Lane {
         // that follow; pairs with the Acquire fence in `fetch`.
         fence(Ordering::Release);
         Some(Reserved {
-            line: usize::try_from((end - need) & (self.lines - 1)).expect("below the lines"),
-            end,
+            line: self.current.first_line + self.current.used_lines,
+            lines: need,
         })
     }
 
-    fn release(&mut self, head: u64) {
-        while let Some(span) = self.linked.front()
-            && span.position < head
+    fn next_segment(&mut self, head: u64) -> Option<()> {
+        while let Some(segment) = self.full.front()
+            && segment.position < head
         {
-            self.freed = span.end;
-            self.linked.pop_front();
+            self.free.push(segment.first_line);
+            self.full.pop_front();
         }
-        if self.linked.is_empty() {
-            self.freed = self.written;
+        if self.current.position < head {
+            self.current.used_lines = 0;
+        } else {
+            let next = self.free.pop()?;
+            self.full.push_back(self.current);
+            self.current = Segment::at(next);
         }
+        Some(())
     }
 
     /// The batch in `reserved` was linked at `position`.
+    #[inline]
     pub(crate) fn commit(&mut self, reserved: &Reserved, position: u64) {
-        let (start, end) = (self.written, reserved.end);
-        self.written = end;
-        match self.linked.back_mut() {
-            Some(span) if end - span.start <= self.lines / 16 => {
-                span.end = end;
-                span.position = position;
-            }
-            _ => self.linked.push_back(Span {
-                start,
-                end,
-                position,
-            }),
-        }
+        self.current.used_lines += reserved.lines;
+        self.current.position = position;
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::testing::TINY;
     use super::*;
+
+    /// Four segments of two lines.
+    fn lane() -> Lane {
+        Lane::new(&Geometry {
+            lane_lines: 8,
+            ..TINY
+        })
+    }
 
     #[test]
     fn space_comes_back_only_when_the_frontier_has_passed() {
-        let mut lane = Lane::new(8);
+        let mut lane = lane();
         for position in 0..4 {
             let reserved = lane.reserve(2, 0).expect("eight lines");
             assert_eq!(reserved.line as u64, position * 2);
@@ -121,18 +138,21 @@ mod tests {
         assert_eq!(reserved.line, 0);
         lane.commit(&reserved, 4);
         assert!(lane.reserve(1, 1).is_none());
+        let reserved = lane.reserve(2, 5).expect("all reclaimed");
+        assert_eq!(reserved.line, 0, "the warmest first");
     }
 
     #[test]
-    fn a_batch_never_wraps_and_a_dropped_one_leaves_no_trace() {
-        let mut lane = Lane::new(8);
-        let first = lane.reserve(6, 0).expect("empty");
+    fn a_batch_stays_in_its_segment_and_a_dropped_one_leaves_no_trace() {
+        let mut lane = lane();
+        let first = lane.reserve(1, 0).expect("empty");
         lane.commit(&first, 0);
-        assert!(lane.reserve(4, 0).is_none());
-        let second = lane.reserve(4, 1).expect("all reclaimed");
-        assert_eq!(second.line, 0);
-        drop(second);
-        let third = lane.reserve(2, 1).expect("all reclaimed");
-        assert_eq!(third.line, 6);
+        let dropped = lane.reserve(1, 0).expect("half a segment");
+        assert_eq!(dropped.line, 1);
+        drop(dropped);
+        let second = lane.reserve(2, 0).expect("three segments");
+        assert_eq!(second.line, 2);
+        lane.commit(&second, 1);
+        assert!(lane.reserve(3, 0).is_none(), "longer than a segment");
     }
 }

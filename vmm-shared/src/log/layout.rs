@@ -50,7 +50,8 @@ pub struct Geometry {
     /// slots of evicted members can stay in quarantine.
     pub members: usize,
     /// 64-byte lines in each member's lane: a power of two from 4 to 2²⁰. A
-    /// batch fills at most a quarter.
+    /// batch, and so an operation with its payload, fits into a quarter of a
+    /// small lane and a 64th of a large one: 64 KiB of 4 MiB.
     pub lane_lines: usize,
     /// Bytes of an entry: 8 of head and the rest for the payload; a multiple
     /// of 8 from 16 to 512. A longer payload goes to the batch's arena.
@@ -72,6 +73,7 @@ impl Geometry {
 
     /// Payload bytes that an entry holds without the arena.
     #[must_use]
+    #[inline]
     pub const fn inline_bytes(&self) -> usize {
         self.entry_bytes - 8
     }
@@ -86,6 +88,15 @@ impl Geometry {
     #[must_use]
     pub const fn total_bytes(&self) -> usize {
         self.coherent_bytes() + self.members * (self.lane_lines + self.stage_lines) * LINE * 8
+    }
+
+    /// Lines of a segment of a lane: the most that a batch can fill.
+    pub(crate) const fn segment_lines(&self) -> usize {
+        match self.lane_lines {
+            0..32 => self.lane_lines / 4,
+            32..512 => 8,
+            lines => lines / 64,
+        }
     }
 
     /// Lines of the stage that describe the part on it, roster included.
@@ -205,6 +216,7 @@ impl Layout {
         })
     }
 
+    #[inline]
     pub(crate) const fn geometry(&self) -> &Geometry {
         &self.geometry
     }

@@ -13,6 +13,7 @@ use crate::sync::Ordering;
 
 use super::Log;
 use super::clock::{Clock, Wait};
+use super::combining::Readers;
 use super::machine::StateMachine;
 use super::member::{Epoch, HEARTBEAT, MAX_NODE, MemberId, State, Status};
 use super::replica::{Config, Core, Guard, Phase, Replica, ReplicaError};
@@ -31,6 +32,7 @@ struct Seen {
     epoch: Epoch,
     beat: u64,
     applied: u64,
+    wanted: Option<u64>,
     silent_ns: u64,
 }
 
@@ -71,10 +73,12 @@ impl Watch {
             let beat = log.record(member, HEARTBEAT, 0).load(Ordering::Relaxed);
             let applied = log.applied(member);
             let quiet = (seen.epoch, seen.beat) == (status.epoch, beat);
+            let wanted = log.wanted(member);
             // A heart that beats is not enough for one that holds up the log:
-            // its combiner may hang while another thread ticks.
+            // its combiner may hang while another thread ticks. One that goes
+            // on asking for pieces of a snapshot does not hang.
             let stuck = status.state == State::Live
-                && (seen.epoch, seen.applied) == (status.epoch, applied)
+                && (seen.epoch, seen.applied, seen.wanted) == (status.epoch, applied, wanted)
                 && applied >= head
                 && my_applied.saturating_sub(applied) > far;
             let silent_ns = if quiet || stuck {
@@ -86,6 +90,7 @@ impl Watch {
                 epoch: status.epoch,
                 beat,
                 applied,
+                wanted,
                 silent_ns,
             };
             if seen.silent_ns >= limit && member != me {
@@ -134,7 +139,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     fn enter(&self, wait: &mut Wait) -> Result<(), ReplicaError> {
         let mut guard = self
             .lock
-            .try_combine()
+            .try_combine(Readers::Stay)
             .expect("nobody else has this replica yet");
         let mut joined = false;
         loop {
@@ -188,7 +193,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     /// If this member has ended, or its replica can't go on.
     pub fn tick(&self) -> Result<(), ReplicaError> {
         self.beat();
-        let Some(mut guard) = self.lock.try_combine() else {
+        let Some(mut guard) = self.lock.try_combine(Readers::Stay) else {
             // A node whose threads combine all the time must not be deaf to
             // the others: whoever has the lock does the rest.
             // Relaxed: a hint, which a later tick repeats.
@@ -197,8 +202,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         };
         // Before anything else, so that the combiner does not do it as well.
         self.due.store(0, Ordering::Relaxed);
-        let own = self.combine(&mut guard, None);
-        debug_assert!(own.is_none(), "no request was given");
+        self.combine(&mut guard);
         self.maintain(&mut guard)
     }
 
@@ -258,7 +262,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     pub fn evict(&self, member: MemberId, epoch: Epoch) -> Result<(), ReplicaError> {
         let mut wait = Wait::new(self.config.wait_ns);
         loop {
-            if let Some(mut guard) = self.lock.try_combine() {
+            if let Some(mut guard) = self.lock.try_combine(Readers::Stay) {
                 return self.evict_with(&mut guard, member, epoch);
             }
             if wait.expired(&self.clock) {

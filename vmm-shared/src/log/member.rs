@@ -48,16 +48,19 @@ impl MemberId {
     }
 
     /// The member that the low bits of a word name; higher bits are ignored.
+    #[inline]
     pub(crate) const fn from_low_bits(bits: u64) -> Self {
         Self(bits.to_le_bytes()[0] & 63)
     }
 
     /// The number of the slot.
     #[must_use]
+    #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
+    #[inline]
     pub(crate) const fn bits(self) -> u64 {
         self.0 as u64
     }
@@ -99,6 +102,7 @@ pub struct Status {
 pub(crate) const MAX_NODE: u32 = (1 << 24) - 1;
 
 impl Status {
+    #[inline]
     const fn word(self) -> u64 {
         ((self.node as u64) << 40) | ((self.epoch as u64) << 8) | self.state as u64
     }
@@ -134,6 +138,7 @@ pub(crate) const WANT: usize = 3;
 pub(crate) const STAGED: usize = 4;
 
 impl Log {
+    #[inline]
     pub(crate) fn record(&self, member: MemberId, line: usize, index: usize) -> &AtomicU64 {
         self.layout.record(member, line, index)
     }
@@ -153,6 +158,17 @@ impl Log {
         // Acquire: pairs with the AcqRel in `change_status`: who sees a
         // status sees what was done before it was set.
         Status::from_word(self.record(member, STATUS, 0).load(Ordering::Acquire))
+    }
+
+    /// Whether that incarnation holds its slot: it may write and link.
+    #[inline]
+    pub(crate) fn is_member(&self, member: MemberId, epoch: Epoch) -> bool {
+        // Acquire: as in `status`.
+        let word = self.record(member, STATUS, 0).load(Ordering::Acquire);
+        [State::Live, State::Joining].into_iter().any(|state| {
+            let node = 0;
+            word & ((1 << 40) - 1) == Status { state, epoch, node }.word()
+        })
     }
 
     /// Moves the status of that incarnation from one state to the next.
@@ -194,6 +210,7 @@ impl Log {
         self.record(member, APPLIED, 0).load(Ordering::Acquire)
     }
 
+    #[inline]
     pub(crate) fn set_applied(&self, member: MemberId, position: u64) {
         // Release: the member's reads of all batches before `position` are
         // over before anyone may count it as past them.
@@ -234,12 +251,16 @@ impl Log {
         }
     }
 
-    /// The live members whose replicas can still follow the log: those that
-    /// hold the state.
+    /// The live members that hold the state: their replicas can still follow
+    /// the log, and do not load a snapshot.
     pub fn holders(&self) -> impl Iterator<Item = MemberId> {
         let head = self.head();
         self.members().filter(move |&member| {
-            self.status(member).state == State::Live && self.applied(member) >= head
+            self.status(member).state == State::Live
+                && self.applied(member) >= head
+                // After `applied`: one that has it above the frontier again
+                // is either seen to load, or done.
+                && self.wanted(member).is_none()
         })
     }
 
@@ -268,6 +289,21 @@ impl Log {
             .map(|member| self.applied(member))
             .filter(|&applied| applied >= head)
             .min()
+    }
+}
+
+impl Log {
+    /// Whether a member that needs the batches at `position` is on the way to
+    /// having the state: it joins, or loads a snapshot.
+    pub(crate) fn is_needed_by_loader(&self, position: u64) -> bool {
+        self.members().any(|member| {
+            self.applied(member) == position
+                && match self.status(member).state {
+                    State::Joining => true,
+                    State::Live => self.wanted(member).is_some(),
+                    _ => false,
+                }
+        })
     }
 }
 

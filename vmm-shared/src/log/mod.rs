@@ -30,7 +30,8 @@
 //! * The **order ring** has one word per position: lap, author, and where in
 //!   the author's lane the batch lies. It is all that members compete for.
 //! * A **lane** belongs to one member, which alone writes it: batches of
-//!   entries, each entry with its payload inline, or in the batch's arena.
+//!   entries, each entry with its payload inline, or in the batch's arena. It
+//!   is used in segments, of the free ones the last used first.
 //! * **Cursors** are apart from both: each member's `applied` position, and the
 //!   common reclaim frontier `head`. What is before `head` may be overwritten.
 //!
@@ -46,7 +47,8 @@
 //!    and swaps it for its own: **the one step that decides everything.** If
 //!    somebody was faster it goes on at the next word.
 //! 5. *Applied* by each replica at its own pace; the author applies up to its
-//!    batch at once and hands out the answers.
+//!    batch at once and hands out the answers. Its own it has at hand, the
+//!    others' it copies from their lanes.
 //! 6. *Reclaimed.* When all members in good standing have applied it, `head`
 //!    goes past it, and its lines and its word are used again.
 //!
@@ -54,11 +56,29 @@
 //!
 //! [`Thread::read`] is linearizable. Under the reader's side of the node's lock
 //! it looks at the word at its replica's `applied` position. If that is free,
-//! the replica has all there is. Else it notes the end of the log as it is
-//! now, has the replica brought that far, and reads: an operation answered
-//! before the read began was linked before that. [`Thread::read_local`] skips
-//! the look: it sees all that its own node was answered and never goes back,
-//! but may miss what others did lately.
+//! the replica has all there is. Else it brings the replica to the end of the
+//! log as it is by then, and reads: an operation answered before the read
+//! began was linked before that. [`Thread::read_local`] skips the look: it
+//! sees all that its own node was answered and never goes back, but may miss
+//! what others did lately.
+//!
+//! # What it costs
+//!
+//! A read that finds nothing new is one locked instruction, on the thread's own
+//! line, and two loads of words that stay in its cache while nobody writes. An
+//! update that meets nobody is two: the node's lock, which is taken with
+//! readers already kept out, and the link. It touches the author's own lines
+//! and one word of the ring.
+//!
+//! Between members every batch moves lines from cache to cache: the word, which
+//! its author had to take from whoever looked at it last, and the batch.
+//! Where two append by turns nothing else counts. So a member that finds
+//! another's batches twice within microseconds *gives way*: it waits for one
+//! microsecond, fetches what came in the meantime in one go, and then has
+//! its own run until it is met again. Members that append now and then never
+//! wait. Threads of one node do the same before the lock: a thread tries
+//! for it some times, each time later, before it leaves its request in its
+//! seat for another's next batch.
 //!
 //! # Fencing
 //!
@@ -92,7 +112,7 @@
 //! | `head`: AcqRel | the lane's owner: Acquire | … the space is written again |
 //! | lane writes after a Release fence | a late copy, then an Acquire fence and a look at `head` | a copy of reused lines is never believed |
 //! | status: AcqRel | status: Acquire | a claim sees all of the last incarnation |
-//! | reader's and writer's flags: SeqCst | each other | one of the two steps back |
+//! | a reader's flag, the lock's word: SeqCst | each other | one of the two steps back |
 //! | `staged`: Release, after a Release fence | Acquire, copy, fence, look again | a snapshot piece is whole |
 //!
 //! Nothing here rests on x86's order; the models under loom explore what the

@@ -130,7 +130,7 @@ fn a_batch_is_seen_whole_or_not_at_all() {
             let log = log.clone();
             thread::spawn(move || key_of(&log, 0, &mut Vec::new()))
         };
-        append(&log, &mut Lane::new(8), member(0), 10);
+        append(&log, &mut Lane::new(&MODEL), member(0), 10);
         let seen = reader.join().expect("no panic");
         assert!(matches!(seen, None | Some(Ok(10))), "{seen:?}");
     });
@@ -143,7 +143,7 @@ fn batches_are_seen_in_one_order() {
         let log = log();
         let writer = {
             let log = log.clone();
-            thread::spawn(move || append(&log, &mut Lane::new(8), member(1), 11))
+            thread::spawn(move || append(&log, &mut Lane::new(&MODEL), member(1), 11))
         };
         let reader = {
             let log = log.clone();
@@ -152,7 +152,7 @@ fn batches_are_seen_in_one_order() {
                 [0, 1].map(|position| key_of(&log, position, &mut copy))
             })
         };
-        let mine = append(&log, &mut Lane::new(8), member(0), 10);
+        let mine = append(&log, &mut Lane::new(&MODEL), member(0), 10);
         let others = writer.join().expect("no panic");
         let mut copy = Vec::new();
         assert_eq!(key_of(&log, mine, &mut copy), Some(Ok(10)));
@@ -170,12 +170,16 @@ fn batches_are_seen_in_one_order() {
 fn an_overtaken_reader_never_believes_what_it_copied() {
     explore(3, || {
         let log = log();
-        let mut lane = Lane::new(1);
+        // Segments of one line.
+        let mut lane = Lane::new(&Geometry {
+            lane_lines: 4,
+            ..MODEL
+        });
         append(&log, &mut lane, member(0), 10);
         let writer = {
             let log = log.clone();
             thread::spawn(move || {
-                // The lane has one line: the next batch takes the same.
+                // The segment is free again: the next batch takes it.
                 log.raise_head(1);
                 append(&log, &mut lane, member(0), 11);
             })

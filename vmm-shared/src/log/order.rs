@@ -44,10 +44,12 @@ pub(crate) enum Slot {
 }
 
 impl Log {
+    #[inline]
     fn slots(&self) -> u64 {
         self.layout.geometry().order_slots as u64
     }
 
+    #[inline]
     fn slot(&self, position: u64) -> &crate::sync::AtomicU64 {
         self.layout.order(lapped::index(position, self.slots()))
     }
@@ -74,6 +76,15 @@ impl Log {
         }
     }
 
+    /// Whether nothing is at `position` yet: a [`look`](Self::look) that asks
+    /// no more.
+    #[inline]
+    pub(crate) fn is_free(&self, position: u64) -> bool {
+        // Acquire: as in `look`.
+        let word = self.slot(position).load(Ordering::Acquire);
+        lapped::is_free(word, position, self.slots())
+    }
+
     /// Enters a batch at `position`, if its slot still holds `free`. The only
     /// step by which anything gets into the log.
     #[inline]
@@ -88,6 +99,7 @@ impl Log {
     }
 
     /// Whether the log has positions left at and after `position`.
+    #[inline]
     pub(crate) fn has_laps_left(&self, position: u64) -> bool {
         lapped::is_countable(position, self.slots())
     }
@@ -106,17 +118,5 @@ impl Log {
         // AcqRel: Release pairs with `head`; Acquire chains earlier raises,
         // so that whoever sees this one sees their reasons as well.
         self.layout.head().fetch_max(to, Ordering::AcqRel);
-    }
-
-    /// The first free position at or after `from`, if it is within a lap and
-    /// nobody overtakes the search.
-    pub(crate) fn end_after(&self, from: u64) -> Option<u64> {
-        (from..=from.saturating_add(self.slots())).find_map(|position| {
-            match self.look(position) {
-                Slot::Filled(_) => None,
-                Slot::Free(_) => Some(Some(position)),
-                Slot::Overrun | Slot::Corrupt => Some(None),
-            }
-        })?
     }
 }

@@ -4,14 +4,13 @@ use alloc::vec::Vec;
 
 use zerocopy::IntoBytes;
 
-use super::batch::{arena_words, batch_words, max_words};
+use super::batch::{Kind, Piece, arena_words, batch_words, max_words};
 use super::clock::{Clock, Wait};
-use super::combining::{Combiner, Combining, Sitter};
+use super::combining::{Combiner, Combining, Readers, Sitter};
 use super::lane::Lane;
 use super::lease::Watch;
 use super::machine::StateMachine;
 use super::member::{Epoch, MemberId, State};
-use super::order::Slot;
 use super::roster::{Change, Roster};
 use super::snapshot::{Donor, Transfer};
 use super::{Geometry, Log};
@@ -24,7 +23,8 @@ pub struct Config {
     /// run [`Replica::tick`] at least four times as often.
     pub lease_ns: u64,
     /// How long a writer that needs space waits for a slow member before it
-    /// goes on without it; that one then catches up by snapshot.
+    /// goes on without it; that one then catches up by snapshot. For one that
+    /// is loading a snapshot it waits for a lease, if that is longer.
     pub patience_ns: u64,
     /// How many live members have to have applied a batch before one may go
     /// on without the others, as long as there are so many. With 2, no single
@@ -139,6 +139,18 @@ pub(crate) struct Request<S: StateMachine> {
     pub(crate) payload: Vec<u8>,
 }
 
+impl<S: StateMachine> Request<S> {
+    /// The request as it goes into a batch.
+    #[inline]
+    pub(crate) fn piece(&self) -> Piece<'_> {
+        Piece {
+            kind: Kind::Operation,
+            first: self.op.as_bytes(),
+            second: &self.payload,
+        }
+    }
+}
+
 pub(crate) type Outcome<S> = Result<<S as StateMachine>::Answer, ReplicaError>;
 
 /// What the combiner has to itself.
@@ -147,6 +159,8 @@ pub(crate) struct Core<S: StateMachine> {
     /// The log's end as far as known; never below what is applied.
     pub(crate) end: u64,
     pub(crate) head_seen: u64,
+    /// When others' batches were found here last.
+    pub(crate) crossed_ns: u64,
     pub(crate) roster: Roster,
     /// The batch being made, and for each request its seat; `None` is the
     /// combiner's own.
@@ -156,8 +170,6 @@ pub(crate) struct Core<S: StateMachine> {
     pub(crate) left_over: Option<(Request<S>, Option<usize>)>,
     /// Where the batch was linked, until it is applied.
     pub(crate) in_flight: Option<u64>,
-    /// Requests of that batch that wait for their answers.
-    pub(crate) unanswered: usize,
     pub(crate) own_answer: Option<Outcome<S>>,
     pub(crate) copy: Vec<u64>,
     pub(crate) watch: Watch,
@@ -199,15 +211,15 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         seq: u64,
     ) -> Self {
         let core = Core {
-            lane: Lane::new(log.geometry().lane_lines),
+            lane: Lane::new(log.geometry()),
             end: 0,
             head_seen: 0,
+            crossed_ns: 0,
             roster: Roster::default(),
             batch: Vec::new(),
             waiting: Vec::new(),
             left_over: None,
             in_flight: None,
-            unanswered: 0,
             own_answer: None,
             copy: Vec::new(),
             watch: Watch::new(clock.now_ns()),
@@ -264,7 +276,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     #[must_use]
     pub fn counters(&self) -> Option<Counters> {
         self.lock
-            .try_combine()
+            .try_combine(Readers::Stay)
             .map(|mut guard| guard.core().counters)
     }
 
@@ -277,7 +289,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
     pub fn leave(self) -> Result<S, ReplicaError> {
         let linked = self
             .lock
-            .try_combine()
+            .try_combine(Readers::Stay)
             .ok_or(ReplicaError::TimedOut)
             .and_then(|mut guard| self.leave_with(&mut guard));
         self.bury();
@@ -311,6 +323,22 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         }
     }
 
+    /// The lock, if it can be had within about a microsecond: as long as few
+    /// threads want it, that is cheaper than to have another do the work.
+    #[inline]
+    fn lock_soon(&self) -> Option<Guard<'_, S>> {
+        for round in 0..LOCK_ROUNDS {
+            let guard = self.lock.try_combine(Readers::Out);
+            if guard.is_some() {
+                return guard;
+            }
+            for _ in 0..1_u32 << round {
+                core::hint::spin_loop();
+            }
+        }
+        self.lock.try_combine(Readers::Out)
+    }
+
     pub(crate) fn stop_writing(&self) {
         // Relaxed: a hint to this node's own threads.
         self.ended.store(1, Ordering::Relaxed);
@@ -329,6 +357,7 @@ impl<S: StateMachine, C: Clock> Thread<'_, S, C> {
     ///
     /// # Errors
     /// Each error says whether the operation was applied.
+    #[inline]
     pub fn update(&mut self, op: S::Op) -> Outcome<S> {
         self.update_with(op, &[])
     }
@@ -337,30 +366,32 @@ impl<S: StateMachine, C: Clock> Thread<'_, S, C> {
     ///
     /// # Errors
     /// As for `update`.
+    #[inline]
     pub fn update_with(&mut self, op: S::Op, payload: &[u8]) -> Outcome<S> {
-        let request = Request {
-            op,
-            payload: Vec::from(payload),
-        };
         let geometry = self.replica.log.geometry();
-        if words_for(geometry, &request) > max_words(geometry) {
+        if words_for::<S>(geometry, payload) > max_words(geometry) {
             return Err(ReplicaError::TooLarge {
-                bytes: payload_len(&request),
+                bytes: size_of::<S::Op>() + payload.len(),
             });
         }
-        if let Some(mut guard) = self.replica.lock.try_combine() {
-            let answer = self.replica.combine(&mut guard, Some(request));
-            return answer.unwrap_or(Err(ReplicaError::TimedOut));
+        let replica = self.replica;
+        match replica.lock_soon() {
+            Some(mut guard) => replica.update(&mut guard, &op, payload),
+            None => self.post_and_wait(op, payload),
         }
-        self.seat.post(request);
+    }
+
+    #[cold]
+    fn post_and_wait(&mut self, op: S::Op, payload: &[u8]) -> Outcome<S> {
+        let payload = payload.into();
+        self.seat.post(Request { op, payload });
         let mut wait = Wait::new(self.replica.config.wait_ns);
         loop {
             if let Some(answer) = self.seat.poll() {
                 return answer;
             }
-            if let Some(mut guard) = self.replica.lock.try_combine() {
-                let none = self.replica.combine(&mut guard, None);
-                debug_assert!(none.is_none(), "no request of our own was given");
+            if let Some(mut guard) = self.replica.lock.try_combine(Readers::Out) {
+                self.replica.combine(&mut guard);
             } else if wait.expired(&self.replica.clock) && self.seat.withdraw() {
                 return Err(ReplicaError::TimedOut);
             }
@@ -372,12 +403,24 @@ impl<S: StateMachine, C: Clock> Thread<'_, S, C> {
     ///
     /// # Errors
     /// If this member has ended, or could not catch up within the wait.
+    #[inline]
     pub fn read<R>(&mut self, query: impl FnOnce(&S) -> R) -> Result<R, ReplicaError> {
-        let log = &self.replica.log;
+        // A short path first: the locked instruction in `try_read` waits for
+        // all that was stored before, spilled registers too.
+        if let Some(local) = self.seat.try_read()
+            && local.phase == Phase::Running
+            && self.replica.log.is_free(local.applied)
+        {
+            return Ok(query(&local.machine));
+        }
+        self.catch_up_and_read(query)
+    }
+
+    #[cold]
+    fn catch_up_and_read<R>(&mut self, query: impl FnOnce(&S) -> R) -> Result<R, ReplicaError> {
         // The end of the log at some moment after the call began; to have
         // applied so much is enough, however fast writers go on.
         let mut target = None;
-        let mut rounds = 0_u32;
         let mut wait = Wait::new(self.replica.config.wait_ns);
         loop {
             let mut running = false;
@@ -387,25 +430,25 @@ impl<S: StateMachine, C: Clock> Thread<'_, S, C> {
                         running = true;
                         let fresh = match target {
                             Some(target) => local.applied >= target,
-                            None => matches!(log.look(local.applied), Slot::Free(_)),
+                            None => self.replica.log.is_free(local.applied),
                         };
                         if fresh {
                             return Ok(query(&local.machine));
                         }
-                        target = target.or_else(|| log.end_after(local.applied));
                     }
                     Phase::Loading => target = None,
                     Phase::Ended(error) => return Err(error),
                 }
-            }
-            if let Some(mut guard) = self.replica.lock.try_combine() {
-                let none = self.replica.combine(&mut guard, None);
-                debug_assert!(none.is_none(), "no request of our own was given");
-                rounds += 1;
-                // Mostly that was all it took. If not, the log's own words may
-                // be in the way: then this ends with the wait.
-                if running && rounds < 8 {
-                    continue;
+                drop(local);
+                if let Some(mut guard) = self.replica.lock.try_combine(Readers::Out) {
+                    match self.replica.refresh(&mut guard) {
+                        Ok(applied) => {
+                            target = Some(applied);
+                            continue;
+                        }
+                        Err(ReplicaError::Loading) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             if wait.expired(&self.replica.clock) {
@@ -442,9 +485,15 @@ impl<S: StateMachine, C: Clock> Thread<'_, S, C> {
     }
 }
 
-/// Words of a batch with this request alone.
-pub(crate) fn words_for<S: StateMachine>(geometry: &Geometry, request: &Request<S>) -> usize {
-    batch_words(geometry, 1, arena_words(geometry, payload_len(request)))
+/// Tries for the lock, each after twice the time of the last, before a thread
+/// leaves its request to another.
+const LOCK_ROUNDS: u32 = if cfg!(loom) { 0 } else { 7 };
+
+/// Words of a batch with one operation and this payload.
+#[inline]
+pub(crate) fn words_for<S: StateMachine>(geometry: &Geometry, payload: &[u8]) -> usize {
+    let bytes = size_of::<S::Op>() + payload.len();
+    batch_words(geometry, 1, arena_words(geometry, bytes))
 }
 
 pub(crate) fn payload_len<S: StateMachine>(request: &Request<S>) -> usize {

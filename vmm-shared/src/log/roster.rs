@@ -48,17 +48,20 @@ impl Default for Roster {
 }
 
 impl Roster {
+    #[inline]
     const fn entry(epoch: Epoch, live: bool) -> u64 {
         ((epoch as u64) << 1) | live as u64
     }
 
     /// Whether that incarnation is a member.
+    #[inline]
     pub(crate) fn has(&self, member: MemberId, epoch: Epoch) -> bool {
         self.entries[member.index()] == Self::entry(epoch, true)
     }
 
     /// Whether that incarnation has been a member, or was refused, and can't
     /// become one any more.
+    #[inline]
     pub(crate) fn has_ended(&self, member: MemberId, epoch: Epoch) -> bool {
         self.entries[member.index()] >= Self::entry(epoch, false) && !self.has(member, epoch)
     }

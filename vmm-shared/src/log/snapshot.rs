@@ -28,6 +28,17 @@ use super::roster::Roster;
 
 /// The low byte of `want` and `staged`: no member.
 const NOBODY: u64 = 0xff;
+
+impl Log {
+    /// The last request for a snapshot that `member` made, while it waits for
+    /// the answer.
+    pub(crate) fn wanted(&self, member: MemberId) -> Option<u64> {
+        // Acquire: pairs with the Release in `ask`.
+        let want = self.record(member, WANT, 0).load(Ordering::Acquire);
+        (want >> 8 != 0 && want & 0xff != NOBODY).then_some(want)
+    }
+}
+
 /// "There is no next part."
 const LAST: u64 = u64::MAX;
 
@@ -155,13 +166,10 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
 
     /// The live member that is furthest on.
     pub(crate) fn pick_donor(&self, avoid: Option<MemberId>) -> Option<MemberId> {
-        let head = self.log.head();
         self.log
-            .members()
+            .holders()
             .filter(|&member| member != self.me && Some(member) != avoid)
-            .filter(|&member| self.log.status(member).state == State::Live)
             .map(|member| (self.log.applied(member), member))
-            .filter(|&(applied, _)| applied >= head)
             .max()
             .map(|(_, member)| member)
     }
@@ -292,6 +300,12 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         let (core, local, _) = guard.view();
         core.head_seen = core.head_seen.max(self.log.head());
         self.log.set_applied(self.me, local.applied);
+        // Release: from here on this member counts as one that has the state,
+        // with `applied` as it is now.
+        let want = (self.last_request() << 8) | NOBODY;
+        self.log
+            .record(self.me, WANT, 0)
+            .store(want, Ordering::Release);
     }
 
     /// Hands out the next piece to whoever asks this member for one.
@@ -302,8 +316,9 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
             if member == self.me || !matches!(state, State::Joining | State::Live) {
                 continue;
             }
-            // Acquire: pairs with the Release in `ask`.
-            let want = self.log.record(member, WANT, 0).load(Ordering::Acquire);
+            let Some(want) = self.log.wanted(member) else {
+                continue;
+            };
             if want & 0xff != self.me.bits() {
                 continue;
             }
@@ -331,6 +346,7 @@ impl<S: StateMachine, C: Clock> Replica<S, C> {
         offset: u64,
     ) {
         let budget = self.config.part_bytes;
+        guard.let_readers_in();
         let (core, local, _) = guard.view();
         if offset == 0 {
             let mut bytes = core

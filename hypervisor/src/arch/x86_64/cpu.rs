@@ -107,8 +107,13 @@ pub fn sleep_until_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
-/// Whether instruction fetches see what other hosts have written, as real
-/// processors and KVM guarantee. QEMU's TCG runs what it has translated
+/// Makes this core fetch anew what it executes next.
+pub fn serialize() {
+    let _ = __cpuid_count(0, 0);
+}
+
+/// Whether instruction fetches should see what other hosts have written, as
+/// real processors and KVM guarantee. QEMU's TCG runs what it has translated
 /// before, and says by its hypervisor signature who it is.
 #[must_use]
 pub fn fetches_coherently() -> bool {

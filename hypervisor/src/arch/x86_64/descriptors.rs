@@ -47,6 +47,12 @@ pub fn forget_timer(apic_id: u8) {
     TIMER_RAN_OUT[usize::from(apic_id)].store(false, Ordering::Relaxed);
 }
 
+/// Makes it look as if the timer had run out: it has been used for something
+/// else, and whoever relies on it must set it anew.
+pub fn let_timer_run_out(apic_id: u8) {
+    TIMER_RAN_OUT[usize::from(apic_id)].store(true, Ordering::Relaxed);
+}
+
 /// Whether the doorbell has been rung since the last call.
 pub fn take_doorbell() -> bool {
     // The plain load keeps the line shared while nobody rings. Acquire: what

@@ -19,6 +19,8 @@ pub enum NodeExit {
     BootFailure = 0x11,
     /// The hypervisor found one of its own invariants broken.
     Panic = 0x12,
+    /// The others had put the node out.
+    Fenced = 0x13,
 }
 
 /// Writes a byte to a port.

@@ -6,6 +6,7 @@ pub mod boot;
 pub mod cpu;
 pub mod descriptors;
 pub mod io;
+pub mod mtrr;
 pub mod paging;
 pub mod pci;
 pub mod svm;

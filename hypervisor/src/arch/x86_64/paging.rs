@@ -82,6 +82,44 @@ unsafe impl FrameAllocator<Size4KiB> for Heap {
     }
 }
 
+/// Where shared code is mapped while it is tried: no memory has this address.
+const TRIAL: VirtAddr = VirtAddr::new(0x4000_0000_0000);
+
+/// Calls code in a page that other nodes write, and returns what it returns.
+/// The page is executable for that long only, and not writable under the
+/// address where it is.
+///
+/// # Safety
+/// 1. The page is mapped as data, and its first bytes are code that follows
+///    the C calling convention, whatever a peer does in the meantime.
+/// 2. Only one core is at work in this address space.
+pub unsafe fn call_shared_code(page: Hpa) -> u64 {
+    let (root, _) = Cr3::read();
+    // SAFETY: 1. the tables lie where their physical address says, as all
+    // memory does; 2. nobody else changes them, by the caller's duty.
+    let mut tables = unsafe {
+        let at = usize::try_from(root.start_address().as_u64()).expect("64-bit");
+        let root = &mut *core::ptr::with_exposed_provenance_mut::<PageTable>(at);
+        OffsetPageTable::new(root, VirtAddr::zero())
+    };
+    let trial = Page::<Size4KiB>::containing_address(TRIAL);
+    let frame = PhysFrame::containing_address(PhysAddr::new(page.0));
+    let flags = Flags::PRESENT | Flags::ACCESSED;
+    // SAFETY: nothing else is mapped there, and the page is no secret.
+    let mapped = unsafe { tables.map_to(trial, frame, flags, &mut Heap) };
+    mapped.expect("nothing is there").flush();
+    // Code may have changed since it was last fetched: this serialises.
+    super::cpu::serialize();
+    // SAFETY: a function without arguments, by the caller's duty.
+    let returned = unsafe {
+        let code: extern "sysv64" fn() -> u64 = core::mem::transmute(TRIAL.as_u64());
+        code()
+    };
+    let (_, flush) = tables.unmap(trial).expect("just mapped");
+    flush.flush();
+    returned
+}
+
 /// The page tables while they are being built.
 pub struct AddressSpace {
     tables: OffsetPageTable<'static>,

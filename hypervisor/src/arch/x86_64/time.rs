@@ -51,6 +51,12 @@ impl Clocks {
         })
     }
 
+    /// TSC ticks in so many microseconds.
+    #[must_use]
+    pub fn ticks(&self, us: u64) -> u64 {
+        us * u64::from(self.tsc_khz) / 1000
+    }
+
     /// Makes the core's timer fire about `tsc_ticks` from now.
     pub fn set_timer(&self, tsc_ticks: u64) {
         let ticks = (u128::from(tsc_ticks) * u128::from(self.apic_per_tsc)) >> 32;
@@ -60,7 +66,7 @@ impl Clocks {
 
     /// Spins for this many microseconds.
     pub fn spin_us(&self, us: u32) {
-        let end = cpu::rdtsc() + u64::from(us) * u64::from(self.tsc_khz) / 1000;
+        let end = cpu::rdtsc() + self.ticks(us.into());
         while cpu::rdtsc() < end {
             core::hint::spin_loop();
         }

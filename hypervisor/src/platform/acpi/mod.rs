@@ -25,8 +25,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use vmm_shared::addr::Gpa;
 
-use super::layout::{ACPI_BASE, ACPI_END, RamRange, SLEEP_PORT, SLEEP_RESET};
-use super::{PlatformConfig, PmemInterface};
+use super::layout::{ACPI_BASE, ACPI_END, PM_TIMER_PORT, RamRange, SLEEP_PORT, SLEEP_RESET};
+use super::{Machine, PlatformConfig, PmemInterface};
 
 const OEM_ID: [u8; 6] = *b"VIADCT";
 const OEM_TABLE_ID: [u8; 8] = *b"VIADUCT1";
@@ -39,6 +39,8 @@ const ALIGNMENT: usize = 64;
 /// Boot architecture flags: no VGA and no CMOS clock to probe. Without the
 /// latter a kernel polls an absent clock for seconds.
 const NO_VGA: u16 = 1 << 2;
+/// Ports of the ACPI timer.
+const PM_TIMER_LEN: u8 = 4;
 const NO_CMOS_RTC: u16 = 1 << 5;
 
 /// The firmware tables, ready to be copied into guest memory.
@@ -72,7 +74,7 @@ impl AcpiTables {
 pub fn build(config: &PlatformConfig) -> AcpiTables {
     let mut tables = Builder::new();
     let dsdt = tables.place(&dsdt::build(config));
-    tables.add(&fadt(dsdt));
+    tables.add(&fadt(dsdt, config.machine));
     tables.add(&madt::build(config));
     if let [_, _, ..] = config.topology.nodes() {
         tables.add(&srat::build(&config.topology));
@@ -149,7 +151,7 @@ fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
     table
 }
 
-fn fadt(dsdt: Gpa) -> impl Aml {
+fn fadt(dsdt: Gpa, machine: Machine) -> impl Aml {
     let register = GAS::new(
         AddressSpace::SystemIo,
         8,
@@ -172,5 +174,9 @@ fn fadt(dsdt: Gpa) -> impl Aml {
     fadt.sleep_control_reg = register;
     fadt.sleep_status_reg = register;
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"Viaduct\0").into();
+    if machine.is_legacy() {
+        fadt.pm_tmr_blk = u32::from(PM_TIMER_PORT).into();
+        fadt.pm_tmr_len = PM_TIMER_LEN;
+    }
     fadt.finalize()
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::platform::layout;
 use crate::platform::layout::PMEM_BASE;
-use crate::platform::{PlatformNode, PmemRange, Topology, golden};
+use crate::platform::{Machine, PlatformNode, PmemRange, Topology, golden};
 use vmm_shared::addr::MAX_VCPUS;
 
 /// Nodes with these vCPUs and so many MiB.
@@ -27,6 +27,7 @@ fn rack(nodes: &[(u16, u64)], image: Option<PmemInterface>) -> PlatformConfig {
             len: 1 << 30,
             interface,
         }),
+        machine: Machine::LINUX,
     }
 }
 

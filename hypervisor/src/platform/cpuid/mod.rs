@@ -26,6 +26,7 @@ use vmm_shared::addr::ApicId;
 use xsave::XsaveLeaves;
 
 use super::{Domain, Topology};
+use crate::vcpu::lapic::Mode;
 
 /// What one CPUID leaf holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub struct CpuidVcpu {
     pub osxsave: OsXsave,
     /// The vCPU's XCR0.
     pub xcr0: u64,
+    /// The vCPU's local APIC: one that is off is not there.
+    pub apic: Mode,
 }
 
 const LEAF1_ECX_X2APIC: u32 = 1 << 21;
@@ -186,11 +189,20 @@ impl CpuidTable {
         self.xsave.supported()
     }
 
+    /// Bits of a physical address.
+    #[must_use]
+    pub const fn physical_bits(&self) -> u32 {
+        self.extended[8].eax & 0xff
+    }
+
     fn leaf1(&self, vcpu: &CpuidVcpu) -> CpuidResult {
         let mut leaf = self.basic[1];
         leaf.ebx |= self.cores_beside(vcpu.apic_id) << 16 | vcpu.apic_id.0 << 24;
         if vcpu.osxsave == OsXsave::On {
             leaf.ecx |= LEAF1_ECX_OSXSAVE;
+        }
+        if vcpu.apic == Mode::Disabled {
+            leaf.edx &= !LEAF1_EDX_APIC;
         }
         leaf
     }

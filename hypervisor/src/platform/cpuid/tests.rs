@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::platform::{PlatformNode, golden};
+use crate::vcpu::lapic::Mode;
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -72,6 +73,7 @@ fn vcpu(apic_id: u32) -> CpuidVcpu {
         apic_id: ApicId(apic_id),
         osxsave: OsXsave::On,
         xcr0: 7,
+        apic: Mode::X2Apic,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod garbage;
 mod models;
+mod progress;
 mod scenarios;
 mod simulation;
 mod threads;

@@ -125,15 +125,30 @@ pub(super) enum Neglect {
     FlushOnGrant,
     FlushOnRevocation,
     ReducingFirst,
+    Holding,
 }
 
 #[derive(Default)]
 struct Core {
-    fault: Option<Fault<Mortal>>,
+    fault: Option<(Fault<Mortal>, Place)>,
     installed: bool,
     /// A revocation being served, and whether the rights are gone.
     serving: Option<(Revocation, bool)>,
     tlb: [Rights; WATCHED.len()],
+    hold: Hold,
+}
+
+/// How long node 0 may hold what it was granted, in steps; node n, n + 1 times
+/// as long.
+const HOLD_LIMIT: u64 = 60;
+
+/// Where a guest is that makes these accesses next.
+fn place(accesses: &[(usize, Access)]) -> Place {
+    let (frame, access) = accesses[0];
+    Place {
+        rip: frame as u64,
+        rcx: access as u64,
+    }
 }
 
 struct Node {
@@ -153,6 +168,7 @@ pub(super) struct World {
     nodes: Vec<Node>,
     memory: [u64; WATCHED.len()],
     clock: u64,
+    steps: u64,
     pub(super) counters: Counters,
     pub(super) neglect: Neglect,
 }
@@ -196,6 +212,7 @@ impl World {
                 .collect(),
             memory: [0; WATCHED.len()],
             clock: 0,
+            steps: 0,
             counters: Counters::default(),
             neglect: Neglect::Nothing,
         };
@@ -248,19 +265,41 @@ impl World {
         frame: usize,
         access: Access,
     ) -> Verdict<bool> {
-        let at = at_of(frame);
+        self.instruction(node, core, &[(frame, access)])
+    }
+
+    /// The same for an instruction that needs all of these accesses at once.
+    pub(super) fn instruction(
+        &mut self,
+        node: usize,
+        core: usize,
+        accesses: &[(usize, Access)],
+    ) -> Verdict<bool> {
         let member = self.member(node);
         let own = &mut self.nodes[node];
-        let needs = access.needs();
-        if !own.cores[core].tlb[at].contains(needs) {
+        for (frame, access) in accesses.iter().copied() {
+            let (at, needs) = (at_of(frame), access.needs());
+            if own.cores[core].tlb[at].contains(needs) {
+                continue;
+            }
             if !own.tables[at].contains(needs) {
                 let fault = self.map.fault(member, frame, access).map_err(fatal)?;
-                own.cores[core].fault = Some(fault);
+                own.cores[core].fault = Some((fault, place(accesses)));
                 own.cores[core].installed = false;
                 return Ok(false);
             }
             own.cores[core].tlb[at] = own.tables[at];
         }
+        own.cores[core].hold.end();
+        for (frame, access) in accesses.iter().copied() {
+            self.perform(node, frame, access)?;
+        }
+        Ok(true)
+    }
+
+    fn perform(&mut self, node: usize, frame: usize, access: Access) -> Verdict {
+        let at = at_of(frame);
+        let own = &mut self.nodes[node];
         match access {
             Access::Read => {}
             Access::Write => {
@@ -279,7 +318,7 @@ impl World {
                 }
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     pub(super) fn has_fault(&self, node: usize, core: usize) -> bool {
@@ -288,7 +327,8 @@ impl World {
 
     /// One step of a core's fault; what it waits for, if anything.
     pub(super) fn advance(&mut self, node: usize, core: usize) -> Verdict<Option<Step>> {
-        let Some(mut fault) = self.nodes[node].cores[core].fault.take() else {
+        self.steps += 1;
+        let Some((mut fault, place)) = self.nodes[node].cores[core].fault.take() else {
             return Ok(None);
         };
         let step = fault.poll().map_err(fatal)?;
@@ -296,12 +336,15 @@ impl World {
             if self.nodes[node].cores[core].installed {
                 fault.complete().map_err(fatal)?;
                 self.counters.note(&grant);
+                let now = self.steps;
+                let hold = &mut self.nodes[node].cores[core].hold;
+                hold.granted(grant.unit, place, now);
                 return Ok(None);
             }
             self.install(node, &grant)?;
             self.nodes[node].cores[core].installed = true;
         }
-        self.nodes[node].cores[core].fault = Some(fault);
+        self.nodes[node].cores[core].fault = Some((fault, place));
         Ok(Some(step))
     }
 
@@ -345,7 +388,7 @@ impl World {
     }
 
     pub(super) fn nudge(&mut self, node: usize, core: usize) {
-        if let Some(fault) = &self.nodes[node].cores[core].fault {
+        if let Some((fault, _)) = &self.nodes[node].cores[core].fault {
             let _ = fault.nudge();
         }
     }
@@ -355,8 +398,9 @@ impl World {
     /// served once more at some later time.
     pub(super) fn serve(&mut self, node: usize, core: usize, again: bool) -> Verdict<bool> {
         let member = self.member(node);
+        self.steps += 1;
         let Some((revocation, reduced)) = self.nodes[node].cores[core].serving else {
-            let next = self.map.next_revocation(member).map_err(fatal)?;
+            let next = self.next_revocation(node, member).map_err(fatal)?;
             self.nodes[node].cores[core].serving = next.map(|revocation| (revocation, false));
             if self.neglect == Neglect::ReducingFirst
                 && let Some(revocation) = next
@@ -385,6 +429,25 @@ impl World {
         }
         own.cores[core].serving = Some((revocation, true));
         Ok(true)
+    }
+
+    /// What a node has to give up and is not held by any of its cores.
+    fn next_revocation(
+        &mut self,
+        node: usize,
+        member: Member,
+    ) -> Result<Option<Revocation>, CoherenceError> {
+        let (now, limit) = (self.steps, HOLD_LIMIT * (node as u64 + 1));
+        let neglect = self.neglect;
+        let cores = &mut self.nodes[node].cores;
+        self.map.next_revocation_if(member, |revocation| {
+            // All of them: each call ends what is too old.
+            let held = cores
+                .iter_mut()
+                .filter_map(|core| core.hold.covers(revocation.unit, now, limit).then_some(()))
+                .count();
+            held == 0 || neglect == Neglect::Holding
+        })
     }
 
     /// Loses all hints on their way to a node.

@@ -38,7 +38,9 @@ fn prepare(log: &Log, member: MemberId, epoch: u32) -> Link {
 }
 
 fn end(log: &Log) -> (u64, u64) {
-    let position = log.end_after(log.head()).expect("a free slot");
+    let position = (log.head()..)
+        .find(|at| log.is_free(*at))
+        .expect("a free slot");
     let Slot::Free(free) = log.look(position) else {
         panic!("the end is free");
     };

@@ -1,5 +1,6 @@
 //! Replicas that come late, or fall behind.
 
+use super::super::combining::Readers;
 use super::super::testing::{FakeClock, Map, TINY, op};
 use super::super::{Change, Config, Geometry, Replica, ReplicaError};
 use super::{TestReplica, join, log};
@@ -177,7 +178,7 @@ fn a_member_whose_heart_beats_but_that_applies_nothing_is_evicted() {
     let (log, clock) = (log(TINY), FakeClock::default());
     let (a, b) = (join(&log, &clock), join(&log, &clock));
     // A thread of b hangs while it combines; another ticks.
-    let hung = b.lock.try_combine().expect("idle");
+    let hung = b.lock.try_combine(Readers::Stay).expect("idle");
     for _ in 0..100 {
         // When the log is full, a finds out who is in the way.
         a.thread().expect("a seat").update(op(1, 1)).expect("room");
@@ -248,4 +249,35 @@ fn a_state_that_nobody_has_any_more_is_reported_lost() {
     a.leave().expect("linked");
     let joined = Replica::join(log, Map::default(), &clock, Config::default());
     assert_eq!(joined.err(), Some(ReplicaError::StateLost));
+}
+
+#[test]
+fn a_member_that_loads_does_not_count_as_one_that_has_the_state() {
+    let (log, clock) = (log(TINY), FakeClock::default());
+    let (a, b) = (join(&log, &clock), join(&log, &clock));
+    let mut seat = a.thread().expect("a seat");
+    for key in 0..4 {
+        seat.update(op(key, 1)).expect("applied");
+    }
+    drop(seat);
+    assert_eq!(log.holders().count(), 2);
+    // The others have gone on without it.
+    log.raise_head(log.applied(a.member()));
+    let holders = || log.holders().collect::<Vec<_>>();
+    assert_eq!(holders(), [a.member()]);
+    // It asks, and its position counts from the first piece on.
+    for _ in 0..4 {
+        let _ = b.tick();
+        if log.applied(b.member()) < log.head() {
+            assert_eq!(holders(), [a.member()]);
+        }
+        if log.wanted(b.member()).is_some() {
+            assert_eq!(holders(), [a.member()]);
+            a.tick().expect("alive");
+        }
+    }
+    assert_eq!(log.wanted(b.member()), None);
+    assert_eq!(log.holders().count(), 2);
+    let mut seat = b.thread().expect("a seat");
+    assert_eq!(seat.read(|map| map.get(3)), Ok(1));
 }

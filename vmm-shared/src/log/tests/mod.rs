@@ -3,6 +3,7 @@
 mod failure;
 mod hostile;
 mod joining;
+mod linear;
 mod threads;
 
 use super::testing::{FakeClock, Map, TINY, op};

@@ -18,11 +18,11 @@ use self::start_info::StartInfo;
 use super::io::{self, NodeExit};
 use super::paging::{AddressSpace, Use, zeroed_pages};
 use super::time::Clocks;
-use super::{apic, cpu, descriptors, pci};
+use super::{apic, cpu, descriptors, mtrr, pci};
 use crate::node;
 
 /// Bytes of stack for each core, above an unmapped guard page.
-const STACK_SIZE: u64 = 32 << 10;
+const STACK_SIZE: u64 = 64 << 10;
 const GUARDED_STACK: u64 = STACK_SIZE + PAGE_SIZE;
 
 #[global_allocator]
@@ -39,20 +39,25 @@ unsafe extern "C" {
 }
 
 /// Why a node did not come up, for its last log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BootError {
     /// The loader's start information is missing or damaged.
+    #[error("the loader's start information is missing or damaged")]
     StartInfo,
     /// No memory behind the image for the heap.
+    #[error("there is no memory behind the image")]
     NoMemory,
     /// The local APIC's window is not at its usual place.
+    #[error("the local APIC's window is at {at:#x}, not at its usual place")]
     ApicWindow {
         /// Where it is.
         at: u64,
     },
     /// No ACPI PM timer to measure the clocks with.
+    #[error("there is no ACPI PM timer to measure the clocks with")]
     NoPmTimer,
     /// Some cores did not start.
+    #[error("only {started} of {expected} cores have started")]
     Cores {
         /// Cores that the machine has.
         expected: usize,
@@ -82,7 +87,7 @@ extern "C" fn boot_main(start_info: u32) -> ! {
     match boot(start_info) {
         Ok(never) => match never {},
         Err(error) => {
-            log::error!("this node cannot start: {error:?}");
+            log::error!("this node cannot start: {error}");
             io::exit(NodeExit::BootFailure)
         }
     }
@@ -149,14 +154,29 @@ fn claim_heap(info: &StartInfo) -> Option<Range<Hpa>> {
     Some(range)
 }
 
-/// Processor features that the hypervisor itself relies on.
+/// Processor features that the hypervisor itself relies on, and those that
+/// every kernel switches on: TCG empties its TLB once more at each entry and
+/// exit for which guest and host differ in one of these. Comes before global
+/// pages are in use.
 fn enable_features() {
-    let mut wanted = Cr4Flags::PAGE_GLOBAL;
-    let features = raw_cpuid::CpuId::new().get_feature_info();
-    if features.is_some_and(|features| features.has_xsave()) {
+    // SAFETY: no core takes interrupts yet, and device registers are mapped as
+    // such in all tables of our own.
+    unsafe { mtrr::leave_to_page_tables() };
+    let mut wanted = Cr4Flags::PAGE_GLOBAL | Cr4Flags::PAGE_SIZE_EXTENSION;
+    let cpuid = raw_cpuid::CpuId::new();
+    if cpuid.get_feature_info().is_some_and(|it| it.has_xsave()) {
         wanted |= Cr4Flags::OSXSAVE;
     }
-    // SAFETY: global pages and XGETBV change nothing that exists so far.
+    if let Some(features) = cpuid.get_extended_feature_info() {
+        if features.has_smep() {
+            wanted |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
+        }
+        if features.has_smap() {
+            wanted |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
+        }
+    }
+    // SAFETY: global pages and XGETBV change nothing that exists so far, and
+    // the hypervisor maps no page for user mode.
     unsafe { Cr4::update(|flags| flags.insert(wanted)) };
 }
 

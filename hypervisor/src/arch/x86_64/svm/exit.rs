@@ -13,6 +13,7 @@ const EXCEPTION_BASE: u64 = 0x40;
 #[must_use]
 pub fn decode(control: &Control) -> Exit {
     match control.exit_code {
+        0x18 => Exit::WriteCr8,
         0x27 => Exit::DebugControl(Direction::In),
         0x37 => Exit::DebugControl(Direction::Out),
         code @ 0x40..=0x5f => Exit::Exception {
@@ -22,6 +23,7 @@ pub fn decode(control: &Control) -> Exit {
         0x60..=0x63 => Exit::HostInterrupt,
         0x6f => Exit::Rdpmc,
         0x72 => Exit::Cpuid,
+        0x74 => Exit::Iret,
         0x76 => Exit::CacheInstruction,
         0x78 => Exit::Halt,
         0x7b => Exit::Port(port_access(control)),

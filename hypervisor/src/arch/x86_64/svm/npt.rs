@@ -69,10 +69,28 @@ pub enum GuestPage {
     Large(Gpa),
 }
 
+/// Bytes that nested tables map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// By entries of 2 MiB.
+    pub large: u64,
+    /// By entries of 4 KiB.
+    pub small: u64,
+}
+
+impl Mapped {
+    /// All of it.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.large + self.small
+    }
+}
+
 /// The tables of one VM on one node.
 #[derive(Debug)]
 pub struct NestedTables {
     root: Hpa,
+    mapped: Mapped,
 }
 
 impl NestedTables {
@@ -81,7 +99,14 @@ impl NestedTables {
     pub fn new() -> Self {
         Self {
             root: zeroed_page(),
+            mapped: Mapped { large: 0, small: 0 },
         }
+    }
+
+    /// How much is mapped, with whatever rights.
+    #[must_use]
+    pub fn mapped(&self) -> Mapped {
+        self.mapped
     }
 
     /// The value for the VMCB's nested CR3.
@@ -108,6 +133,8 @@ impl NestedTables {
             table = if value & PRESENT == 0 {
                 Self::link(entry, zeroed_page())
             } else if value & LARGE != 0 {
+                self.mapped.large -= LARGE_PAGE_SIZE;
+                self.mapped.small += LARGE_PAGE_SIZE;
                 Self::link(entry, split(value))
             } else {
                 Hpa(value & ADDRESS)
@@ -138,8 +165,40 @@ impl NestedTables {
             gpa.is_aligned(size) && hpa.is_aligned(size),
             "pages are aligned"
         );
-        self.make_entry(gpa, level)
-            .store(hpa.0 | large | leaf(rights), Ordering::Release);
+        let entry = self.make_entry(gpa, level);
+        let old = entry.load(Ordering::Relaxed);
+        self.mapped.small -= match (page, old & (PRESENT | LARGE)) {
+            (GuestPage::Small(_), PRESENT) => PAGE_SIZE,
+            (GuestPage::Large(_), PRESENT) => {
+                let present = |index: &u64| {
+                    let small = Self::entry(Hpa(old & ADDRESS), Gpa(index * PAGE_SIZE), SMALL);
+                    small.load(Ordering::Relaxed) & PRESENT != 0
+                };
+                (0..ENTRIES).filter(present).count() as u64 * PAGE_SIZE
+            }
+            _ => 0,
+        };
+        match page {
+            GuestPage::Small(_) => self.mapped.small += PAGE_SIZE,
+            GuestPage::Large(_) if old & LARGE == 0 => self.mapped.large += LARGE_PAGE_SIZE,
+            GuestPage::Large(_) => {}
+        }
+        entry.store(hpa.0 | large | leaf(rights), Ordering::Release);
+    }
+
+    /// Maps `len` bytes, a multiple of 2 MiB, by large pages.
+    ///
+    /// # Panics
+    /// If an address is not a multiple of 2 MiB.
+    pub fn map_range(&mut self, gpa: Gpa, hpa: Hpa, len: u64, rights: Rights) {
+        for number in 0..len / LARGE_PAGE_SIZE {
+            let offset = number * LARGE_PAGE_SIZE;
+            self.map(
+                GuestPage::Large(Gpa(gpa.0 + offset)),
+                Hpa(hpa.0 + offset),
+                rights,
+            );
+        }
     }
 
     /// What the guest may do at an address.
@@ -165,18 +224,30 @@ impl NestedTables {
         };
         let value = entry.load(Ordering::Relaxed);
         match page {
-            GuestPage::Large(gpa) if value & (PRESENT | LARGE) == PRESENT => {
+            GuestPage::Large(_) if value & (PRESENT | LARGE) == PRESENT => {
                 for index in 0..ENTRIES {
-                    let small = Gpa(gpa.0 + index * PAGE_SIZE);
-                    restrict(Self::entry(Hpa(value & ADDRESS), small, SMALL), keep);
+                    let small = Self::entry(Hpa(value & ADDRESS), Gpa(index * PAGE_SIZE), SMALL);
+                    if restrict(small, keep) {
+                        self.mapped.small -= PAGE_SIZE;
+                    }
                 }
             }
-            _ => restrict(entry, keep),
+            GuestPage::Large(_) => {
+                if restrict(entry, keep) {
+                    self.mapped.large -= LARGE_PAGE_SIZE;
+                }
+            }
+            GuestPage::Small(_) => {
+                if restrict(entry, keep) {
+                    self.mapped.small -= PAGE_SIZE;
+                }
+            }
         }
     }
 }
 
-fn restrict(entry: &AtomicU64, keep: Rights) {
+/// Whether this takes the page out.
+fn restrict(entry: &AtomicU64, keep: Rights) -> bool {
     let value = entry.load(Ordering::Relaxed);
     let kept = rights(value) & keep;
     // An address without rights is of no use, so nothing at all stays.
@@ -186,6 +257,7 @@ fn restrict(entry: &AtomicU64, keep: Rights) {
         value & (ADDRESS | LARGE) | leaf(kept)
     };
     entry.store(new, Ordering::Release);
+    value & PRESENT != 0 && new == 0
 }
 
 /// A table of small pages that shows what a large page showed.
@@ -268,10 +340,39 @@ mod tests {
         assert_eq!(tables.rights(Gpa(0x3000)), Rights::NONE);
         tables.restrict(GuestPage::Large(Gpa(0)), Rights::NONE);
         assert_eq!(walk(&tables, 0x4000), None);
+        assert_eq!(tables.mapped(), Mapped { large: 0, small: 0 });
         tables.map(GuestPage::Large(Gpa(0)), Hpa(2 * MIB), Rights::READ);
         assert_eq!(
             walk(&tables, 0x4000),
             Some((leaf(Rights::READ), 2 * MIB + 0x4000))
         );
+    }
+
+    #[test]
+    fn it_is_counted_how_much_is_mapped() {
+        let mut tables = NestedTables::new();
+        let mapped = |large: u64, small: u64| Mapped {
+            large: large * 2 * MIB,
+            small: small * 4096,
+        };
+        let large = GuestPage::Large(Gpa(0));
+        let small = GuestPage::Small(Gpa(0x3000));
+        tables.map(large, Hpa(0), Rights::ALL);
+        tables.map(large, Hpa(0), Rights::READ);
+        assert_eq!(tables.mapped(), mapped(1, 0));
+        tables.restrict(large, Rights::READ);
+        assert_eq!(tables.mapped(), mapped(1, 0));
+        tables.map(small, Hpa(0x3000), Rights::ALL);
+        assert_eq!(tables.mapped(), mapped(0, 512));
+        tables.restrict(small, Rights::NONE);
+        tables.restrict(small, Rights::NONE);
+        assert_eq!(tables.mapped(), mapped(0, 511));
+        tables.map(small, Hpa(0x3000), Rights::READ);
+        assert_eq!(tables.mapped(), mapped(0, 512));
+        tables.restrict(small, Rights::NONE);
+        tables.map(large, Hpa(0), Rights::ALL);
+        assert_eq!(tables.mapped(), mapped(1, 0));
+        tables.restrict(large, Rights::NONE);
+        assert_eq!(tables.mapped(), mapped(0, 0));
     }
 }

@@ -11,7 +11,7 @@ use super::vmcb::{
     Misc1, Misc2, NESTED_PAGING, SHADOW, Segment, TLB_FLUSH_ALL, V_TPR_MASK, VIntr, Vmcb,
 };
 use crate::arch::cpu;
-use crate::loader::{CODE_SELECTOR, DATA_SELECTOR, LinuxEntry};
+use crate::loader::{BareEntry, CODE_SELECTOR, DATA_SELECTOR, LinuxEntry};
 use crate::mem::walk::PagingState;
 use crate::vcpu::decode::Bitness;
 use crate::vcpu::exit::Exception;
@@ -22,11 +22,13 @@ pub const EFER_SVME: u64 = 1 << 12;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const CR0_RESET: u64 = 0x6000_0010;
+const CR0_PROTECTED: u64 = 0x11;
 const CR0_LONG_MODE: u64 = 0x8000_0011;
 const CR4_PAE: u64 = 1 << 5;
 const RFLAGS_RESET: u64 = 2;
 const RFLAGS_IF: u64 = 1 << 9;
 const DR6_RESET: u64 = 0xffff_0ff0;
+const DR6_STEP: u64 = 1 << 14;
 const DR7_RESET: u64 = 0x400;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
@@ -35,11 +37,15 @@ const V_VECTOR_SHIFT: u32 = 32;
 /// What an offer doesn't change: V_TPR and the masking mode.
 const V_INTR_KEPT: u64 = V_TPR_MASK | VIntr::V_INTR_MASKING.bits();
 
+/// Writes of CR8.
+const INTERCEPT_CR8_WRITE: u32 = 1 << 24;
 /// Reads and writes of DR7.
 const INTERCEPT_DR7: u32 = 1 << 7 | 1 << 23;
 
 const EVENT_VALID: u64 = 1 << 31;
 const EVENT_HAS_ERROR: u64 = 1 << 11;
+const EVENT_NMI: u64 = 2 << 8;
+const NMI_VECTOR: u64 = 2;
 const EVENT_EXCEPTION: u64 = 3 << 8;
 const EVENT_SOFTWARE: u64 = 4 << 8;
 const EVENT_TYPE: u64 = 7 << 8;
@@ -181,6 +187,26 @@ impl Vmcb {
         registers.set(Gpr::Rsp, entry.rsp);
     }
 
+    /// The state that multiboot and PVH ask for. They leave GDTR and the
+    /// selectors open.
+    pub fn start_bare(&mut self, registers: &mut Registers, entry: &BareEntry) {
+        self.start_at_page(registers, 0);
+        let segment = |selector, attributes| Segment {
+            selector,
+            attributes,
+            limit: u32::MAX,
+            base: 0,
+        };
+        let data = segment(DATA_SELECTOR, 0xc93);
+        let save = &mut self.save;
+        save.cs = segment(CODE_SELECTOR, 0xc9b);
+        (save.ds, save.es, save.fs, save.gs, save.ss) = (data, data, data, data, data);
+        save.cr0 = CR0_PROTECTED;
+        registers.rip = entry.eip.into();
+        registers.set(Gpr::Rax, entry.eax.into());
+        registers.set(Gpr::Rbx, entry.ebx.into());
+    }
+
     /// How the guest's addresses are translated now.
     #[must_use]
     pub fn paging(&self, registers: &Registers) -> PagingState {
@@ -229,6 +255,36 @@ impl Vmcb {
         registers.rflags & RFLAGS_IF != 0
             && self.control.interrupt_shadow & SHADOW == 0
             && !self.has_event()
+    }
+
+    /// Where the instruction behind the one that exited starts, on processors
+    /// that tell: others leave the field at 0.
+    #[must_use]
+    pub fn next_rip(&self) -> Option<u64> {
+        Some(self.control.next_rip).filter(|next| *next != 0)
+    }
+
+    /// Whether the instruction before keeps interrupts away from the next.
+    #[must_use]
+    pub fn is_in_shadow(&self) -> bool {
+        self.control.interrupt_shadow & SHADOW != 0
+    }
+
+    /// Delivers a non-maskable interrupt at the next entry.
+    pub fn inject_nmi(&mut self) {
+        self.control.event_injection = EVENT_VALID | EVENT_NMI | NMI_VECTOR;
+    }
+
+    /// Chooses whether IRET exits.
+    pub fn intercept_iret(&mut self, exits: bool) {
+        let bit = Misc1::IRET.bits();
+        let others = self.control.intercept_misc1 & !bit;
+        self.control.intercept_misc1 = if exits { others | bit } else { others };
+    }
+
+    /// Takes back the single step that DR6 tells of.
+    pub fn forget_step(&mut self) {
+        self.save.dr6 &= !DR6_STEP;
     }
 
     /// Makes the next entry forget all translations.
@@ -315,6 +371,12 @@ impl Vmcb {
         self.control.v_intr = self.control.v_intr & V_INTR_KEPT | offer;
     }
 
+    /// The same for one that no task priority holds back.
+    pub fn offer_external(&mut self, vector: u8) {
+        self.offer_interrupt(vector);
+        self.control.v_intr |= VIntr::V_IGN_TPR.bits();
+    }
+
     /// Takes the offer back.
     pub fn withdraw_offer(&mut self) {
         self.control.v_intr &= V_INTR_KEPT;
@@ -324,6 +386,15 @@ impl Vmcb {
     #[must_use]
     pub fn is_offer_open(&self) -> bool {
         self.control.v_intr & VIntr::V_IRQ.bits() != 0
+    }
+
+    /// Whether the guest's writes of CR8 end its run.
+    pub fn intercept_cr8_writes(&mut self, intercept: bool) {
+        if intercept {
+            self.control.intercept_cr |= INTERCEPT_CR8_WRITE;
+        } else {
+            self.control.intercept_cr &= !INTERCEPT_CR8_WRITE;
+        }
     }
 
     /// CR8 as the guest left it.

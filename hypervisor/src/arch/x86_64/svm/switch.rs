@@ -23,13 +23,16 @@ const VM_CR_SVM_DISABLED: u64 = 1 << 4;
 const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 
 /// Why SVM can't be used on this core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SvmError {
     /// The processor has no SVM.
+    #[error("the processor has no SVM")]
     Missing,
     /// Firmware has locked it.
+    #[error("firmware has locked the processor's SVM; switch it on in its set-up")]
     Disabled,
     /// SVM without nested paging.
+    #[error("the processor's SVM has no nested paging")]
     NoNestedPaging,
 }
 

@@ -144,6 +144,7 @@ mod bits {
             const SMI = 1 << 2;
             const INIT = 1 << 3;
             const RDPMC = 1 << 15;
+            const IRET = 1 << 20;
             const CPUID = 1 << 18;
             const RSM = 1 << 19;
             const INVD = 1 << 22;
@@ -180,6 +181,7 @@ mod bits {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub struct VIntr: u64 {
             const V_IRQ = 1 << 8;
+            const V_IGN_TPR = 1 << 20;
             const V_INTR_MASKING = 1 << 24;
         }
     }

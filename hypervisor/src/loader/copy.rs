@@ -1,52 +1,15 @@
-//! Bytes to load from, wherever they are.
+//! Copying into guest memory.
 
 use alloc::vec;
 
+use guest_image::{ByteSource, Segment};
 use vmm_shared::addr::Gpa;
-use vmm_shared::shm::SharedMem;
 
 use super::LoadError;
 use crate::mem::GuestMemory;
 
 /// Copied at once: large enough that the cost per piece does not matter.
 const CHUNK: usize = 256 << 10;
-
-/// A file to load.
-pub trait ByteSource {
-    /// Bytes in the file.
-    fn len(&self) -> u64;
-
-    /// Copies bytes out of the file; `None` if they are not all in it.
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Option<()>;
-
-    /// Whether the file has no bytes.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl ByteSource for SharedMem {
-    fn len(&self) -> u64 {
-        Self::len(self) as u64
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Option<()> {
-        self.read_bytes(usize::try_from(offset).ok()?, into)
-    }
-}
-
-impl ByteSource for &[u8] {
-    fn len(&self) -> u64 {
-        <[u8]>::len(self) as u64
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Option<()> {
-        let start = usize::try_from(offset).ok()?;
-        let end = start.checked_add(into.len())?;
-        into.copy_from_slice(self.get(start..end)?);
-        Some(())
-    }
-}
 
 /// Copies `len` bytes at `offset` of the file to `to` in guest memory.
 pub(super) fn copy(
@@ -70,6 +33,32 @@ pub(super) fn copy(
         from.read_at(at, piece).ok_or(unreadable)?;
         memory.write_bytes(Gpa(to.0 + done), piece)?;
         done += size as u64;
+    }
+    Ok(())
+}
+
+/// Copies a segment of an image to its place, and clears what the file does not
+/// have of it.
+pub(super) fn copy_segment(
+    memory: &impl GuestMemory,
+    from: &dyn ByteSource,
+    segment: &Segment,
+) -> Result<(), LoadError> {
+    let file_len = segment.file_len;
+    copy(memory, from, segment.file_offset, segment.gpa, file_len)?;
+    let rest = Gpa(segment.gpa.0 + file_len);
+    clear(memory, rest, segment.len - file_len)
+}
+
+/// Fills `len` bytes of guest memory with zeros.
+fn clear(memory: &impl GuestMemory, mut to: Gpa, len: u64) -> Result<(), LoadError> {
+    let zeros = vec![0; usize::try_from(len).unwrap_or(CHUNK).min(CHUNK)];
+    let mut left = len;
+    while left > 0 {
+        let size = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        memory.write_bytes(to, &zeros[..size])?;
+        to = Gpa(to.0 + size as u64);
+        left -= size as u64;
     }
     Ok(())
 }

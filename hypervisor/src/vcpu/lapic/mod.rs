@@ -1,7 +1,16 @@
-//! A vCPU's local APIC, in x2APIC mode from reset on.
+//! A vCPU's local APIC, as xAPIC and as x2APIC.
 //!
 //! A register machine: writes return what is to be done, and only the run
 //! loop does it. Time is the guest's TSC. Manual: AMD64 vol. 2, chapter 16.
+
+mod base;
+mod ipi;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use base::{ApicBase, Mode, Role};
+pub use ipi::{Delivery, Destination, Ipi, LogicalAddress, Target};
 
 use vmm_shared::addr::ApicId;
 
@@ -10,11 +19,26 @@ const TIMER_HZ: u64 = 1_000_000_000;
 
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_RESET: u32 = LVT_MASKED;
+const LVT_MODE: u32 = 7 << 8;
+/// Delivery mode of external interrupts, not masked.
+const LVT_EXTERNAL: u32 = 7 << 8;
+/// The local interrupt pin that they come in by.
+const LINT0: usize = 3;
 /// Integrated APIC, six local vector table entries.
 const VERSION: u32 = 0x0005_0014;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 const SPURIOUS_RESET: u32 = 0xff;
 const ERROR_ILLEGAL_VECTOR_SENT: u32 = 1 << 5;
+const ERROR_ILLEGAL_REGISTER: u32 = 1 << 7;
+/// Bits of the ICR that x2APIC mode doesn't have.
+const ICR_RESERVED: u64 = 0xfff3_2000;
+/// The destination is a logical one.
+const ICR_LOGICAL: u64 = 1 << 11;
+/// DFR: flat model.
+const FLAT_MODEL: u32 = u32::MAX;
+
+/// The interrupt command register's number.
+pub const ICR: u8 = 0x30;
 
 mod register {
     pub(super) const ID: u8 = 0x02;
@@ -28,7 +52,7 @@ mod register {
     pub(super) const TMR: u8 = 0x18;
     pub(super) const IRR: u8 = 0x20;
     pub(super) const ERROR_STATUS: u8 = 0x28;
-    pub(super) const ICR: u8 = 0x30;
+    pub(super) use super::ICR;
     pub(super) const LVT_TIMER: u8 = 0x32;
     pub(super) const LVT_LAST: u8 = 0x37;
     pub(super) const INITIAL_COUNT: u8 = 0x38;
@@ -41,64 +65,6 @@ mod register {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IllegalAccess;
 
-/// Who an inter-processor interrupt is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// The one with this id.
-    Physical(ApicId),
-    /// Those of a cluster whose bits are set.
-    Logical {
-        /// Cluster: the id without its low four bits.
-        cluster: u16,
-        /// One bit per member.
-        members: u16,
-    },
-    /// The sender.
-    Myself,
-    /// All, the sender too.
-    All,
-    /// All but the sender.
-    Others,
-}
-
-impl Destination {
-    /// Whether the APIC with this id is meant; `sender` sent it.
-    #[must_use]
-    pub fn includes(self, id: ApicId, sender: ApicId) -> bool {
-        match self {
-            Self::Physical(wanted) => wanted == id,
-            Self::Logical { cluster, members } => {
-                u32::from(cluster) == id.0 >> 4 && members & 1 << (id.0 & 15) != 0
-            }
-            Self::Myself => id == sender,
-            Self::All => true,
-            Self::Others => id != sender,
-        }
-    }
-}
-
-/// What an inter-processor interrupt does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// An interrupt, to everyone meant.
-    Fixed(u8),
-    /// An interrupt, to one of those meant.
-    Lowest(u8),
-    /// Reset.
-    Init,
-    /// Start-up at a real-mode page.
-    StartUp(u8),
-}
-
-/// An inter-processor interrupt to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipi {
-    /// Who it is for.
-    pub destination: Destination,
-    /// What it does.
-    pub delivery: Delivery,
-}
-
 /// What is to be done after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LapicEffect {
@@ -106,6 +72,10 @@ pub enum LapicEffect {
     None,
     /// Send this.
     Send(Ipi),
+    /// An interrupt with this vector has been ended.
+    Ended(u8),
+    /// The APIC has got another logical address.
+    Addressed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +90,10 @@ enum TimerMode {
 pub struct Lapic {
     id: ApicId,
     tsc_khz: u32,
+    base: ApicBase,
+    /// LDR and DFR of xAPIC mode.
+    logical: u32,
+    model: u32,
     tpr: u8,
     spurious: u32,
     error_status: u32,
@@ -134,6 +108,8 @@ pub struct Lapic {
     deadline: u64,
     irr: VectorSet,
     isr: VectorSet,
+    /// Those of the last of each vector that was level-triggered.
+    tmr: VectorSet,
 }
 
 /// A set of interrupt vectors.
@@ -169,12 +145,15 @@ impl VectorSet {
 }
 
 impl Lapic {
-    /// A local APIC after reset.
+    /// A local APIC after reset, with this in APIC_BASE.
     #[must_use]
-    pub fn new(id: ApicId, tsc_khz: u32) -> Self {
+    pub fn new(id: ApicId, tsc_khz: u32, base: ApicBase) -> Self {
         Self {
             id,
             tsc_khz,
+            base,
+            logical: 0,
+            model: FLAT_MODEL,
             tpr: 0,
             spurious: SPURIOUS_RESET,
             error_status: 0,
@@ -187,6 +166,7 @@ impl Lapic {
             deadline: 0,
             irr: VectorSet::default(),
             isr: VectorSet::default(),
+            tmr: VectorSet::default(),
         }
     }
 
@@ -196,20 +176,75 @@ impl Lapic {
         self.id
     }
 
-    /// Back to the state after reset.
+    /// Back to the state after reset; the mode stays.
     pub fn reset(&mut self) {
-        *self = Self::new(self.id, self.tsc_khz);
+        *self = Self::new(self.id, self.tsc_khz, self.base);
     }
 
-    fn logical_id(&self) -> u32 {
+    /// APIC_BASE.
+    #[must_use]
+    pub const fn base(&self) -> ApicBase {
+        self.base
+    }
+
+    /// Writes APIC_BASE. Switched off, the APIC forgets everything.
+    ///
+    /// # Errors
+    /// As [`ApicBase::written`].
+    pub fn set_base(&mut self, value: u64, physical_bits: u32) -> Result<(), IllegalAccess> {
+        self.base = self.base.written(value, physical_bits)?;
+        if self.base.mode() == Mode::Disabled {
+            self.reset();
+        }
+        Ok(())
+    }
+
+    /// How the APIC understands logical destinations.
+    #[must_use]
+    pub const fn logical_address(&self) -> LogicalAddress {
+        let [.., own] = self.logical.to_le_bytes();
+        match self.base.mode() {
+            Mode::Disabled => LogicalAddress::Off,
+            Mode::X2Apic => LogicalAddress::FromId,
+            Mode::XApic if self.model == FLAT_MODEL => LogicalAddress::Flat(own),
+            Mode::XApic => LogicalAddress::Cluster(own),
+        }
+    }
+
+    const fn logical_id(&self) -> u32 {
         (self.id.0 >> 4) << 16 | 1 << (self.id.0 & 15)
     }
 
-    /// Reads the register at MSR 0x800 + `register`; `now` is the guest's TSC.
+    /// Reads MSR 0x800 + `register`; `now` is the guest's TSC.
     ///
     /// # Errors
-    /// If there is no such register, or it can't be read.
-    pub fn read(&self, register: u8, now: u64) -> Result<u64, IllegalAccess> {
+    /// If the APIC is not in x2APIC mode, there is no such register, or it
+    /// can't be read.
+    pub fn read_msr(&self, register: u8, now: u64) -> Result<u64, IllegalAccess> {
+        match self.base.mode() {
+            Mode::X2Apic => self.read(register, now),
+            _ => Err(IllegalAccess),
+        }
+    }
+
+    /// Writes MSR 0x800 + `register`; `now` is the guest's TSC.
+    ///
+    /// # Errors
+    /// If the APIC is not in x2APIC mode, there is no such register, it can't
+    /// be written, or the value has bits that it doesn't have.
+    pub fn write_msr(
+        &mut self,
+        register: u8,
+        value: u64,
+        now: u64,
+    ) -> Result<LapicEffect, IllegalAccess> {
+        match self.base.mode() {
+            Mode::X2Apic => self.write(register, value, now),
+            _ => Err(IllegalAccess),
+        }
+    }
+
+    fn read(&self, register: u8, now: u64) -> Result<u64, IllegalAccess> {
         let value = match register {
             register::ID => self.id.0,
             register::VERSION => VERSION,
@@ -218,8 +253,7 @@ impl Lapic {
             register::LDR => self.logical_id(),
             register::SPURIOUS => self.spurious,
             register::ISR..=0x17 => self.isr.register(register - register::ISR),
-            // Edge-triggered interrupts only: the trigger mode is never level.
-            register::TMR..=0x1f => 0,
+            register::TMR..=0x1f => self.tmr.register(register - register::TMR),
             register::IRR..=0x27 => self.irr.register(register - register::IRR),
             register::ERROR_STATUS => self.error_status,
             register::ICR => return Ok(self.icr),
@@ -234,25 +268,14 @@ impl Lapic {
         Ok(value.into())
     }
 
-    /// Writes the register at MSR 0x800 + `register`; `now` is the guest's
-    /// TSC.
-    ///
-    /// # Errors
-    /// If there is no such register, it can't be written, or the value has
-    /// bits that it doesn't have.
-    pub fn write(
-        &mut self,
-        register: u8,
-        value: u64,
-        now: u64,
-    ) -> Result<LapicEffect, IllegalAccess> {
+    fn write(&mut self, register: u8, value: u64, now: u64) -> Result<LapicEffect, IllegalAccess> {
         if register == register::ICR {
             return self.write_icr(value);
         }
         let value = u32::try_from(value).map_err(|_| IllegalAccess)?;
         match register {
             register::TPR => self.tpr = u8::try_from(value).map_err(|_| IllegalAccess)?,
-            register::EOI if value == 0 => self.end_of_interrupt(),
+            register::EOI if value == 0 => return Ok(self.write_eoi()),
             register::SPURIOUS => {
                 self.spurious = value & 0x1ff;
                 if !self.is_enabled() {
@@ -285,7 +308,8 @@ impl Lapic {
     }
 
     fn write_lvt(&mut self, register: u8, value: u32) {
-        let before = self.timer_mode();
+        let counts = |mode| mode != TimerMode::Deadline;
+        let counted = counts(self.timer_mode());
         let mask = if register == register::LVT_TIMER {
             0x0007_00ff
         } else {
@@ -293,40 +317,63 @@ impl Lapic {
         };
         let masked = if self.is_enabled() { 0 } else { LVT_MASKED };
         self.lvt[usize::from(register - register::LVT_TIMER)] = value & mask | masked;
-        if self.timer_mode() != before {
+        // Between one-shot and periodic the count goes on.
+        if counts(self.timer_mode()) != counted {
             self.count_end = None;
             self.deadline = 0;
         }
     }
 
     fn write_icr(&mut self, value: u64) -> Result<LapicEffect, IllegalAccess> {
-        const LEVEL: u64 = 1 << 14;
-        const LEVEL_TRIGGERED: u64 = 1 << 15;
-        if value & 0xfff3_2000 != 0 {
+        if value & ICR_RESERVED != 0 {
             return Err(IllegalAccess);
         }
+        let [.., a, b, c, d] = value.to_le_bytes();
+        let high = u32::from_le_bytes([a, b, c, d]);
+        let destination = Destination::x2apic(high, value & ICR_LOGICAL != 0);
+        Ok(self.command(value, destination))
+    }
+
+    /// Carries out what has been written to the ICR.
+    fn command(&mut self, value: u64, destination: Destination) -> LapicEffect {
+        const LEVEL: u64 = 1 << 14;
+        const LEVEL_TRIGGERED: u64 = 1 << 15;
         self.icr = value;
+        let destination = match value >> 18 & 3 {
+            1 => Destination::Myself,
+            2 => Destination::All,
+            3 => Destination::Others,
+            _ => destination,
+        };
         let [vector, ..] = value.to_le_bytes();
         let delivery = match value >> 8 & 7 {
             0 => Delivery::Fixed(vector),
             1 => Delivery::Lowest(vector),
             // INIT de-assert has no effect on any processor of this century.
             5 if value & LEVEL == 0 && value & LEVEL_TRIGGERED != 0 => {
-                return Ok(LapicEffect::None);
+                return LapicEffect::None;
             }
+            4 => Delivery::Nmi,
             5 => Delivery::Init,
             6 => Delivery::StartUp(vector),
-            // SMI has no handler here, NMI no safe way in (no window exit).
-            _ => return Ok(LapicEffect::None),
+            // SMI has no handler here.
+            _ => return LapicEffect::None,
         };
         if matches!(delivery, Delivery::Fixed(0..=15) | Delivery::Lowest(0..=15)) {
             self.error_latched |= ERROR_ILLEGAL_VECTOR_SENT;
-            return Ok(LapicEffect::None);
+            return LapicEffect::None;
         }
-        Ok(LapicEffect::Send(Ipi {
-            destination: destination(value),
+        LapicEffect::Send(Ipi {
+            destination,
             delivery,
-        }))
+        })
+    }
+
+    fn write_eoi(&mut self) -> LapicEffect {
+        match self.end_of_interrupt() {
+            Some(vector) => LapicEffect::Ended(vector),
+            None => LapicEffect::None,
+        }
     }
 
     /// Whether the guest has switched the APIC on.
@@ -382,10 +429,35 @@ impl Lapic {
         (vector & 0xf0 > self.processor_priority() & 0xf0).then_some(vector)
     }
 
+    /// Whether anything is requested that has not been accepted.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        self.irr != VectorSet::default()
+    }
+
     /// Moves an interrupt from requested to in service.
     pub fn accept(&mut self, vector: u8) {
         self.irr.remove(vector);
+        self.tmr.remove(vector);
         self.isr.insert(vector);
+    }
+
+    /// As [`accept`](Self::accept), for one that a level-triggered pin sent.
+    pub fn accept_level(&mut self, vector: u8) {
+        self.accept(vector);
+        self.tmr.insert(vector);
+    }
+
+    /// Lets the old interrupt controllers through, as firmware does.
+    pub fn open_external(&mut self) {
+        self.lvt[LINT0] = LVT_EXTERNAL;
+    }
+
+    /// Whether the old interrupt controllers' interrupts get through.
+    #[must_use]
+    pub fn passes_external(&self) -> bool {
+        let open = self.lvt[LINT0] & (LVT_MASKED | LVT_MODE) == LVT_EXTERNAL;
+        open || self.base.mode() == Mode::Disabled
     }
 
     /// Moves an accepted interrupt whose delivery failed back to requested.
@@ -404,10 +476,10 @@ impl Lapic {
     }
 
     /// Ends the interrupt in service with the highest priority.
-    pub fn end_of_interrupt(&mut self) {
-        if let Some(vector) = self.isr.highest() {
-            self.isr.remove(vector);
-        }
+    pub fn end_of_interrupt(&mut self) -> Option<u8> {
+        let vector = self.isr.highest()?;
+        self.isr.remove(vector);
+        Some(vector)
     }
 
     fn timer_mode(&self) -> TimerMode {
@@ -479,187 +551,5 @@ impl Lapic {
         if self.lvt[0] & LVT_MASKED == 0 {
             self.request(vector);
         }
-    }
-}
-
-fn destination(icr: u64) -> Destination {
-    const LOGICAL: u64 = 1 << 11;
-    match icr >> 18 & 3 {
-        1 => return Destination::Myself,
-        2 => return Destination::All,
-        3 => return Destination::Others,
-        _ => {}
-    }
-    let [.., a, b, c, d] = icr.to_le_bytes();
-    match u32::from_le_bytes([a, b, c, d]) {
-        u32::MAX => Destination::All,
-        _ if icr & LOGICAL != 0 => Destination::Logical {
-            cluster: u16::from_le_bytes([c, d]),
-            members: u16::from_le_bytes([a, b]),
-        },
-        id => Destination::Physical(ApicId(id)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KHZ: u32 = 2_000_000;
-
-    fn enabled(id: u32) -> Lapic {
-        let mut lapic = Lapic::new(ApicId(id), KHZ);
-        lapic.write(register::SPURIOUS, 0x1ff, 0).expect("legal");
-        lapic
-    }
-
-    #[test]
-    fn a_disabled_apic_takes_no_interrupts() {
-        let mut lapic = Lapic::new(ApicId(0), KHZ);
-        lapic.request(0x40);
-        lapic.request_all([0, 1, 0, 0]);
-        assert_eq!(lapic.deliverable(), None);
-    }
-
-    #[test]
-    fn a_higher_class_interrupts_and_a_lower_one_waits() {
-        let mut lapic = enabled(0);
-        lapic.request(0x31);
-        lapic.request(0x45);
-        assert_eq!(lapic.deliverable(), Some(0x45));
-        lapic.accept(0x45);
-        assert_eq!(lapic.deliverable(), None);
-        lapic.request(0x4f);
-        assert_eq!(lapic.deliverable(), None, "same class");
-        lapic.request(0x51);
-        assert_eq!(lapic.deliverable(), Some(0x51));
-        lapic.accept(0x51);
-        lapic.end_of_interrupt();
-        lapic.end_of_interrupt();
-        assert_eq!(lapic.deliverable(), Some(0x4f));
-    }
-
-    #[test]
-    fn the_task_priority_holds_back_its_class_and_below() {
-        let mut lapic = enabled(0);
-        lapic.request(0x31);
-        lapic.set_cr8(3);
-        assert_eq!(lapic.read(register::TPR, 0), Ok(0x30));
-        assert_eq!(lapic.deliverable(), None);
-        lapic.set_cr8(2);
-        assert_eq!(lapic.deliverable(), Some(0x31));
-    }
-
-    #[test]
-    fn vectors_show_in_their_registers() {
-        let mut lapic = enabled(0);
-        lapic.request(0x31);
-        lapic.request(0xef);
-        assert_eq!(lapic.read(register::IRR + 1, 0), Ok(1 << 17));
-        assert_eq!(lapic.read(register::IRR + 7, 0), Ok(1 << 15));
-        lapic.accept(0xef);
-        assert_eq!(lapic.read(register::ISR + 7, 0), Ok(1 << 15));
-        assert_eq!(lapic.read(register::IRR + 7, 0), Ok(0));
-    }
-
-    #[test]
-    fn the_deadline_timer_fires_once_at_its_time() {
-        let mut lapic = enabled(0);
-        lapic.write(register::LVT_TIMER, 0x400ec, 0).expect("legal");
-        lapic.set_deadline(1000);
-        lapic.run_timer(999);
-        assert_eq!(lapic.deliverable(), None);
-        assert_eq!(lapic.next_timer(), Some(1000));
-        lapic.run_timer(1000);
-        assert_eq!(lapic.deliverable(), Some(0xec));
-        assert_eq!((lapic.deadline(), lapic.next_timer()), (0, None));
-    }
-
-    #[test]
-    fn a_masked_timer_runs_out_silently() {
-        let mut lapic = enabled(0);
-        lapic.write(register::LVT_TIMER, 0x500ec, 0).expect("legal");
-        lapic.set_deadline(1);
-        lapic.run_timer(2);
-        assert_eq!((lapic.deliverable(), lapic.next_timer()), (None, None));
-    }
-
-    #[test]
-    fn the_counting_timer_keeps_its_period() {
-        let mut lapic = enabled(0);
-        lapic.write(register::LVT_TIMER, 0x200ec, 0).expect("legal");
-        lapic.write(register::DIVIDE, 0b1011, 0).expect("legal");
-        // 1,000 ticks of 1 ns are 2,000 TSC ticks at 2 GHz.
-        lapic
-            .write(register::INITIAL_COUNT, 1000, 500)
-            .expect("legal");
-        assert_eq!(lapic.next_timer(), Some(2500));
-        assert_eq!(lapic.read(register::CURRENT_COUNT, 1500), Ok(500));
-        lapic.run_timer(2600);
-        assert_eq!(lapic.next_timer(), Some(4500));
-        lapic.run_timer(9000);
-        assert_eq!(
-            lapic.next_timer(),
-            Some(10_500),
-            "missed periods are dropped"
-        );
-    }
-
-    #[test]
-    fn the_divider_slows_the_count() {
-        let mut lapic = enabled(0);
-        lapic.write(register::DIVIDE, 0b0011, 0).expect("legal");
-        lapic.write(register::INITIAL_COUNT, 100, 0).expect("legal");
-        assert_eq!(lapic.next_timer(), Some(3200), "divided by 16");
-    }
-
-    #[test]
-    fn commands_name_their_destinations() {
-        let mut lapic = enabled(1);
-        let mut send = |icr| match lapic.write(register::ICR, icr, 0) {
-            Ok(LapicEffect::Send(ipi)) => ipi,
-            other => panic!("{icr:#x} gives {other:?}"),
-        };
-        let ipi = send(0x3_0000_00fd);
-        assert_eq!(ipi.delivery, Delivery::Fixed(0xfd));
-        assert!(ipi.destination.includes(ApicId(3), ApicId(1)));
-        assert!(!ipi.destination.includes(ApicId(2), ApicId(1)));
-
-        let logical = send(0x0001_0005_0000_08fd).destination;
-        assert!(logical.includes(ApicId(16), ApicId(1)) && logical.includes(ApicId(18), ApicId(1)));
-        assert!(
-            !logical.includes(ApicId(17), ApicId(1)) && !logical.includes(ApicId(0), ApicId(1))
-        );
-
-        let others = send(0xc_00fd).destination;
-        assert!(others.includes(ApicId(0), ApicId(1)) && !others.includes(ApicId(1), ApicId(1)));
-        assert_eq!(send(0x2_0000_4500).delivery, Delivery::Init);
-        assert_eq!(send(0x2_0000_4608).delivery, Delivery::StartUp(8));
-    }
-
-    #[test]
-    fn illegal_accesses_fault() {
-        let mut lapic = enabled(0);
-        assert_eq!(lapic.write(register::ID, 1, 0), Err(IllegalAccess));
-        assert_eq!(lapic.write(register::EOI, 1, 0), Err(IllegalAccess));
-        assert_eq!(lapic.write(register::TPR, 0x100, 0), Err(IllegalAccess));
-        assert_eq!(
-            lapic.write(register::SPURIOUS, 1 << 32, 0),
-            Err(IllegalAccess)
-        );
-        assert_eq!(lapic.write(0x7f, 0, 0), Err(IllegalAccess));
-        assert_eq!(lapic.read(register::EOI, 0), Err(IllegalAccess));
-        assert_eq!(lapic.read(register::SELF_IPI, 0), Err(IllegalAccess));
-    }
-
-    #[test]
-    fn a_vector_below_16_is_an_error_and_is_not_sent() {
-        let mut lapic = enabled(0);
-        assert_eq!(lapic.write(register::ICR, 0x0f, 0), Ok(LapicEffect::None));
-        lapic.write(register::ERROR_STATUS, 0, 0).expect("legal");
-        assert_eq!(
-            lapic.read(register::ERROR_STATUS, 0),
-            Ok(ERROR_ILLEGAL_VECTOR_SENT.into())
-        );
     }
 }

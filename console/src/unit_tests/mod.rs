@@ -1,0 +1,244 @@
+//! `kvm-unit-tests`: runs a built tree of that suite under Viaduct, compares
+//! with plain QEMU, and says which failures are ours.
+
+mod config;
+mod report;
+mod trial;
+mod verdict;
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use rack::{Accelerator, Programs};
+
+use crate::cli::UnitTestArgs;
+use crate::progress;
+use config::Test;
+use trial::{Ending, Shape, Trial};
+use verdict::{ExpectedFailures, Verdict};
+
+/// The suite's own time limit for a test that has none.
+const LIMIT: u64 = 90;
+
+/// A test with what has come of it.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub name: String,
+    pub verdict: Verdict,
+    pub here: Option<Trial>,
+    pub there: Option<Trial>,
+}
+
+pub(crate) fn run(args: &UnitTestArgs) -> Result<u8> {
+    let folder = args.folder.join("x86");
+    let path = folder.join("unittests.cfg");
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!(
+            "{}: no such file; give the folder of a built kvm-unit-tests tree",
+            path.display()
+        )
+    })?;
+    let wanted = |test: &Test| match &args.filter {
+        Some(filter) => test.name.contains(filter) || test.groups.contains(filter),
+        None => true,
+    };
+    let tests: Vec<Test> = config::parse(&text).into_iter().filter(wanted).collect();
+    if tests.is_empty() {
+        bail!(
+            "no test is called like that; see the names in {}",
+            path.display()
+        );
+    }
+    let programs = Programs::find();
+    programs.check()?;
+    let suite = Suite {
+        folder: &folder,
+        qemu: &programs.qemu,
+        accelerator: match Accelerator::pick()? {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "tcg",
+        },
+        shape: Shape { nodes: args.nodes },
+        compares: !args.no_reference,
+        limit: args.timeout,
+        verbose: args.verbose,
+        expected: ExpectedFailures::list(),
+    };
+    let results = suite.run(&tests);
+    progress::clear();
+    print(&results, args.verbose);
+    if let Some(path) = &args.tap {
+        report::write_tap(path, &results)?;
+    }
+    if let Some(path) = &args.junit {
+        report::write_junit(path, &results)?;
+    }
+    Ok(u8::from(
+        results.iter().any(|result| result.verdict.is_bad()),
+    ))
+}
+
+/// What all tests have in common.
+struct Suite<'a> {
+    folder: &'a Path,
+    qemu: &'a Path,
+    accelerator: &'static str,
+    shape: Shape,
+    compares: bool,
+    limit: Option<u64>,
+    verbose: bool,
+    expected: ExpectedFailures,
+}
+
+impl Suite<'_> {
+    /// Runs all tests, side by side as far as the host's cores reach.
+    fn run(&self, tests: &[Test]) -> Vec<Judged> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let cores = Cores {
+            free: Mutex::new(cores),
+            given_back: Condvar::new(),
+            all: cores,
+        };
+        thread::scope(|scope| {
+            let mut running = Vec::new();
+            for (number, test) in (1..).zip(tests) {
+                let taken = cores.take(test.smp);
+                progress::say(format!("{} ({number} of {})", test.name, tests.len()));
+                let cores = &cores;
+                running.push(scope.spawn(move || {
+                    let judged = self.judge(test);
+                    if self.verbose {
+                        let word = judged.verdict.word();
+                        progress::print_line(&format!("{word:<10}{}", test.name));
+                    }
+                    cores.give_back(taken);
+                    judged
+                }));
+            }
+            let results = running.into_iter().map(|thread| thread.join());
+            results
+                .map(|result| result.expect("a test's thread does not panic"))
+                .collect()
+        })
+    }
+
+    fn judge(&self, test: &Test) -> Judged {
+        let mut judged = Judged {
+            name: test.name.clone(),
+            verdict: Verdict::Pass,
+            here: None,
+            there: None,
+        };
+        if let Some(why) = self.skip_reason(test) {
+            judged.verdict = Verdict::Skip(why);
+            return judged;
+        }
+        let image = self.folder.join(&test.file);
+        let limit = self.limit.or(test.timeout).unwrap_or(LIMIT);
+        let limit = Duration::from_secs(limit);
+        let trials = trial::here(&image, test, self.shape, limit).and_then(|here| {
+            // What passes needs no comparison.
+            let compares = self.compares && here.ending != Ending::Pass;
+            let there = compares
+                .then(|| trial::reference(self.qemu, self.accelerator, &image, test, limit));
+            Ok((here, there.transpose()?))
+        });
+        match trials {
+            Ok((here, there)) => {
+                judged.verdict = self.expected.judge(&test.name, &here, there.as_ref());
+                (judged.here, judged.there) = (Some(here), there);
+            }
+            Err(error) => judged.verdict = Verdict::Ours(crate::one_line(&error)),
+        }
+        judged
+    }
+
+    fn skip_reason(&self, test: &Test) -> Option<String> {
+        test.skip_reason(self.accelerator).or_else(|| {
+            let built = self.folder.join(&test.file).is_file() && !test.file.is_empty();
+            (!built).then(|| format!("{} is not built", test.file))
+        })
+    }
+}
+
+/// The host's cores, as tests take them.
+struct Cores {
+    free: Mutex<usize>,
+    given_back: Condvar,
+    all: usize,
+}
+
+impl Cores {
+    /// Waits for so many cores, or for all of them; says how many it took.
+    fn take(&self, count: u32) -> usize {
+        let count = usize::try_from(count).unwrap_or(self.all).min(self.all);
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self
+            .given_back
+            .wait_while(free, |free| *free < count)
+            .unwrap_or_else(PoisonError::into_inner);
+        *free -= count;
+        count
+    }
+
+    fn give_back(&self, count: usize) {
+        *self.free.lock().unwrap_or_else(PoisonError::into_inner) += count;
+        self.given_back.notify_all();
+    }
+}
+
+fn print(results: &[Judged], verbose: bool) {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    table.set_header(["TEST", "RESULT", "SECONDS", "REASON"]);
+    for result in results {
+        let took = result
+            .here
+            .as_ref()
+            .map(|here| format!("{:.1}", here.took.as_secs_f64()));
+        table.add_row([
+            &*result.name,
+            result.verdict.word(),
+            &took.unwrap_or_default(),
+            result.verdict.why(),
+        ]);
+    }
+    println!("{table}");
+    if verbose {
+        for result in results
+            .iter()
+            .filter(|result| result.verdict != Verdict::Pass)
+        {
+            for (place, trial) in [("here", &result.here), ("plain QEMU", &result.there)] {
+                if let Some(trial) = trial {
+                    println!("--- {} {place}: {:?}", result.name, trial.ending);
+                    println!("{}", trial.output.replace('\r', "").trim_end());
+                }
+            }
+        }
+    }
+    let count = |word| {
+        results
+            .iter()
+            .filter(|result| result.verdict.word() == word)
+            .count()
+    };
+    println!(
+        "{} tests: {} passed, {} skipped, {} fail on the platform alone, {} expected failures, {} failed",
+        results.len(),
+        count("pass"),
+        count("skip"),
+        count("platform"),
+        count("expected"),
+        results
+            .iter()
+            .filter(|result| result.verdict.is_bad())
+            .count(),
+    );
+}

@@ -1,0 +1,502 @@
+//! Operations: what is appended to the cluster's log.
+//!
+//! On the wire each is an [`Op`] of fixed layout, some with a payload; in code
+//! it is a [`Change`]. [`Op::change`] is total: what it can't read is
+//! `None`, and applying that is refused.
+
+use core::fmt;
+
+use vmm_shared::addr::{NodeId, VcpuId};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::optimise::Share;
+
+/// A VM of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId(pub u16);
+
+/// A job: counted from 1 on, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub u32);
+
+/// What an operator asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// So much for the VM, wherever it is best.
+    Resize {
+        /// Which.
+        vm: VmId,
+        /// vCPUs and slices.
+        to: Share,
+    },
+    /// One vCPU on that node.
+    MoveVcpu {
+        /// Of which VM.
+        vm: VmId,
+        /// Which.
+        vcpu: VcpuId,
+        /// Where it shall be.
+        to: NodeId,
+    },
+    /// So many slices from one node to another.
+    MoveSlices {
+        /// Of which VM.
+        vm: VmId,
+        /// From where.
+        from: NodeId,
+        /// To where.
+        to: NodeId,
+        /// How many.
+        count: u32,
+    },
+    /// Nothing of any VM on that node, which is cordoned.
+    Drain {
+        /// Which.
+        node: NodeId,
+    },
+    /// The VM as it is, placed anew.
+    Rebalance {
+        /// Which.
+        vm: VmId,
+    },
+}
+
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepResult {
+    /// Done as planned.
+    Done,
+    /// Done in part, the rest refused: of so many slices. The job goes on.
+    Short {
+        /// Slices that were added, moved or removed.
+        slices: u32,
+        /// Why not all: a code of the executor's own, for the operator.
+        reason: u16,
+    },
+    /// Not done at all. The job is rolled back.
+    Failed {
+        /// Why: as above.
+        reason: u16,
+    },
+}
+
+/// How far a VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmPhase {
+    /// Its first placement is made, or its guest boots: other jobs wait.
+    Booting,
+    /// Its guest answers.
+    Running,
+}
+
+/// A change of the cluster's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A node offers its cores and slices.
+    Join {
+        /// Which.
+        node: NodeId,
+        /// Its failure domain.
+        domain: u16,
+        /// Cores and slices that it has.
+        size: Share,
+    },
+    /// A node without leases goes.
+    Leave {
+        /// Which.
+        node: NodeId,
+    },
+    /// A node is fenced: what it gave is lost.
+    Lose {
+        /// Which.
+        node: NodeId,
+    },
+    /// Nothing new comes onto a node.
+    Cordon {
+        /// Which.
+        node: NodeId,
+        /// Whether, or no longer.
+        on: bool,
+    },
+    /// The payload is the policy from now on.
+    LoadPolicy,
+    /// A VM that holds nothing yet.
+    CreateVm {
+        /// Which.
+        vm: VmId,
+        /// The most that its hot-plug windows can take.
+        most: Share,
+        /// The least: at least one vCPU, and its boot memory.
+        least: Share,
+    },
+    /// A VM that holds nothing any more.
+    RemoveVm {
+        /// Which.
+        vm: VmId,
+    },
+    /// How far a VM is.
+    Phase {
+        /// Which.
+        vm: VmId,
+        /// How far.
+        phase: VmPhase,
+    },
+    /// What the guest itself says that it has.
+    Seen {
+        /// Which VM.
+        vm: VmId,
+        /// vCPUs and slices on line.
+        share: Share,
+    },
+    /// An operator's request.
+    Ask {
+        /// The request's number, chosen by who asks; for the journal.
+        request: u64,
+        /// What for.
+        wish: Wish,
+    },
+    /// The payload is the plan of a job.
+    Plan {
+        /// Which job.
+        job: JobId,
+    },
+    /// No placement was found for a job.
+    Refuse {
+        /// Which job.
+        job: JobId,
+    },
+    /// A step of a job came to an end.
+    Step {
+        /// Which job.
+        job: JobId,
+        /// Which step; see [`Job::current`](super::Job::current).
+        index: u32,
+        /// How it ended.
+        result: StepResult,
+    },
+    /// A job is not wanted any more.
+    Cancel {
+        /// Which job.
+        job: JobId,
+    },
+    /// A node takes cores and slices of a node into its own pool, to give
+    /// them out by itself.
+    Lease {
+        /// Who gets them.
+        holder: NodeId,
+        /// Whose they are.
+        node: NodeId,
+        /// How many.
+        share: Share,
+    },
+    /// A node gives back some of its pool.
+    Return {
+        /// Who had them.
+        holder: NodeId,
+        /// Whose they are.
+        node: NodeId,
+        /// How many.
+        share: Share,
+    },
+    /// A control role on this node decides from now on.
+    TakeOver {
+        /// Where it runs.
+        node: NodeId,
+    },
+}
+
+/// A [`Change`] as it stands in the log.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Op {
+    /// Which change.
+    code: u8,
+    /// Which sort of it: of a wish, a result, a phase.
+    sort: u8,
+    vm: u16,
+    node: u16,
+    other: u16,
+    vcpus: u32,
+    slices: u32,
+    /// Vcpus and slices of a second share; numbers of jobs and steps.
+    first: u32,
+    second: u32,
+    request: u64,
+}
+
+const _: () = assert!(size_of::<Op>() == 32, "part of the log's format");
+
+impl Op {
+    const fn new(code: u8) -> Self {
+        Self {
+            code,
+            sort: 0,
+            vm: 0,
+            node: 0,
+            other: 0,
+            vcpus: 0,
+            slices: 0,
+            first: 0,
+            second: 0,
+            request: 0,
+        }
+    }
+
+    const fn share(&self) -> Share {
+        Share::new(self.vcpus, self.slices)
+    }
+
+    fn wish(&self) -> Option<Wish> {
+        let (vm, node) = (VmId(self.vm), NodeId(self.node));
+        Some(match self.sort {
+            1 => Wish::Resize {
+                vm,
+                to: self.share(),
+            },
+            2 => Wish::MoveVcpu {
+                vm,
+                vcpu: VcpuId(self.other),
+                to: node,
+            },
+            3 => Wish::MoveSlices {
+                vm,
+                from: NodeId(self.other),
+                to: node,
+                count: self.slices,
+            },
+            4 => Wish::Drain { node },
+            5 => Wish::Rebalance { vm },
+            _ => return None,
+        })
+    }
+
+    fn result(&self) -> Option<StepResult> {
+        Some(match self.sort {
+            1 => StepResult::Done,
+            2 => StepResult::Short {
+                slices: self.slices,
+                reason: self.other,
+            },
+            3 => StepResult::Failed { reason: self.other },
+            _ => return None,
+        })
+    }
+
+    /// What it says, if it says anything that this version knows.
+    #[must_use]
+    pub fn change(&self) -> Option<Change> {
+        let (vm, node, job) = (VmId(self.vm), NodeId(self.node), JobId(self.first));
+        let (holder, share) = (NodeId(self.other), self.share());
+        Some(match self.code {
+            1 => Change::Join {
+                node,
+                domain: self.other,
+                size: share,
+            },
+            2 => Change::Leave { node },
+            3 => Change::Lose { node },
+            4 => Change::Cordon {
+                node,
+                on: self.sort != 0,
+            },
+            5 => Change::LoadPolicy,
+            6 => Change::CreateVm {
+                vm,
+                most: share,
+                least: Share::new(self.first, self.second),
+            },
+            7 => Change::RemoveVm { vm },
+            8 => Change::Phase {
+                vm,
+                phase: match self.sort {
+                    1 => VmPhase::Booting,
+                    2 => VmPhase::Running,
+                    _ => return None,
+                },
+            },
+            9 => Change::Seen { vm, share },
+            10 => Change::Ask {
+                request: self.request,
+                wish: self.wish()?,
+            },
+            11 => Change::Plan { job },
+            12 => Change::Refuse { job },
+            13 => Change::Step {
+                job,
+                index: self.second,
+                result: self.result()?,
+            },
+            14 => Change::Cancel { job },
+            15 => Change::Lease {
+                holder,
+                node,
+                share,
+            },
+            16 => Change::Return {
+                holder,
+                node,
+                share,
+            },
+            17 => Change::TakeOver { node },
+            _ => return None,
+        })
+    }
+}
+
+impl From<Wish> for Op {
+    fn from(wish: Wish) -> Self {
+        let new = |sort| Self {
+            sort,
+            ..Self::new(10)
+        };
+        match wish {
+            Wish::Resize { vm, to } => Self {
+                vm: vm.0,
+                vcpus: to.vcpus,
+                slices: to.slices,
+                ..new(1)
+            },
+            Wish::MoveVcpu { vm, vcpu, to } => Self {
+                vm: vm.0,
+                node: to.0,
+                other: vcpu.0,
+                ..new(2)
+            },
+            Wish::MoveSlices {
+                vm,
+                from,
+                to,
+                count,
+            } => Self {
+                vm: vm.0,
+                node: to.0,
+                other: from.0,
+                slices: count,
+                ..new(3)
+            },
+            Wish::Drain { node } => Self {
+                node: node.0,
+                ..new(4)
+            },
+            Wish::Rebalance { vm } => Self { vm: vm.0, ..new(5) },
+        }
+    }
+}
+
+impl From<Change> for Op {
+    fn from(change: Change) -> Self {
+        let of_node = |code, node: NodeId| Self {
+            node: node.0,
+            ..Self::new(code)
+        };
+        let of_vm = |code, vm: VmId| Self {
+            vm: vm.0,
+            ..Self::new(code)
+        };
+        let of_job = |code, job: JobId| Self {
+            first: job.0,
+            ..Self::new(code)
+        };
+        let with = |op: Self, share: Share| Self {
+            vcpus: share.vcpus,
+            slices: share.slices,
+            ..op
+        };
+        match change {
+            Change::Join { node, domain, size } => Self {
+                other: domain,
+                ..with(of_node(1, node), size)
+            },
+            Change::Leave { node } => of_node(2, node),
+            Change::Lose { node } => of_node(3, node),
+            Change::Cordon { node, on } => Self {
+                sort: on.into(),
+                ..of_node(4, node)
+            },
+            Change::LoadPolicy => Self::new(5),
+            Change::CreateVm { vm, most, least } => Self {
+                first: least.vcpus,
+                second: least.slices,
+                ..with(of_vm(6, vm), most)
+            },
+            Change::RemoveVm { vm } => of_vm(7, vm),
+            Change::Phase { vm, phase } => Self {
+                sort: match phase {
+                    VmPhase::Booting => 1,
+                    VmPhase::Running => 2,
+                },
+                ..of_vm(8, vm)
+            },
+            Change::Seen { vm, share } => with(of_vm(9, vm), share),
+            Change::Ask { request, wish } => Self {
+                request,
+                ..Self::from(wish)
+            },
+            Change::Plan { job } => of_job(11, job),
+            Change::Refuse { job } => of_job(12, job),
+            Change::Step { job, index, result } => {
+                let (sort, slices, other) = match result {
+                    StepResult::Done => (1, 0, 0),
+                    StepResult::Short { slices, reason } => (2, slices, reason),
+                    StepResult::Failed { reason } => (3, 0, reason),
+                };
+                Self {
+                    sort,
+                    slices,
+                    other,
+                    second: index,
+                    ..of_job(13, job)
+                }
+            }
+            Change::Cancel { job } => of_job(14, job),
+            Change::Lease {
+                holder,
+                node,
+                share,
+            } => Self {
+                other: holder.0,
+                ..with(of_node(15, node), share)
+            },
+            Change::Return {
+                holder,
+                node,
+                share,
+            } => Self {
+                other: holder.0,
+                ..with(of_node(16, node), share)
+            },
+            Change::TakeOver { node } => of_node(17, node),
+        }
+    }
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resize { vm, to } => {
+                write!(
+                    f,
+                    "resize vm {} to {} vCPUs, {} slices",
+                    vm.0, to.vcpus, to.slices
+                )
+            }
+            Self::MoveVcpu { vm, vcpu, to } => {
+                write!(f, "move vCPU {} of vm {} to node {}", vcpu.0, vm.0, to.0)
+            }
+            Self::MoveSlices {
+                vm,
+                from,
+                to,
+                count,
+            } => write!(
+                f,
+                "move {count} slices of vm {} from node {} to node {}",
+                vm.0, from.0, to.0
+            ),
+            Self::Drain { node } => write!(f, "drain node {}", node.0),
+            Self::Rebalance { vm } => write!(f, "rebalance vm {}", vm.0),
+        }
+    }
+}
