@@ -234,7 +234,7 @@ fn broken_images_are_refused_in_a_line() {
     for (image, reason) in [
         (&sound[..sound.len() - 1], "truncated"),
         (&other, "another processor"),
-        (&high, "Misplaced"),
+        (&high, "does not fit at 0xf0000000"),
     ] {
         let done = run(&bench, image, &["--cores", "1"]);
         let said = done.err();
