@@ -15,7 +15,7 @@ use vmm_shared::log::Clock;
 use super::branch::{RootPrices, search};
 use super::cost::{Bounds, Hinge, Limit, NodeTerms, Room, Side, vertices};
 use super::dual::{PLACES, Prices, SLICE, VCPU, best_count, cheapest, rounded, worth};
-use super::{Budget, NoSolution, Problem, Share, Solution, Vertex, solve};
+use super::{Budget, NoSolution, Problem, Share, Solution, Vertex, check, solve};
 
 /// Nodes kept for each kind of step.
 const BEST: usize = 8;
@@ -32,12 +32,7 @@ pub fn solve_few<C: Clock>(
     budget: Budget,
     clock: &C,
 ) -> Result<Solution, NoSolution> {
-    if !problem.is_well_formed() {
-        return Err(NoSolution::Malformed);
-    }
-    if !problem.is_possible() {
-        return Err(NoSolution::Impossible);
-    }
+    check(problem)?;
     if problem.nodes.len() <= BEST * STEPS {
         return solve(problem, budget, clock);
     }

@@ -160,13 +160,19 @@ pub fn solve<C: Clock>(
     budget: Budget,
     clock: &C,
 ) -> Result<Solution, NoSolution> {
+    check(problem)?;
+    branch::search(problem, budget, clock).map(|(solution, _)| solution)
+}
+
+/// What can be told of a problem before any search.
+fn check(problem: &Problem) -> Result<(), NoSolution> {
     if !problem.is_well_formed() {
         return Err(NoSolution::Malformed);
     }
     if !problem.is_possible() {
         return Err(NoSolution::Impossible);
     }
-    branch::search(problem, budget, clock).map(|(solution, _)| solution)
+    Ok(())
 }
 
 pub use few::solve_few;

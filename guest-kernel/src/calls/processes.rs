@@ -684,11 +684,10 @@ impl Kernel {
         Ok(8)
     }
 
-    pub(crate) fn sched_setaffinity(&mut self, tid: Tid, pid: u32) -> Outcome {
+    pub(crate) fn sched_setaffinity(&mut self, pid: u32) -> Outcome {
         if pid != 0 && !self.threads.contains_key(&pid) {
             return Err(Errno::ESRCH.into());
         }
-        let _ = tid;
         Ok(0)
     }
 

@@ -50,6 +50,21 @@ impl Kernel {
         Ok(before)
     }
 
+    /// Makes a call on a socket with the flags of this call alone.
+    fn with_flags(
+        &mut self,
+        tid: Tid,
+        number: u32,
+        flags: u32,
+        call: impl FnOnce(&mut Self) -> Outcome,
+    ) -> Outcome {
+        let before = self.socket_flags(tid, number, flags)?;
+        let result = call(self);
+        let id = self.file_id(tid, number)?;
+        self.file(id).flags = before;
+        result
+    }
+
     pub(crate) fn sendto(
         &mut self,
         tid: Tid,
@@ -58,11 +73,9 @@ impl Kernel {
         len: u64,
         flags: u32,
     ) -> Outcome {
-        let before = self.socket_flags(tid, number, flags)?;
-        let result = self.write_call(tid, number, address, len);
-        let id = self.file_id(tid, number)?;
-        self.file(id).flags = before;
-        result
+        self.with_flags(tid, number, flags, |kernel| {
+            kernel.write_call(tid, number, address, len)
+        })
     }
 
     pub(crate) fn recvfrom(
@@ -73,11 +86,9 @@ impl Kernel {
         len: u64,
         flags: u32,
     ) -> Outcome {
-        let before = self.socket_flags(tid, number, flags)?;
-        let result = self.read_call(tid, number, address, len);
-        let id = self.file_id(tid, number)?;
-        self.file(id).flags = before;
-        result
+        self.with_flags(tid, number, flags, |kernel| {
+            kernel.read_call(tid, number, address, len)
+        })
     }
 
     pub(crate) fn shutdown(&mut self, tid: Tid, number: u32) -> Outcome {

@@ -429,13 +429,8 @@ impl Kernel {
         if !self.file(id).may_read() {
             return Err(Errno::EBADF.into());
         }
-        if offset.cast_signed() < 0 {
-            return Err(Errno::EINVAL.into());
-        }
-        let saved = core::mem::replace(&mut self.file(id).offset, offset);
-        let result = self.read_file(tid, id, &[(address, len.min(MOST_BYTES))]);
-        self.file(id).offset = saved;
-        result
+        let parts = [(address, len.min(MOST_BYTES))];
+        self.at_offset(id, offset, |kernel| kernel.read_file(tid, id, &parts))
     }
 
     pub(crate) fn pwrite(
@@ -450,11 +445,22 @@ impl Kernel {
         if !self.file(id).may_write() {
             return Err(Errno::EBADF.into());
         }
+        let parts = [(address, len.min(MOST_BYTES))];
+        self.at_offset(id, offset, |kernel| kernel.write_file(tid, id, &parts))
+    }
+
+    /// Makes a call at this place of a file, whose own place stays.
+    fn at_offset(
+        &mut self,
+        id: FileId,
+        offset: u64,
+        call: impl FnOnce(&mut Self) -> Outcome,
+    ) -> Outcome {
         if offset.cast_signed() < 0 {
             return Err(Errno::EINVAL.into());
         }
         let saved = core::mem::replace(&mut self.file(id).offset, offset);
-        let result = self.write_file(tid, id, &[(address, len.min(MOST_BYTES))]);
+        let result = call(self);
         self.file(id).offset = saved;
         result
     }

@@ -229,7 +229,10 @@ impl Vcpu {
             if self.vmcb.has_event() || self.nmi.is_busy() || !self.answer(exit, vm) {
                 return exit;
             }
-            self.set_timer(vm, clocks, timer);
+            // Of what is answered so, only the deadline's MSR changes it.
+            if exit == Exit::WriteMsr {
+                self.set_timer(vm, clocks, timer);
+            }
         }
     }
 

@@ -252,9 +252,7 @@ impl Vmcb {
     /// Whether the guest could take an interrupt right now.
     #[must_use]
     pub fn is_interruptible(&self, registers: &Registers) -> bool {
-        registers.rflags & RFLAGS_IF != 0
-            && self.control.interrupt_shadow & SHADOW == 0
-            && !self.has_event()
+        registers.rflags & RFLAGS_IF != 0 && !self.is_in_shadow() && !self.has_event()
     }
 
     /// Where the instruction behind the one that exited starts, on processors
@@ -277,9 +275,7 @@ impl Vmcb {
 
     /// Chooses whether IRET exits.
     pub fn intercept_iret(&mut self, exits: bool) {
-        let bit = Misc1::IRET.bits();
-        let others = self.control.intercept_misc1 & !bit;
-        self.control.intercept_misc1 = if exits { others | bit } else { others };
+        switch(&mut self.control.intercept_misc1, Misc1::IRET.bits(), exits);
     }
 
     /// Takes back the single step that DR6 tells of.
@@ -390,11 +386,11 @@ impl Vmcb {
 
     /// Whether the guest's writes of CR8 end its run.
     pub fn intercept_cr8_writes(&mut self, intercept: bool) {
-        if intercept {
-            self.control.intercept_cr |= INTERCEPT_CR8_WRITE;
-        } else {
-            self.control.intercept_cr &= !INTERCEPT_CR8_WRITE;
-        }
+        switch(
+            &mut self.control.intercept_cr,
+            INTERCEPT_CR8_WRITE,
+            intercept,
+        );
     }
 
     /// CR8 as the guest left it.
@@ -408,6 +404,10 @@ impl Vmcb {
     pub fn set_cr8(&mut self, cr8: u8) {
         self.control.v_intr = self.control.v_intr & !V_TPR_MASK | u64::from(cr8) & V_TPR_MASK;
     }
+}
+
+fn switch(word: &mut u32, bit: u32, on: bool) {
+    *word = if on { *word | bit } else { *word & !bit };
 }
 
 #[cfg(test)]
