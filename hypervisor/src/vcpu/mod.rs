@@ -11,6 +11,7 @@ pub mod posted;
 pub mod pv;
 pub mod registers;
 mod run;
+mod step;
 
 use alloc::boxed::Box;
 
@@ -22,6 +23,7 @@ use self::nmi::NmiState;
 use self::posted::Signal;
 use self::pv::PvState;
 use self::registers::{Gpr, Registers};
+use self::step::Step;
 use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::vmcb::Vmcb;
 use crate::loader::GuestEntry;
@@ -84,6 +86,7 @@ pub struct Vcpu {
     /// A kick came while nothing was halted: the next HLT returns at once.
     unhalted: bool,
     nmi: NmiState,
+    step: Step,
 }
 
 /// APIC_BASE after reset: Linux is spared the way through xAPIC mode, which
@@ -120,6 +123,7 @@ impl Vcpu {
             must_load: true,
             unhalted: false,
             nmi: NmiState::default(),
+            step: Step::default(),
         };
         vcpu.start_at_page(0);
         if vm.machine.is_legacy() && id == VcpuId(0) {

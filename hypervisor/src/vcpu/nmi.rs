@@ -3,7 +3,7 @@
 //! The guest may not take another until it has executed IRET, which is
 //! intercepted meanwhile. The exit comes before the IRET; with another one
 //! waiting, that instruction is single-stepped. So is one that stands in the
-//! shadow of STI or MOV SS.
+//! shadow of STI or MOV SS. What else is about to be delivered goes first.
 //!
 //! ```text
 //!   Open ── delivered ──> Masked ── IRET exits ──> Returning ── it is over ──> Open
@@ -30,6 +30,19 @@ pub(super) enum NmiEntry {
     Deliver,
     /// Execute one instruction and come back.
     Step,
+    /// Come back as soon as what is queued has been delivered.
+    Return,
+}
+
+/// What the guest could take at the next entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    /// An NMI.
+    Ready,
+    /// The next instruction must be executed first.
+    InShadow,
+    /// Another event is queued.
+    Queued,
 }
 
 /// The NMIs of one vCPU.
@@ -37,12 +50,7 @@ pub(super) enum NmiEntry {
 pub(super) struct NmiState {
     waiting: u8,
     gate: Gate,
-    /// The guest's own trap flag, while it is stepped.
-    stepping: Option<u64>,
 }
-
-/// RFLAGS.TF.
-const TRAP: u64 = 1 << 8;
 
 impl NmiState {
     /// Asks for NMIs. One can wait while another is served, two otherwise.
@@ -69,29 +77,25 @@ impl NmiState {
         self.gate == Gate::Masked
     }
 
-    /// Decides about the next entry. `ready` says that the guest is in no
-    /// shadow and that nothing else is about to be delivered.
-    pub(super) fn enter(&mut self, ready: bool, rflags: &mut u64) -> NmiEntry {
+    /// Decides about the next entry.
+    pub(super) fn enter(&mut self, readiness: Readiness) -> NmiEntry {
         if self.waiting == 0 {
             return NmiEntry::Nothing;
         }
-        match self.gate {
-            Gate::Open if ready => {
+        match (self.gate, readiness) {
+            (Gate::Masked, _) => NmiEntry::Nothing,
+            (_, Readiness::Queued) => NmiEntry::Return,
+            (Gate::Open, Readiness::Ready) => {
                 self.waiting -= 1;
                 self.gate = Gate::Masked;
                 NmiEntry::Deliver
             }
-            Gate::Masked => NmiEntry::Nothing,
-            Gate::Open | Gate::Returning { .. } => {
-                self.stepping = Some(*rflags & TRAP);
-                *rflags |= TRAP;
-                NmiEntry::Step
-            }
+            (Gate::Open | Gate::Returning { .. }, _) => NmiEntry::Step,
         }
     }
 
-    /// Takes note of an exit at `rip`. Whether it only ended a step.
-    pub(super) fn leave(&mut self, is_debug: bool, rip: u64, rflags: &mut u64) -> bool {
+    /// Takes note of an exit at `rip`. Whether an IRET has been completed.
+    pub(super) fn leave(&mut self, is_debug: bool, rip: u64) -> bool {
         let returned = match self.gate {
             Gate::Returning { rip: iret } => iret != rip || is_debug,
             _ => false,
@@ -99,14 +103,7 @@ impl NmiState {
         if returned {
             self.gate = Gate::Open;
         }
-        let Some(trap) = self.stepping.take() else {
-            return false;
-        };
-        // An IRET that is over has loaded a trap flag of its own.
-        if !returned {
-            *rflags = *rflags & !TRAP | trap;
-        }
-        is_debug && trap == 0
+        returned
     }
 
     /// An IRET is about to be executed.
@@ -120,7 +117,7 @@ mod tests {
     use super::*;
 
     fn deliver(nmi: &mut NmiState) {
-        assert_eq!(nmi.enter(true, &mut 0), NmiEntry::Deliver);
+        assert_eq!(nmi.enter(Readiness::Ready), NmiEntry::Deliver);
         assert!(nmi.awaits_iret());
     }
 
@@ -131,12 +128,10 @@ mod tests {
         nmi.request(1);
         deliver(&mut nmi);
         nmi.request(1);
-        assert_eq!(nmi.enter(true, &mut 0), NmiEntry::Nothing);
+        assert_eq!(nmi.enter(Readiness::Ready), NmiEntry::Nothing);
         nmi.returns(0x1000);
-        let mut flags = 0;
-        assert_eq!(nmi.enter(true, &mut flags), NmiEntry::Step);
-        assert_eq!(flags, TRAP);
-        assert!(nmi.leave(true, 0x2000, &mut flags));
+        assert_eq!(nmi.enter(Readiness::Ready), NmiEntry::Step);
+        assert!(nmi.leave(true, 0x2000));
         deliver(&mut nmi);
         assert_eq!(nmi.waiting, 0);
     }
@@ -147,10 +142,10 @@ mod tests {
         nmi.request(1);
         deliver(&mut nmi);
         nmi.returns(0x1000);
-        assert!(!nmi.leave(false, 0x1000, &mut 0), "it faulted, say");
+        assert!(!nmi.leave(false, 0x1000), "it faulted, say");
         nmi.request(1);
         assert!(!nmi.is_deliverable());
-        assert!(!nmi.leave(false, 0x1002, &mut 0));
+        assert!(nmi.leave(false, 0x1002));
         assert!(nmi.is_deliverable());
     }
 
@@ -158,25 +153,17 @@ mod tests {
     fn a_shadow_is_stepped_through() {
         let mut nmi = NmiState::default();
         nmi.request(1);
-        let mut flags = 2;
-        assert_eq!(nmi.enter(false, &mut flags), NmiEntry::Step);
-        assert!(!nmi.leave(false, 0x1000, &mut flags), "another exit");
-        assert_eq!(flags, 2);
-        assert_eq!(nmi.enter(false, &mut flags), NmiEntry::Step);
-        assert!(nmi.leave(true, 0x1001, &mut flags));
-        assert_eq!(flags, 2, "the trap flag was not the guest's");
-        assert_eq!(nmi.enter(true, &mut flags), NmiEntry::Deliver);
+        assert_eq!(nmi.enter(Readiness::InShadow), NmiEntry::Step);
+        assert!(!nmi.leave(true, 0x1001));
+        deliver(&mut nmi);
     }
 
     #[test]
-    fn the_guests_own_steps_stay_its_own() {
+    fn what_is_queued_goes_first() {
         let mut nmi = NmiState::default();
         nmi.request(1);
-        let mut flags = TRAP;
-        assert_eq!(nmi.enter(false, &mut flags), NmiEntry::Step);
-        assert!(
-            !nmi.leave(true, 0x1000, &mut flags),
-            "it wants the exception"
-        );
+        assert_eq!(nmi.enter(Readiness::Queued), NmiEntry::Return);
+        assert!(!nmi.leave(false, 0x1000));
+        deliver(&mut nmi);
     }
 }

@@ -18,7 +18,7 @@ use vmm_shared::control::Counter;
 use super::exit::{Exit, Outcome, StopReason};
 use super::halt_poll::HaltPoll;
 use super::lapic::LapicEffect;
-use super::nmi::NmiEntry;
+use super::nmi::{NmiEntry, Readiness};
 use super::{Interrupt, RunState, Vcpu};
 use crate::arch::svm::state::Injection;
 use crate::arch::svm::{exit, switch};
@@ -168,13 +168,20 @@ impl Vcpu {
     fn deliver(&mut self, vm: &Vm) {
         self.vmcb.set_cr8(self.lapic.cr8());
         self.vmcb.withdraw_offer();
-        let ready = !self.vmcb.has_event() && !self.vmcb.is_in_shadow();
-        let nmi = self.nmi.enter(ready, &mut self.registers.rflags);
+        let readiness = match (self.vmcb.has_event(), self.vmcb.is_in_shadow()) {
+            (true, _) => Readiness::Queued,
+            (false, true) => Readiness::InShadow,
+            (false, false) => Readiness::Ready,
+        };
+        let nmi = self.nmi.enter(readiness);
         self.vmcb.intercept_iret(self.nmi.awaits_iret());
         match nmi {
-            NmiEntry::Nothing => self.deliver_interrupt(vm),
+            NmiEntry::Nothing => self.deliver_interrupt(readiness, vm),
             NmiEntry::Deliver => self.vmcb.inject_nmi(),
-            NmiEntry::Step => {}
+            NmiEntry::Step => self.step.begin(&mut self.registers.rflags),
+            // It comes when the queued event is delivered, before the first
+            // instruction of its handler.
+            NmiEntry::Return => apic::kick(apic::id()),
         }
         // While anything is requested, the task priority matters at once.
         // Besides, QEMU 7.2 aborts if a guest sets it with an offer open.
@@ -182,10 +189,16 @@ impl Vcpu {
         self.vmcb.intercept_cr8_writes(watched);
     }
 
-    fn deliver_interrupt(&mut self, vm: &Vm) {
+    fn deliver_interrupt(&mut self, readiness: Readiness, vm: &Vm) {
         let Some(interrupt) = self.next_interrupt(vm) else {
             return;
         };
+        // An offer would do, if all processors heeded the shadow at the entry.
+        // QEMU 7.2 forgets it, and STI; HLT would sleep through the interrupt.
+        if readiness == Readiness::InShadow {
+            self.step.begin(&mut self.registers.rflags);
+            return;
+        }
         let vector = interrupt.vector();
         if interrupt == Interrupt::Apic(vector)
             && self.lapic.is_only(vector)
@@ -226,7 +239,8 @@ impl Vcpu {
             let exit = exit::decode(&self.vmcb.control);
             vm.count_exit(self.id, &exit, self.registers.rip);
             self.vmcb.requeue_interrupted_event();
-            if self.vmcb.has_event() || self.nmi.is_busy() || !self.answer(exit, vm) {
+            let is_busy = self.vmcb.has_event() || self.nmi.is_busy() || self.step.is_under_way();
+            if is_busy || !self.answer(exit, vm) {
                 return exit;
             }
             // Of what is answered so, only the deadline's MSR changes it.
@@ -246,18 +260,25 @@ impl Vcpu {
         } else {
             self.vmcb.drop_translations();
         }
+        let shadowed = self.vmcb.is_in_shadow().then_some(self.registers.rip);
         // SAFETY: 1. an illegal state only makes the exit INVALID; 2. the
         // nested tables map nothing but the VM's own memory, and the
         // permission maps pass nothing that is the hypervisor's.
         unsafe { switch::run(&mut self.vmcb, &mut self.registers) };
+        // The instruction has not been executed. One that jumps to itself
+        // has: then the shadow ends with the next step.
+        if shadowed == Some(self.registers.rip) {
+            self.vmcb.begin_shadow();
+        }
     }
 
     /// Handles the exit; a reason if the VM is to stop.
     fn after_exit(&mut self, exit: Exit, vm: &Vm) -> Option<StopReason> {
         self.note_progress(&exit, vm);
         let is_debug = matches!(exit, Exit::Exception { vector: 1, .. });
-        let (rip, rflags) = (self.registers.rip, &mut self.registers.rflags);
-        let stepped = self.nmi.leave(is_debug, rip, rflags);
+        let returned = self.nmi.leave(is_debug, self.registers.rip);
+        let rflags = &mut self.registers.rflags;
+        let stepped = self.step.end(is_debug, returned, rflags);
         self.lapic.set_cr8(self.vmcb.cr8());
         if let Some(interrupt) = self.offered.take()
             && (!self.vmcb.is_offer_open()
@@ -270,6 +291,7 @@ impl Vcpu {
         }
         if stepped {
             self.vmcb.forget_step();
+            self.vmcb.end_shadow();
             return None;
         }
         match self.handle(exit, vm) {

@@ -325,6 +325,27 @@ cases! {
         g.require_rax("disarmed", 0)
     };
 
+    // Whoever lets an interrupt in between STI and HLT sleeps for ever.
+    deadlines_around_the_halt: Pass, |g| {
+        g.enable_apic()?;
+        g.write_msr(LVT_TIMER, DEADLINE_MODE | 0x50)?;
+        g.mov(r12, 0_u64)?;
+        g.repeat(2_000, |g| {
+            let mut again = g.create_label();
+            let mut done = g.create_label();
+            g.inc(r12)?;
+            g.write_msr(DEADLINE, 1)?;
+            g.place(&mut again)?;
+            g.cli()?;
+            g.cmp(r12, at(state::INTERRUPTS + 0x50 * 8))?;
+            g.jbe(done)?;
+            g.sti()?;
+            g.hlt()?;
+            g.jmp(again)?;
+            g.place(&mut done)
+        })
+    };
+
     deadline_at_the_end_of_time: Pass, |g| {
         g.enable_apic()?;
         g.write_msr(LVT_TIMER, DEADLINE_MODE | 0x50)?;

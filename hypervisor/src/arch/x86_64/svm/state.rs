@@ -293,6 +293,11 @@ impl Vmcb {
         self.control.tlb_control = 0;
     }
 
+    /// Keeps interrupts away from the next instruction.
+    pub fn begin_shadow(&mut self) {
+        self.control.interrupt_shadow |= SHADOW;
+    }
+
     /// Ends the shadow of STI or MOV SS: an instruction has been completed.
     pub fn end_shadow(&mut self) {
         self.control.interrupt_shadow &= !SHADOW;
