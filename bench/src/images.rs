@@ -8,6 +8,7 @@ use guest_linux_config::{Images, KernelSource, Root};
 use tempfile::TempDir;
 
 use crate::outer;
+use crate::suite::Suite;
 use crate::system::Guest;
 use crate::tsc;
 
@@ -25,7 +26,7 @@ pub(crate) struct BenchImages {
 
 impl BenchImages {
     /// Builds what is missing; the outer guest's file only for `with_outer`.
-    pub(crate) fn build(guest: &Guest, with_outer: bool) -> Result<Self> {
+    pub(crate) fn build(suite: Suite, guest: &Guest, with_outer: bool) -> Result<Self> {
         let images = Images::open(None, |_, text| eprintln!("bench: {text}"))?;
         let source = KernelSource::Debian;
         // Static programs, each in the place of the agent.
@@ -39,7 +40,11 @@ impl BenchImages {
         let mut built = Self {
             kernel: images.kernel(&source)?,
             initramfs: initramfs("viaduct-bench-guest")?,
-            command_line: command_line(Root::Busybox, &format!("tsc_early_khz={}", tsc::khz())),
+            // What the kernel doesn't know becomes a variable of init's.
+            command_line: command_line(
+                Root::Busybox,
+                &format!("tsc_early_khz={} suite={}", tsc::khz(), suite.name()),
+            ),
             outer: None,
             scratch: tempfile::tempdir().context("cannot make a temporary folder")?,
         };

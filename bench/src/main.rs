@@ -1,5 +1,5 @@
-//! Measures one guest on three systems: on Viaduct, on plain QEMU without a
-//! hypervisor, and under KVM as the nested hypervisor.
+//! Measures one guest on several systems: on Viaduct, on plain QEMU without a
+//! hypervisor and under KVM as the nested hypervisor, or on one node and on two.
 //!
 //! Kernel, initial RAM file system, command line, vCPUs and memory are the
 //! same. The systems take turns, so that a drift of the machine's speed
@@ -12,6 +12,7 @@ mod outer;
 mod qemu;
 mod quiet;
 mod report;
+mod suite;
 mod system;
 mod tsc;
 
@@ -24,12 +25,16 @@ use rack::Size;
 
 use images::BenchImages;
 use report::Report;
+use suite::Suite;
 use system::{Guest, System};
 
-/// Measures a stock Linux guest on Viaduct, plain QEMU and nested KVM.
+/// Measures a stock Linux guest on Viaduct and on what it is compared with.
 #[derive(Debug, Parser)]
 #[command(name = "bench", max_term_width = 100)]
 struct Cli {
+    /// What is compared
+    #[arg(value_enum, value_name = "SUITE", default_value = "hypervisors")]
+    suite: Suite,
     /// Runs on each system; the figures are medians
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -65,21 +70,25 @@ fn main() -> ExitCode {
 
 fn bench(cli: &Cli) -> Result<()> {
     let runs = if cli.quick { 1 } else { cli.runs };
-    let systems: Vec<System> = System::ALL
-        .into_iter()
+    let of_suite = cli.suite.systems().iter().copied();
+    let systems: Vec<System> = of_suite
         .filter(|system| cli.only.is_empty() || cli.only.contains(system))
         .collect();
     ensure!(
         cli.memory.0.is_multiple_of(2 << 20),
         "--memory must be a multiple of 2M"
     );
+    ensure!(
+        cli.suite != Suite::Span || cli.vcpus.is_multiple_of(2),
+        "--vcpus must be even: each of two nodes gets half"
+    );
     let guest = Guest {
         vcpus: cli.vcpus,
         memory: cli.memory,
         verbose: cli.verbose,
     };
-    let mut report = Report::new(runs, &guest)?;
-    let images = BenchImages::build(&guest, systems.contains(&System::Kvm))?;
+    let mut report = Report::new(cli.suite, runs, &guest)?;
+    let images = BenchImages::build(cli.suite, &guest, systems.contains(&System::Kvm))?;
     for run in 1..=runs {
         for system in &systems {
             eprintln!("bench: run {run} of {runs}: {}", system.title());

@@ -12,8 +12,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::console::Outcome;
-use crate::metric::{BOOT, METRICS, Metric, Target};
+use crate::metric::{BOOT, COMPUTE, Metric, Target, find};
 use crate::quiet::QUIET;
+use crate::suite::Suite;
 use crate::system::{Guest, System};
 
 /// The most exits that a boot should take.
@@ -24,9 +25,13 @@ const NODE_MEMORY: u64 = 32 << 20;
 /// The least share of guest memory that should be under large entries.
 const LARGE_PAGES: f64 = 0.9;
 
+/// The least that two threads on two nodes should do in the time of one.
+const SPEED_UP: f64 = 1.85;
+
 /// All that was measured.
 #[derive(Debug)]
 pub(crate) struct Report {
+    suite: Suite,
     runs: u32,
     guest: Guest,
     host: Host,
@@ -67,8 +72,9 @@ impl Host {
 }
 
 impl Report {
-    pub(crate) fn new(runs: u32, guest: &Guest) -> Result<Self> {
+    pub(crate) fn new(suite: Suite, runs: u32, guest: &Guest) -> Result<Self> {
         Ok(Self {
+            suite,
             runs,
             guest: *guest,
             host: Host::find()?,
@@ -118,13 +124,13 @@ impl Report {
     }
 
     fn ratio(&self, metric: &Metric, against: System) -> Option<f64> {
-        Some(self.figure(metric, System::Viaduct)? / self.figure(metric, against)?)
+        Some(self.figure(metric, self.suite.subject())? / self.figure(metric, against)?)
     }
 
     /// Median exits by reason during a measurement.
     fn exits(&self, metric: &Metric) -> Vec<(&'static str, u64)> {
         let counts: Vec<_> = self
-            .of(System::Viaduct)
+            .of(self.suite.subject())
             .iter()
             .filter_map(|outcome| outcome.exits.get(metric.name))
             .collect();
@@ -144,20 +150,25 @@ impl Report {
     }
 
     fn boot_exits(&self) -> Option<u64> {
-        let boot = METRICS.iter().find(|metric| metric.name == BOOT)?;
-        let exits = self.exits(boot);
+        let exits = self.exits(find(BOOT)?);
         let (_, count) = exits.iter().find(|(name, _)| *name == "exits")?;
         Some(*count)
     }
 
     fn node_memory(&self) -> Option<u64> {
-        let all = self.of(System::Viaduct).iter();
+        let all = self.of(self.suite.subject()).iter();
         all.filter_map(|outcome| outcome.node_memory).max()
     }
 
     fn large_pages(&self) -> Option<f64> {
-        let all = self.of(System::Viaduct).iter();
+        let all = self.of(self.suite.subject()).iter();
         median(all.filter_map(|outcome| outcome.large_pages))
+    }
+
+    /// What two threads do in the time in which one does its work.
+    fn speed_up(&self) -> Option<f64> {
+        let [one, two] = COMPUTE.map(|name| self.figure(find(name)?, self.suite.subject()));
+        Some(2.0 * one? / two?)
     }
 
     /// The tables.
@@ -183,97 +194,96 @@ impl Report {
     }
 
     fn figures(&self) -> Table {
-        let [viaduct, plain, kvm] = System::ALL.map(System::title);
-        let header = [
-            "", "unit", viaduct, plain, kvm, "÷ plain", "÷ KVM", "target",
-        ];
-        let mut table = table(header.map(Into::into));
-        for metric in &METRICS {
-            let figure = |system| {
-                let value = self.figure(metric, system);
+        let systems = self.suite.systems();
+        let others = &systems[1..];
+        let mut header = vec![String::new(), "unit".to_owned()];
+        header.extend(systems.iter().map(|system| system.title().to_owned()));
+        header.extend(others.iter().map(|other| format!("÷ {}", other.short())));
+        header.push("target".to_owned());
+        let columns = header.len();
+        let mut table = table(header);
+        for metric in self.suite.metrics() {
+            let mut row = vec![metric.title.to_owned(), metric.unit.name.to_owned()];
+            row.extend(systems.iter().map(|system| {
+                let value = self.figure(metric, *system);
                 value.map_or_else(String::new, |ns| digits(ns / metric.unit.nanoseconds))
-            };
-            let ratio = |against| {
-                let value = self.ratio(metric, against);
+            }));
+            row.extend(others.iter().map(|other| {
+                let value = self.ratio(metric, *other);
                 value.map_or_else(String::new, |ratio| format!("{ratio:.2}"))
-            };
+            }));
             let targets = metric.targets.iter();
             let targets: Vec<String> = targets.map(|target| self.target(metric, target)).collect();
-            table.add_row([
-                metric.title.to_owned(),
-                metric.unit.name.to_owned(),
-                figure(System::Viaduct),
-                figure(System::Plain),
-                figure(System::Kvm),
-                ratio(System::Plain),
-                ratio(System::Kvm),
-                targets.join("  "),
-            ]);
+            row.push(targets.join("  "));
+            table.add_row(row);
         }
-        let mut own = |title: &str, unit: &str, value: Option<String>, target: String| {
-            let value = value.unwrap_or_default();
-            let none = String::new;
-            table.add_row([
-                title.to_owned(),
-                unit.to_owned(),
-                value,
-                none(),
-                none(),
-                none(),
-                none(),
-                target,
-            ]);
-        };
-        let exits = self.boot_exits();
-        own(
-            "exits until init",
-            "",
-            exits.map(|count| count.to_string()),
-            format!(
-                "{} ≤ {BOOT_EXITS}",
-                mark(exits.map(|count| count <= BOOT_EXITS))
-            ),
-        );
-        let memory = self.node_memory();
-        own(
-            "the node's own memory",
-            "MiB",
-            memory.map(|bytes| (bytes >> 20).to_string()),
-            format!(
-                "{} ≤ {}",
-                mark(memory.map(|bytes| bytes <= NODE_MEMORY)),
-                NODE_MEMORY >> 20
-            ),
-        );
-        let large = self.large_pages();
-        own(
-            "guest memory under 2 MiB entries",
-            "%",
-            large.map(|share| digits(share * 100.0)),
-            format!(
-                "{} ≥ {:.0}",
-                mark(large.map(|share| share >= LARGE_PAGES)),
-                LARGE_PAGES * 100.0
-            ),
-        );
+        for own in self.own_figures() {
+            let mut row = vec![own.title.to_owned(), own.unit.to_owned()];
+            row.push(own.value.unwrap_or_default());
+            row.resize(columns - 1, String::new());
+            row.push(format!("{} {}", mark(own.met), own.target));
+            table.add_row(row);
+        }
         table
+    }
+
+    /// What only the system that is judged has.
+    fn own_figures(&self) -> Vec<OwnFigure> {
+        match self.suite {
+            Suite::Hypervisors => {
+                let exits = self.boot_exits();
+                let memory = self.node_memory();
+                let large = self.large_pages();
+                vec![
+                    OwnFigure {
+                        title: "exits until init",
+                        unit: "",
+                        value: exits.map(|count| count.to_string()),
+                        met: exits.map(|count| count <= BOOT_EXITS),
+                        target: format!("≤ {BOOT_EXITS}"),
+                    },
+                    OwnFigure {
+                        title: "the node's own memory",
+                        unit: "MiB",
+                        value: memory.map(|bytes| (bytes >> 20).to_string()),
+                        met: memory.map(|bytes| bytes <= NODE_MEMORY),
+                        target: format!("≤ {}", NODE_MEMORY >> 20),
+                    },
+                    OwnFigure {
+                        title: "guest memory under 2 MiB entries",
+                        unit: "%",
+                        value: large.map(|share| digits(share * 100.0)),
+                        met: large.map(|share| share >= LARGE_PAGES),
+                        target: format!("≥ {:.0}", LARGE_PAGES * 100.0),
+                    },
+                ]
+            }
+            Suite::Span => {
+                let speed_up = self.speed_up();
+                vec![OwnFigure {
+                    title: "two threads on two nodes against one",
+                    unit: "×",
+                    value: speed_up.map(digits),
+                    met: speed_up.map(|factor| factor >= SPEED_UP),
+                    target: format!("≥ {SPEED_UP}"),
+                }]
+            }
+        }
     }
 
     fn target(&self, metric: &Metric, target: &Target) -> String {
         let met = self
             .ratio(metric, target.against)
             .map(|ratio| ratio <= target.ratio);
-        let against = match target.against {
-            System::Viaduct => "itself",
-            System::Plain => "plain",
-            System::Kvm => "KVM",
-        };
-        format!("{} ≤ {} {against}", mark(met), target.ratio)
+        let ratio = (target.ratio * 100.0).round() / 100.0;
+        format!("{} ≤ {ratio} {}", mark(met), target.against.short())
     }
 
-    /// What Viaduct counted, without what it never did.
+    /// What the hypervisor counted, without what it never did.
     fn exit_counts(&self) -> Table {
-        let rows: Vec<_> = METRICS
+        let rows: Vec<_> = self
+            .suite
+            .metrics()
             .iter()
             .map(|metric| (metric.title, self.exits(metric)))
             .filter(|(_, counts)| !counts.is_empty())
@@ -298,21 +308,27 @@ impl Report {
 
     /// Everything, also the single runs.
     pub(crate) fn to_json(&self) -> Value {
-        let metrics: Vec<Value> = METRICS
+        let systems = self.suite.systems();
+        let metrics: Vec<Value> = self
+            .suite
+            .metrics()
             .iter()
             .map(|metric| {
-                let systems: BTreeMap<System, Value> = System::ALL
-                    .into_iter()
-                    .filter(|system| self.figure(metric, *system).is_some())
-                    .map(|system| (system, self.system_json(metric, system)))
+                let figures: BTreeMap<System, Value> = systems
+                    .iter()
+                    .filter(|system| self.figure(metric, **system).is_some())
+                    .map(|system| (*system, self.system_json(metric, *system)))
+                    .collect();
+                let ratios: BTreeMap<System, Option<f64>> = systems[1..]
+                    .iter()
+                    .map(|other| (*other, self.ratio(metric, *other)))
                     .collect();
                 let exits: BTreeMap<_, _> = self.exits(metric).into_iter().collect();
                 json!({
                     "name": metric.name,
                     "title": metric.title,
-                    "systems": systems,
-                    "ratio_to_plain": self.ratio(metric, System::Plain),
-                    "ratio_to_kvm": self.ratio(metric, System::Kvm),
+                    "systems": figures,
+                    "ratio_to": ratios,
                     "targets": metric.targets.iter().map(|target| json!({
                         "against": target.against,
                         "ratio_at_most": target.ratio,
@@ -323,15 +339,14 @@ impl Report {
             })
             .collect();
         json!({
+            "suite": self.suite.name(),
             "runs": self.runs,
             "failed_runs": self.failed,
             "guest": { "vcpus": self.guest.vcpus, "memory_bytes": self.guest.memory.0 },
             "host": self.host,
             "host_idle_before_runs": self.idle,
             "metrics": metrics,
-            "boot_exits": { "count": self.boot_exits(), "at_most": BOOT_EXITS },
-            "node_memory": { "bytes": self.node_memory(), "at_most": NODE_MEMORY },
-            "large_pages": { "share": self.large_pages(), "at_least": LARGE_PAGES },
+            "own": self.own_figures(),
         })
     }
 
@@ -343,6 +358,16 @@ impl Report {
             .collect();
         json!({ "median_ns": self.figure(metric, system), "runs_ns": runs })
     }
+}
+
+/// A figure that the other systems don't have, and whether it is good enough.
+#[derive(Debug, Serialize)]
+struct OwnFigure {
+    title: &'static str,
+    unit: &'static str,
+    value: Option<String>,
+    met: Option<bool>,
+    target: String,
 }
 
 fn table(header: impl IntoIterator<Item = String>) -> Table {

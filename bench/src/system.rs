@@ -25,6 +25,8 @@ pub(crate) enum System {
     Plain,
     /// Linux with KVM and QEMU, under emulation
     Kvm,
+    /// Our hypervisor on two nodes, with half of the vCPUs and memory each
+    Spanning,
 }
 
 /// The guest's size.
@@ -42,15 +44,23 @@ const OUTER_MEMORY: Size = Size::mib(1536);
 const NODE_RAM: Size = Size::mib(64);
 
 impl System {
-    /// All systems, in the order in which they take turns.
-    pub(crate) const ALL: [Self; 3] = [Self::Viaduct, Self::Plain, Self::Kvm];
-
     /// Its name in tables.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Viaduct => "Viaduct",
             Self::Plain => "plain QEMU",
             Self::Kvm => "nested KVM",
+            Self::Spanning => "Viaduct, 2 nodes",
+        }
+    }
+
+    /// Its name in a ratio.
+    pub(crate) fn short(self) -> &'static str {
+        match self {
+            Self::Viaduct => "one node",
+            Self::Plain => "plain",
+            Self::Kvm => "KVM",
+            Self::Spanning => "two nodes",
         }
     }
 
@@ -65,7 +75,8 @@ impl System {
             command_line: &images.command_line,
         };
         match self {
-            Self::Viaduct => viaduct(guest, images),
+            Self::Viaduct => viaduct(1, guest, images),
+            Self::Spanning => viaduct(2, guest, images),
             Self::Plain => qemu::run(&machine, guest.verbose),
             Self::Kvm => {
                 let outer = images.outer.as_deref().context("built when asked for")?;
@@ -80,12 +91,14 @@ impl System {
     }
 }
 
-fn viaduct(guest: &Guest, images: &BenchImages) -> Result<Outcome> {
+fn viaduct(nodes: u32, guest: &Guest, images: &BenchImages) -> Result<Outcome> {
     let node = NodeSpec {
-        cores: guest.vcpus,
+        cores: guest.vcpus / nodes,
         memory: None,
     };
-    let spec = RackSpec { nodes: vec![node] };
+    let spec = RackSpec {
+        nodes: vec![node; nodes as usize],
+    };
     let vm = VmSpec {
         vcpus: guest.vcpus,
         memory: guest.memory,

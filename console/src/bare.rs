@@ -1,6 +1,5 @@
 //! Guests that run without a kernel: how they end.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -8,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rack::Rack;
+
+use crate::sample;
 
 /// The exit status if a time limit ended the guest, as that of timeout(1).
 pub(crate) const TIMED_OUT: u8 = 124;
@@ -33,9 +34,12 @@ impl Watchdog {
         let (ended, heard) = mpsc::channel();
         let watch = move || match heard.recv_timeout(limit) {
             Err(RecvTimeoutError::Timeout) if rack.ended().is_none() => {
-                let report = where_it_is(&rack, limit);
+                let places = sample::vcpus(&rack);
                 rack.kill();
-                Some(report)
+                let seconds = limit.as_secs();
+                Some(format!(
+                    "the guest did not end within {seconds} s: {places}"
+                ))
             }
             _ => None,
         };
@@ -51,27 +55,6 @@ impl Watchdog {
         drop(self.ended);
         self.thread.join().ok().flatten()
     }
-}
-
-/// One line: each vCPU's last RIP, and what its last second's exits were.
-pub(crate) fn where_it_is(rack: &Rack, limit: Duration) -> String {
-    const SAMPLE: Duration = Duration::from_millis(500);
-    let before = rack.counters();
-    thread::sleep(SAMPLE);
-    let mut line = format!("the guest did not end within {} s:", limit.as_secs());
-    for (then, now) in before.iter().zip(&rack.counters()) {
-        let more = |index: usize| now.values[index].1.saturating_sub(then.values[index].1);
-        let _ = write!(line, " vCPU {} was at {:#x}", now.id.0, now.rip);
-        let recent: Vec<_> = (0..now.values.len())
-            .filter(|index| more(*index) > 0)
-            .map(|index| format!("{} {}", more(index), now.values[index].0))
-            .collect();
-        let _ = match recent.is_empty() {
-            true => write!(line, " and makes no exits;"),
-            false => write!(line, " with {} in 500 ms;", recent.join(", ")),
-        };
-    }
-    line.trim_end_matches(';').to_owned()
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{RackArgs, VmArgs};
 use crate::progress;
+use crate::sample;
 
 /// How long all nodes get to come into service and enter the VM: firmware and
 /// hypervisor, no guest.
@@ -287,8 +288,9 @@ impl Machine {
             None => "its console is empty".to_owned(),
         };
         bail!(
-            "the guest did not answer within {seconds} s: {said}; use a longer --boot-timeout, or \
-             see more with -v"
+            "the guest did not answer within {seconds} s: {said}; {}; use a longer --boot-timeout, \
+             or see more with -v",
+            sample::vcpus(&self.rack)
         )
     }
 

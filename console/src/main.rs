@@ -10,6 +10,7 @@ mod progress;
 mod protocol;
 mod relay;
 mod run;
+mod sample;
 mod server;
 mod session;
 mod show;

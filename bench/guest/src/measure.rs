@@ -24,14 +24,17 @@ pub(crate) fn pause() {
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The median round's time for one of `operations`. A round that isn't counted
 /// comes first: translated code and the size of the emulator's TLB still show
 /// what ran before.
-fn median(operations: usize, mut round: impl FnMut() -> Result<Duration>) -> Result<u64> {
+pub(crate) fn median(
+    operations: usize,
+    mut round: impl FnMut() -> Result<Duration>,
+) -> Result<u64> {
     let mut times = Vec::with_capacity(ROUNDS);
     round()?;
     for _ in 0..ROUNDS {
@@ -120,14 +123,14 @@ pub(crate) fn cpuid() -> Result<u64> {
     })
 }
 
-fn pin_to(cpu: usize) -> Result<()> {
+pub(crate) fn pin_to(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set).with_context(|| format!("can't run on CPU {cpu}"))
 }
 
 /// Runs `ours` on CPU 0 against `theirs` on CPU 1, and times `ours`.
-fn against(
+pub(crate) fn against(
     ours: impl FnOnce() -> Result<()>,
     theirs: impl FnOnce() -> Result<()> + Send,
 ) -> Result<Duration> {
