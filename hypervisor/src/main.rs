@@ -2,8 +2,8 @@
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-// The entry point is assembly in `arch::boot`.
-use hypervisor as _;
+#[cfg(target_os = "none")]
+hypervisor::entry!(hypervisor::node::run);
 
 #[cfg(not(target_os = "none"))]
 fn main() {

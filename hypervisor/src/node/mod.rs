@@ -26,8 +26,8 @@ use core::sync::atomic::Ordering;
 use vmm_shared::addr::{Hpa, NodeId, VcpuId};
 use vmm_shared::control::{NodeState, VmState};
 
+use crate::arch::boot::Machine;
 use crate::arch::io::{self, NodeExit};
-use crate::arch::pci::Window;
 use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::switch;
 use crate::arch::time::Clocks;
@@ -61,10 +61,16 @@ pub struct Node {
 }
 
 /// Takes the boot core through the rest of its life.
-pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -> ! {
+pub fn run(machine: Machine) -> ! {
+    let Machine {
+        clocks,
+        cores,
+        windows,
+        node,
+    } = machine;
     match build::build(clocks, cores, &windows, node) {
         Ok(node) => {
-            let node = Box::leak(Box::new(node));
+            let node: &'static Node = Box::leak(Box::new(node));
             node.vm.fabric().set_state(NodeState::Ready);
             if node.vm.fabric().node() == DEVICE_NODE {
                 node.vm.fabric().set_vm_state(VmState::Running);
@@ -73,7 +79,7 @@ pub fn run(clocks: Clocks, cores: Vec<u8>, windows: Vec<Window>, node: NodeId) -
                 wait_until_running(node);
             }
             node.vm.fabric().start_watch();
-            boot::release_other_cores(node);
+            boot::release_other_cores(Box::leak(Box::new(move || run_core(node))));
             run_core(node)
         }
         Err(reason) => {

@@ -81,6 +81,23 @@ pub fn kick(apic_id: u8) {
     send(apic_id, FIXED | u32::from(KICK_VECTOR));
 }
 
+/// What one core can do to another besides interrupting it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Signal {
+    /// A system management interrupt.
+    Smi = 0x0000_4200,
+    /// A non-maskable interrupt.
+    Nmi = 0x0000_4400,
+    /// A reset of the core.
+    Init = INIT,
+}
+
+/// Sends a signal to the core with this APIC id.
+pub fn signal(apic_id: u8, signal: Signal) {
+    send(apic_id, signal as u32);
+}
+
 fn send(apic_id: u8, command: u32) {
     // The two halves are one operation: an interrupt in between may send too.
     x86_64::instructions::interrupts::without_interrupts(|| {

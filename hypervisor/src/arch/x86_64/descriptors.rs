@@ -93,7 +93,9 @@ pub fn load() {
 
 static IDT: spin::Once<InterruptDescriptorTable> = spin::Once::new();
 
-fn interrupt_gates() -> InterruptDescriptorTable {
+/// The gates that every core has: exceptions end the node, interrupts of the
+/// vectors above are taken note of.
+pub fn interrupt_gates() -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
     macro_rules! gate {
         ($entry:expr, $stub:ident) => {

@@ -1,4 +1,5 @@
-//! From the loader to [`node::run`](crate::node::run) on every core.
+//! From the loader to the image's own main function, which [`entry!`](crate::entry)
+//! names.
 #![expect(unsafe_code, reason = "takes possession of the machine")]
 
 mod pvh;
@@ -6,12 +7,12 @@ mod start_info;
 mod trampoline;
 
 use alloc::vec::Vec;
+use core::convert::Infallible;
 use core::ops::Range;
 use core::ptr::addr_of;
-use core::sync::atomic::{AtomicPtr, Ordering};
 
 use talc::{ErrOnOom, Span, Talc, Talck};
-use vmm_shared::addr::{Hpa, PAGE_SIZE};
+use vmm_shared::addr::{Hpa, NodeId, PAGE_SIZE};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 use self::start_info::StartInfo;
@@ -19,7 +20,6 @@ use super::io::{self, NodeExit};
 use super::paging::{AddressSpace, Use, zeroed_pages};
 use super::time::Clocks;
 use super::{apic, cpu, descriptors, mtrr, pci};
-use crate::node;
 
 /// Bytes of stack for each core, above an unmapped guard page.
 const STACK_SIZE: u64 = 64 << 10;
@@ -66,6 +66,37 @@ pub enum BootError {
     },
 }
 
+/// The machine as the boot core hands it to the image's main function.
+#[derive(Debug)]
+pub struct Machine {
+    /// Rates of its clocks.
+    pub clocks: Clocks,
+    /// APIC ids of its cores, which wait for [`release_other_cores`].
+    pub cores: Vec<u8>,
+    /// The memory windows of its PCI devices.
+    pub windows: Vec<pci::Window>,
+    /// Which node of the rack it is.
+    pub node: NodeId,
+}
+
+unsafe extern "Rust" {
+    /// What [`entry!`](crate::entry) defines.
+    safe fn viaduct_main(machine: Machine) -> !;
+}
+
+/// Names the function that an image runs on its boot core: of a
+/// [`Machine`], and never returning.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        // SAFETY: an image has one main function, and this name is nothing else's.
+        #[unsafe(no_mangle)]
+        fn viaduct_main(machine: $crate::arch::boot::Machine) -> ! {
+            $main(machine)
+        }
+    };
+}
+
 /// A symbol of the linker script as an address.
 fn address(symbol: *const u8) -> Hpa {
     Hpa(symbol.addr() as u64)
@@ -93,7 +124,7 @@ extern "C" fn boot_main(start_info: u32) -> ! {
     }
 }
 
-fn boot(start_info: u32) -> Result<core::convert::Infallible, BootError> {
+fn boot(start_info: u32) -> Result<Infallible, BootError> {
     let info = StartInfo::read(start_info).ok_or(BootError::StartInfo)?;
     let heap = claim_heap(&info).ok_or(BootError::NoMemory)?;
     descriptors::load();
@@ -132,7 +163,12 @@ fn boot(start_info: u32) -> Result<core::convert::Infallible, BootError> {
         });
     }
     log::info!("{} cores, TSC {} kHz", cores.len(), clocks.tsc_khz);
-    node::run(clocks, cores, windows, info.node())
+    viaduct_main(Machine {
+        clocks,
+        cores,
+        windows,
+        node: info.node(),
+    })
 }
 
 /// Gives all RAM behind the image to the heap, from the large page after it
@@ -207,12 +243,14 @@ fn start_other_cores(stacks: &[Hpa], clocks: &Clocks) -> usize {
 }
 
 /// What the other cores do once the boot core has prepared it.
-static JOB: AtomicPtr<node::Node> = AtomicPtr::new(core::ptr::null_mut());
+static JOB: spin::Once<Job> = spin::Once::new();
+
+/// A function that never returns.
+type Job = &'static (dyn Fn() -> Infallible + Sync);
 
 /// Lets the other cores go to work.
-pub fn release_other_cores(node: &'static node::Node) {
-    // Release: the node's contents are visible to who sees the pointer.
-    JOB.store(core::ptr::from_ref(node).cast_mut(), Ordering::Release);
+pub fn release_other_cores(job: Job) {
+    JOB.call_once(|| job);
 }
 
 /// Where another core arrives, on its own stack and the final page tables.
@@ -224,15 +262,7 @@ extern "C" fn core_main() -> ! {
         io::exit(NodeExit::BootFailure);
     }
     trampoline::report_started();
-    loop {
-        // Acquire: pairs with the Release in `release_other_cores`.
-        let job = JOB.load(Ordering::Acquire);
-        if !job.is_null() {
-            // SAFETY: only ever set from a `&'static Node`.
-            node::run_core(unsafe { &*job.cast_const() })
-        }
-        core::hint::spin_loop();
-    }
+    match JOB.wait()() {}
 }
 
 /// Ends the node because a core can't go on.
