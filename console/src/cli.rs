@@ -56,6 +56,10 @@ pub(crate) enum Command {
     ///
     /// The exit status is 1 if a test fails that passes without Viaduct.
     KvmUnitTests(UnitTestArgs),
+    /// Check the SVM of the platform below by micro-guests, feature by feature.
+    ///
+    /// The exit status is 0 if what it finds is what is known of a platform.
+    Selftest(SelftestArgs),
     /// Holds a rack for `up`.
     #[command(hide = true)]
     Supervise,
@@ -203,6 +207,34 @@ pub(crate) struct UnitTestArgs {
     pub junit: Option<PathBuf>,
     /// Say how each test ends when it does, and print what those printed that
     /// did not pass.
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SelftestArgs {
+    /// Only cases with this in their name.
+    #[arg(long, value_name = "WORD")]
+    pub filter: Option<String>,
+    /// 2 also checks what several nodes need of their hosts.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub nodes: u32,
+    /// Compare with this known platform [default: the one that fits best].
+    #[arg(long, value_name = "NAME")]
+    pub platform: Option<String>,
+    /// Seconds for each case.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Write the results as TAP.
+    #[arg(long, value_name = "FILE")]
+    pub tap: Option<PathBuf>,
+    /// Write the results as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// List what passed, too.
     #[arg(long, short)]
     pub verbose: bool,
 }

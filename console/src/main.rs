@@ -9,8 +9,10 @@ mod names;
 mod progress;
 mod protocol;
 mod relay;
+mod report;
 mod run;
 mod sample;
+mod selftest;
 mod server;
 mod session;
 mod show;
@@ -106,6 +108,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             serde_json::to_value(&report.nodes)
         }),
         Command::KvmUnitTests(args) => unit_tests::run(&args),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Supervise => supervise::supervise().map(|()| 0),
     }
 }

@@ -24,5 +24,6 @@ pub mod pv;
 pub mod region;
 pub mod ring;
 pub mod rpc;
+pub mod selftest;
 pub mod shm;
 mod sync;

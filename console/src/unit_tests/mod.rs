@@ -2,7 +2,6 @@
 //! with plain QEMU, and says which failures are ours.
 
 mod config;
-mod report;
 mod trial;
 mod verdict;
 
@@ -19,6 +18,7 @@ use rack::{Accelerator, Programs};
 
 use crate::cli::UnitTestArgs;
 use crate::progress;
+use crate::report::{self, Line};
 use config::Test;
 use trial::{Ending, Shape, Trial};
 use verdict::{ExpectedFailures, Verdict};
@@ -33,6 +33,19 @@ pub(crate) struct Judged {
     pub verdict: Verdict,
     pub here: Option<Trial>,
     pub there: Option<Trial>,
+}
+
+impl Judged {
+    fn line(&self) -> Line {
+        Line {
+            name: self.name.clone(),
+            status: self.verdict.status(),
+            word: self.verdict.word(),
+            why: self.verdict.why().to_owned(),
+            took: self.here.as_ref().map(|trial| trial.took),
+            output: self.here.as_ref().map(|trial| trial.output.clone()),
+        }
+    }
 }
 
 pub(crate) fn run(args: &UnitTestArgs) -> Result<u8> {
@@ -73,11 +86,12 @@ pub(crate) fn run(args: &UnitTestArgs) -> Result<u8> {
     let results = suite.run(&tests);
     progress::clear();
     print(&results, args.verbose);
+    let lines: Vec<Line> = results.iter().map(Judged::line).collect();
     if let Some(path) = &args.tap {
-        report::write_tap(path, &results)?;
+        report::write_tap(path, &lines)?;
     }
     if let Some(path) = &args.junit {
-        report::write_junit(path, &results)?;
+        report::write_junit(path, "kvm-unit-tests", &lines)?;
     }
     Ok(u8::from(
         results.iter().any(|result| result.verdict.is_bad()),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::trial::{Ending, Trial};
+use crate::report::Status;
 
 /// What a test says about Viaduct.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,16 @@ pub(crate) enum Verdict {
 impl Verdict {
     /// Whether a run with this verdict has failed.
     pub(crate) fn is_bad(&self) -> bool {
-        matches!(self, Self::Ours(_) | Self::Surprise)
+        self.status() == Status::Failed
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::Pass => Status::Passed,
+            Self::Skip(_) => Status::Skipped,
+            Self::Platform(_) | Self::Expected(_) => Status::Known,
+            Self::Ours(_) | Self::Surprise => Status::Failed,
+        }
     }
 
     pub(crate) fn word(&self) -> &'static str {
