@@ -4,7 +4,7 @@
 //! one register, and the flags only if it computes.
 #![no_main]
 
-use hypervisor::vcpu::decode::{Bitness, Operation, decode};
+use hypervisor::vcpu::decode::{Bitness, Operation, decode, length, string_port};
 use hypervisor::vcpu::registers::Registers;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -38,6 +38,9 @@ fuzz_target!(|input: Input| {
         rflags: 2,
     };
     let bytes = &input.bytes[..usize::from(input.len) % 16];
+    if string_port(bytes, bitness).is_some() {
+        assert!(length(bytes, bitness).is_some());
+    }
     let Ok(access) = decode(bytes, input.rip, bitness, &before) else {
         return;
     };

@@ -227,6 +227,59 @@ pub fn mov_special(bytes: &[u8], bitness: Bitness) -> Option<(Gpr, u64)> {
     Some((gpr(register.full_register())?, len(&instruction)))
 }
 
+/// What an INS or OUTS does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StringPort {
+    /// Whether RCX counts.
+    pub repeats: bool,
+    /// The bits of RSI, RDI and RCX that count.
+    pub mask: u64,
+    /// The segment of the memory.
+    pub segment: StringSegment,
+}
+
+/// A segment whose base the exit knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the architecture's")]
+pub enum StringSegment {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+}
+
+/// The INS or OUTS in `bytes`; `None` if it is something else, or its memory
+/// is in FS or GS.
+#[must_use]
+pub fn string_port(bytes: &[u8], bitness: Bitness) -> Option<StringPort> {
+    let instruction = instruction(bytes, 0, bitness).ok()?;
+    let memory = match instruction.mnemonic() {
+        Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => instruction.op0_kind(),
+        Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => instruction.op1_kind(),
+        _ => return None,
+    };
+    let (mask, segment) = match memory {
+        OpKind::MemoryESDI => (0xffff, Name::ES),
+        OpKind::MemoryESEDI => (0xffff_ffff, Name::ES),
+        OpKind::MemoryESRDI => (u64::MAX, Name::ES),
+        OpKind::MemorySegSI => (0xffff, instruction.memory_segment()),
+        OpKind::MemorySegESI => (0xffff_ffff, instruction.memory_segment()),
+        OpKind::MemorySegRSI => (u64::MAX, instruction.memory_segment()),
+        _ => return None,
+    };
+    Some(StringPort {
+        repeats: instruction.has_rep_prefix() || instruction.has_repne_prefix(),
+        mask,
+        segment: match segment {
+            Name::ES => StringSegment::Es,
+            Name::CS => StringSegment::Cs,
+            Name::SS => StringSegment::Ss,
+            Name::DS => StringSegment::Ds,
+            _ => return None,
+        },
+    })
+}
+
 fn len(instruction: &Instruction) -> u64 {
     instruction.next_ip().wrapping_sub(instruction.ip())
 }
@@ -782,5 +835,49 @@ mod tests {
         assert_eq!(long(&[0x41, 0x0f, 0x21, 0xff]), Some((Gpr::R15, 4)));
         assert_eq!(long(&[0x44, 0x0f, 0x22, 0xc3]), Some((Gpr::Rbx, 4)), "CR8");
         assert_eq!(long(&[0x0f, 0xa2, 0x90]), None);
+    }
+
+    #[test]
+    fn string_instructions_of_ports_tell_their_memory() {
+        let all = |repeats, mask, segment| {
+            Some(StringPort {
+                repeats,
+                mask,
+                segment,
+            })
+        };
+        let (wide, dword, word) = (u64::MAX, 0xffff_ffff, 0xffff);
+        for (bytes, bitness, expected) in [
+            (
+                &[0x6c][..],
+                Bitness::Bits64,
+                all(false, wide, StringSegment::Es),
+            ),
+            (
+                &[0xf3, 0x6e],
+                Bitness::Bits64,
+                all(true, wide, StringSegment::Ds),
+            ),
+            (
+                &[0x67, 0x6f],
+                Bitness::Bits64,
+                all(false, dword, StringSegment::Ds),
+            ),
+            (
+                &[0xf2, 0x66, 0x6d],
+                Bitness::Bits32,
+                all(true, dword, StringSegment::Es),
+            ),
+            (
+                &[0x2e, 0x6e],
+                Bitness::Bits16,
+                all(false, word, StringSegment::Cs),
+            ),
+            (&[0x64, 0x6e], Bitness::Bits64, None),
+            (&[0xec], Bitness::Bits64, None),
+            (&[0xf3], Bitness::Bits64, None),
+        ] {
+            assert_eq!(string_port(bytes, bitness), expected, "{bytes:x?}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use vmm_shared::pv::Hypercall;
 use super::Vcpu;
 use super::decode;
 use super::exit::{Direction, Exception, Exit, Outcome, PortAccess, StopReason};
-use super::lapic::{self, LapicEffect};
+use super::lapic::{self, Delivery, LapicEffect};
 use super::pv::{HYPERCALL_KICK_CPU, HYPERCALL_SEND_IPI, UNKNOWN_HYPERCALL};
 use super::registers::Gpr;
 use crate::arch::cpu;
@@ -49,10 +49,15 @@ impl Vcpu {
     pub(super) fn answer(&mut self, exit: Exit, vm: &Vm) -> bool {
         let plain = match exit {
             Exit::Cpuid => true,
-            Exit::WriteMsr => matches!(
-                msr::rule(self.registers.get_u32(Gpr::Rcx), vm.machine),
-                MsrRule::TscDeadline | MsrRule::X2Apic(lapic::ICR)
-            ),
+            Exit::WriteMsr => match msr::rule(self.registers.get_u32(Gpr::Rcx), vm.machine) {
+                MsrRule::X2Apic(lapic::ICR) => true,
+                // One that has passed interrupts at once.
+                MsrRule::TscDeadline => {
+                    let deadline = self.edx_eax();
+                    deadline == 0 || deadline > vm.guest_tsc()
+                }
+                _ => false,
+            },
             _ => false,
         };
         // The guest may have changed what it takes: look at all of it again.
@@ -106,6 +111,12 @@ impl Vcpu {
         }
     }
 
+    /// What WRMSR and XSETBV write.
+    fn edx_eax(&self) -> u64 {
+        let half = |register| u64::from(self.registers.get_u32(register));
+        half(Gpr::Rdx) << 32 | half(Gpr::Rax)
+    }
+
     fn cpuid(&mut self, vm: &Vm) -> Outcome {
         let osxsave = match self.vmcb.save.cr4 & CR4_OSXSAVE {
             0 => OsXsave::Off,
@@ -129,12 +140,13 @@ impl Vcpu {
     }
 
     fn port(&mut self, access: PortAccess, vm: &Vm) -> Outcome {
-        let Some(width) = Width::from_bytes(access.width.into()).filter(|_| !access.string) else {
-            // INS and OUTS move data in guest memory; no driver of a stock
-            // kernel uses them on the ports that answer.
+        let Some(width) = Width::from_bytes(access.width.into()) else {
             vm.count(self.id, Counter::UnknownPort);
             return Outcome::Inject(Exception::GP);
         };
+        if access.string {
+            return self.string_port(&access, width, vm);
+        }
         let value = match access.direction {
             Direction::Out => self.registers.get(Gpr::Rax) & width.mask(),
             Direction::In => 0,
@@ -199,8 +211,7 @@ impl Vcpu {
 
     fn write_msr(&mut self, vm: &Vm) -> Outcome {
         let number = self.registers.get_u32(Gpr::Rcx);
-        let value = u64::from(self.registers.get_u32(Gpr::Rdx)) << 32
-            | u64::from(self.registers.get_u32(Gpr::Rax));
+        let value = self.edx_eax();
         let done = match msr::rule(number, vm.machine) {
             MsrRule::TscDeadline => {
                 self.lapic.set_deadline(value);
@@ -295,8 +306,7 @@ impl Vcpu {
     }
 
     fn xsetbv(&mut self, vm: &Vm) -> Outcome {
-        let value = u64::from(self.registers.get_u32(Gpr::Rdx)) << 32
-            | u64::from(self.registers.get_u32(Gpr::Rax));
+        let value = self.edx_eax();
         let legal = self.vmcb.cpl() == 0
             && self.registers.get_u32(Gpr::Rcx) == 0
             && is_legal_xcr0(value, vm.cpuid.supported_xcr0());
@@ -363,15 +373,15 @@ impl Vcpu {
             HYPERCALL_SEND_IPI => {
                 let set = u128::from(argument(Gpr::Rcx)) << 64 | u128::from(argument(Gpr::Rbx));
                 let [vector, mode, ..] = argument(Gpr::Rsi).to_le_bytes();
+                let send = |delivery| {
+                    vm.count(self.id, Counter::IpiSent);
+                    vm.send_to_set(set, argument(Gpr::Rdx), delivery)
+                };
                 match mode & 7 {
                     // Below 16 there is no such interrupt: it reaches nobody.
                     0 if vector < 16 => 0,
-                    0 => {
-                        vm.count(self.id, Counter::IpiSent);
-                        vm.send_to_set(set, argument(Gpr::Rdx), vector)
-                    }
-                    // NMIs are not delivered: they have reached nobody.
-                    NMI => 0,
+                    0 => send(Delivery::Fixed(vector)),
+                    NMI => send(Delivery::Nmi),
                     _ => UNKNOWN_HYPERCALL,
                 }
             }

@@ -125,16 +125,19 @@ impl Vcpu {
         }
     }
 
+    /// For whom the guest accesses memory.
+    pub(super) fn privilege(&self) -> Privilege {
+        match self.vmcb.cpl() {
+            3 => Privilege::User,
+            _ => Privilege::Supervisor,
+        }
+    }
+
     /// The instruction at RIP, as far as it can be read.
     pub(super) fn fetch(&self, vm: &Vm) -> Option<FetchedInstruction> {
         let paging = self.vmcb.paging(&self.registers);
-        let privilege = if self.vmcb.cpl() == 3 {
-            Privilege::User
-        } else {
-            Privilege::Supervisor
-        };
         let linear = Gva(self.vmcb.linear_rip(&self.registers));
-        walk::fetch(&vm.memory, &paging, privilege, linear).ok()
+        walk::fetch(&vm.memory, &paging, self.privilege(), linear).ok()
     }
 
     fn decode_access(&self, vm: &Vm) -> Result<MmioAccess, impl FnOnce(Gpa) -> Outcome + use<>> {

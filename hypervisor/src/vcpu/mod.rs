@@ -12,6 +12,7 @@ pub mod pv;
 pub mod registers;
 mod run;
 mod step;
+mod string_port;
 
 use alloc::boxed::Box;
 

@@ -76,20 +76,17 @@ impl Vm {
         }
     }
 
-    /// Sends a vector to the APIC ids `base`, `base + 1`, … whose bits are
-    /// set; returns how many there were.
-    pub fn send_to_set(&self, set: u128, base: u64, vector: u8) -> u64 {
-        let mut sent = 0;
-        for vcpu in self.vcpus() {
-            let id = u64::from(self.apic_id(vcpu).0);
+    /// Sends to the APIC ids `base`, `base + 1`, … whose bits are set; returns
+    /// how many there were.
+    pub fn send_to_set(&self, set: u128, base: u64, delivery: Delivery) -> u64 {
+        let meant = |vcpu: &VcpuId| {
+            let id = u64::from(self.apic_id(*vcpu).0);
             let bit = id.checked_sub(base).filter(|bit| *bit < 128);
-            if bit.is_some_and(|bit| set & 1 << bit != 0) {
-                self.count_ipi(vcpu);
-                self.post(vcpu, vector);
-                sent += 1;
-            }
-        }
-        sent
+            bit.is_some_and(|bit| set & 1 << bit != 0)
+        };
+        let targets = || self.vcpus().filter(meant);
+        self.send_to(targets().inspect(|vcpu| self.count_ipi(*vcpu)), delivery);
+        targets().count() as u64
     }
 
     /// Ends the HLT of the vCPU with this APIC id.

@@ -139,18 +139,55 @@ cases! {
     };
 
     string_port_instructions: Pass, |g| {
-        for port in [0x80_u32, 0x3f8, 0x600, 0x5658] {
+        for port in [0x80_u32, 0x5658] {
             for code in [&[0x6c_u8][..], &[0x6e], &[0xf3, 0x6c], &[0xf3, 0x6f], &[0x66, 0x6d]] {
-                g.faults(&format!("{code:x?} on port {port:#x}"), vector::GP, |g| {
-                    g.mov(edx, port)?;
-                    g.mov(rdi, SCRATCH)?;
-                    g.mov(rsi, SCRATCH)?;
-                    g.mov(rcx, 4_u64)?;
+                g.runs(&format!("{code:x?} on port {port:#x}"), |g| {
+                    string_port(g, port, SCRATCH, 4)?;
                     g.db(code)
                 })?;
             }
         }
-        Ok(())
+        // The serial port's scratch register keeps what it is given.
+        g.store(SCRATCH, 0)?;
+        g.out_byte(0x3ff, 0x5a)?;
+        string_port(g, 0x3ff, SCRATCH + 1, 3)?;
+        g.db(&[0xf3, 0x6c])?;
+        g.mov(rax, rcx)?;
+        g.require_rax("all have come", 0)?;
+        g.mov(rax, rdi)?;
+        g.require_rax("RDI is behind them", SCRATCH + 4)?;
+        g.load(SCRATCH)?;
+        g.require_rax("three bytes", 0x5a5a_5a00)?;
+        g.store(SCRATCH, 0x0033_2211)?;
+        string_port(g, 0x3ff, SCRATCH, 3)?;
+        g.db(&[0xf3, 0x6e])?;
+        g.xor(eax, eax)?;
+        g.in_(al, dx)?;
+        g.require_rax("the last of three", 0x33)?;
+        // Backwards, and more than one exit's worth.
+        string_port(g, 0x3ff, SCRATCH + 0x1000, 1000)?;
+        g.std()?;
+        g.db(&[0xf3, 0x6c])?;
+        g.cld()?;
+        g.mov(rax, rdi)?;
+        g.require_rax("RDI is before them", SCRATCH + 0x1000 - 1000)?;
+        for (what, code) in [("INS", [0xf3_u8, 0x6c]), ("OUTS", [0xf3, 0x6e])] {
+            g.faults(&format!("{what} where there is no page"), vector::PF, |g| {
+                string_port(g, 0x3ff, 1 << 40, 4)?;
+                g.db(&code)
+            })?;
+            g.mov(rax, at(state::CR2))?;
+            g.require_rax("its address", 1 << 40)?;
+            g.faults(&format!("{what} where no address is"), vector::GP, |g| {
+                string_port(g, 0x3ff, 1 << 62, 4)?;
+                g.db(&code)
+            })?;
+        }
+        // Over the edge of what is mapped, the first 4 GiB: no part is moved.
+        g.faults("INS over an edge", vector::PF, |g| {
+            string_port(g, 0x3fe, (1 << 32) - 2, 1)?;
+            g.db(&[0x6d])
+        })
     };
 
     every_serial_register: Pass, |g| {
@@ -358,4 +395,12 @@ cases! {
             g.add(r12, 0x404)
         })
     };
+}
+
+/// The registers of an INS or OUTS.
+fn string_port(g: &mut Guest, port: u32, memory: u64, count: u64) -> Assembled {
+    g.mov(edx, port)?;
+    g.mov(rdi, memory)?;
+    g.mov(rsi, memory)?;
+    g.mov(rcx, count)
 }

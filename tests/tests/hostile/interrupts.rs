@@ -325,6 +325,15 @@ cases! {
         g.require_rax("disarmed", 0)
     };
 
+    deadline_in_the_past_comes_at_once: Pass, |g| {
+        g.enable_apic()?;
+        g.write_msr(LVT_TIMER, DEADLINE_MODE | 0x50)?;
+        g.sti()?;
+        g.write_msr(DEADLINE, 1)?;
+        g.cli()?;
+        g.require_interrupts("before the next instruction", 0x50, 1)
+    };
+
     // Whoever lets an interrupt in between STI and HLT sleeps for ever.
     deadlines_around_the_halt: Pass, |g| {
         g.enable_apic()?;

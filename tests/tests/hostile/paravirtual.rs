@@ -124,13 +124,34 @@ cases! {
     interrupts_of_wild_kinds: Pass, |g| {
         g.enable_apic()?;
         g.sti()?;
-        for command in [0, 1, 15, 0x100, 0x240, 0x440, 0x540, 0x640, 0x740, u64::MAX] {
+        for command in [0, 1, 15, 0x100, 0x240, 0x540, 0x640, 0x740, u64::MAX] {
             send(g, [u64::MAX, u64::MAX], 0, command)?;
             g.cpuid()?;
         }
         g.cli()?;
         g.mov(rax, at(state::COUNT))?;
         g.require_rax("no exception by interrupt", 0)
+    };
+
+    nmis_to_sets: Pass, |g| {
+        const NMI: u64 = 0x400;
+        g.enable_apic()?;
+        g.mov(at(state::RECOVERY), 1)?;
+        send(g, [1, 0], 0, NMI)?;
+        g.require_rax("itself", 1)?;
+        g.nop()?;
+        g.cpuid()?;
+        // The vector's bits mean nothing.
+        send(g, [1, 0], 0, NMI | 0x40)?;
+        g.nop()?;
+        g.cpuid()?;
+        send(g, [1 << 63, 0], 0, NMI)?;
+        g.require_rax("nobody", 0)?;
+        g.mov(at(state::RECOVERY), 0)?;
+        g.mov(rax, at(state::COUNT))?;
+        g.require_rax("both come", 2)?;
+        g.mov(rax, at(state::VECTOR))?;
+        g.require_rax("by the vector of NMIs", 2)
     };
 
     kicks_of_nobody: Pass, |g| {

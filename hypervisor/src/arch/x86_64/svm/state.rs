@@ -13,7 +13,7 @@ use super::vmcb::{
 use crate::arch::cpu;
 use crate::loader::{BareEntry, CODE_SELECTOR, DATA_SELECTOR, LinuxEntry};
 use crate::mem::walk::PagingState;
-use crate::vcpu::decode::Bitness;
+use crate::vcpu::decode::{Bitness, StringSegment};
 use crate::vcpu::exit::Exception;
 use crate::vcpu::registers::{Gpr, Registers};
 
@@ -240,6 +240,17 @@ impl Vmcb {
             Bitness::Bits64 => registers.rip,
             // Segmented addresses wrap at 4 GiB.
             _ => self.save.cs.base.wrapping_add(registers.rip) & 0xffff_ffff,
+        }
+    }
+
+    /// A segment that is not switched by VMLOAD.
+    #[must_use]
+    pub fn segment(&self, segment: StringSegment) -> Segment {
+        match segment {
+            StringSegment::Es => self.save.es,
+            StringSegment::Cs => self.save.cs,
+            StringSegment::Ss => self.save.ss,
+            StringSegment::Ds => self.save.ds,
         }
     }
 
