@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::images::BenchImages;
 use crate::metric::{self, Metric};
 
 /// How long a guest may say nothing of note.
@@ -39,6 +40,8 @@ pub(crate) struct Watch<'a> {
     counters: Box<dyn Fn() -> Exits + 'a>,
     /// The counters when the measurement that runs was announced.
     before: Exits,
+    /// Rate of the clock of a guest that is vmexit.
+    tsc_khz: Option<u64>,
     verbose: bool,
 }
 
@@ -63,8 +66,15 @@ impl<'a> Watch<'a> {
             last_lines: Vec::new(),
             counters: Box::new(counters),
             before: Vec::new(),
+            tsc_khz: None,
             verbose,
         }
+    }
+
+    /// The same for the program that `images` has instead of Linux, if any.
+    pub(crate) fn of(self, images: &BenchImages) -> Self {
+        let tsc_khz = images.bare.as_ref().map(|bare| bare.tsc_khz);
+        Self { tsc_khz, ..self }
     }
 
     /// Takes what came from the console.
@@ -114,6 +124,16 @@ impl<'a> Watch<'a> {
             self.last_lines.push(line.to_owned());
             let excess = self.last_lines.len().saturating_sub(3);
             self.last_lines.drain(..excess);
+        }
+        if let Some(khz) = self.tsc_khz
+            && let Some((metric, ticks)) = metric::find_vmexit(line)
+        {
+            self.heard = Instant::now();
+            let nanoseconds = f64::from(ticks) * 1e6 / khz as f64;
+            self.outcome.values.insert(metric.name, nanoseconds);
+            if self.outcome.values.len() == metric::VMEXIT.len() {
+                return Ok(Heard::End);
+            }
         }
         // A message of the kernel may stand before it.
         let Some((_, told)) = line.split_once("@bench ") else {
@@ -183,6 +203,24 @@ mod tests {
         assert_eq!(outcome.exits["boot"], [("exits", 100)]);
         assert_eq!(outcome.exits["pipe"], [("exits", 25)]);
         assert!(outcome.values.contains_key(metric::LAUNCH));
+    }
+
+    #[test]
+    fn ticks_of_vmexit_become_nanoseconds() {
+        let watch = Watch::new(false, Vec::new);
+        let mut watch = Watch {
+            tsc_khz: Some(2_000_000),
+            ..watch
+        };
+        let said = b"enabling apic\r\ncpuid 3000\r\nvmcall x\r\n";
+        assert_eq!(watch.feed(said).expect("sound"), Heard::More);
+        for metric in &metric::VMEXIT[1..] {
+            let heard = watch.feed(format!("{} 2\r\n", metric.name).as_bytes());
+            let last = metric.name == metric::VMEXIT[5].name;
+            let expected = if last { Heard::End } else { Heard::More };
+            assert_eq!(heard.expect("sound"), expected);
+        }
+        assert_eq!(watch.finish().values["cpuid"].to_bits(), 1500_f64.to_bits());
     }
 
     #[test]

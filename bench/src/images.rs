@@ -12,12 +12,23 @@ use crate::suite::Suite;
 use crate::system::Guest;
 use crate::tsc;
 
+/// A program that runs without a kernel.
+#[derive(Debug)]
+pub(crate) struct BareImage {
+    pub file: PathBuf,
+    pub arguments: String,
+    /// Rate of the clock in whose ticks it measures.
+    pub tsc_khz: u64,
+}
+
 /// The files of the measured guest and of the guest around it.
 #[derive(Debug)]
 pub(crate) struct BenchImages {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub command_line: String,
+    /// What is measured instead of Linux, if anything.
+    pub bare: Option<BareImage>,
     /// The initial RAM file system of the outer guest, if one was asked for.
     pub outer: Option<PathBuf>,
     /// Holds the outer guest's file.
@@ -26,7 +37,12 @@ pub(crate) struct BenchImages {
 
 impl BenchImages {
     /// Builds what is missing; the outer guest's file only for `with_outer`.
-    pub(crate) fn build(suite: Suite, guest: &Guest, with_outer: bool) -> Result<Self> {
+    pub(crate) fn build(
+        suite: Suite,
+        guest: &Guest,
+        bare: Option<PathBuf>,
+        with_outer: bool,
+    ) -> Result<Self> {
         let images = Images::open(None, |_, text| eprintln!("bench: {text}"))?;
         let source = KernelSource::Debian;
         // Static programs, each in the place of the agent.
@@ -37,14 +53,21 @@ impl BenchImages {
                 .initramfs(&init, Root::Busybox, &source)
                 .context("cannot build the guest's files; start with scripts/bench")
         };
+        let tsc_khz = tsc::khz();
+        let metrics: Vec<_> = suite.metrics().iter().map(|metric| metric.name).collect();
         let mut built = Self {
             kernel: images.kernel(&source)?,
             initramfs: initramfs("viaduct-bench-guest")?,
             // What the kernel doesn't know becomes a variable of init's.
             command_line: command_line(
                 Root::Busybox,
-                &format!("tsc_early_khz={} suite={}", tsc::khz(), suite.name()),
+                &format!("tsc_early_khz={tsc_khz} suite={}", suite.name()),
             ),
+            bare: bare.map(|file| BareImage {
+                file,
+                arguments: metrics.join(" "),
+                tsc_khz,
+            }),
             outer: None,
             scratch: tempfile::tempdir().context("cannot make a temporary folder")?,
         };

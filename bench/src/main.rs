@@ -35,6 +35,9 @@ struct Cli {
     /// What is compared
     #[arg(value_enum, value_name = "SUITE", default_value = "hypervisors")]
     suite: Suite,
+    /// For vmexit: the folder of a built tree of kvm-unit-tests
+    #[arg(long, value_name = "DIR", required_if_eq("suite", "vmexit"))]
+    tree: Option<PathBuf>,
     /// Runs on each system; the figures are medians
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -88,7 +91,12 @@ fn bench(cli: &Cli) -> Result<()> {
         verbose: cli.verbose,
     };
     let mut report = Report::new(cli.suite, runs, &guest)?;
-    let images = BenchImages::build(cli.suite, &guest, systems.contains(&System::Kvm))?;
+    let bare = match (&cli.tree, cli.suite) {
+        (Some(tree), Suite::Vmexit) => Some(tree.join("x86/vmexit.flat")),
+        _ => None,
+    };
+    let with_kvm = systems.contains(&System::Kvm);
+    let images = BenchImages::build(cli.suite, &guest, bare, with_kvm)?;
     for run in 1..=runs {
         for system in &systems {
             eprintln!("bench: run {run} of {runs}: {}", system.title());

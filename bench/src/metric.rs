@@ -161,10 +161,34 @@ pub(crate) const SPANNING: [Metric; 11] = [
     metric("page_fault", "anonymous page fault", MICROSECONDS, &[]),
 ];
 
-/// The metric of this name.
+/// kvm-unit-tests' vmexit: each kind of exit by its name there.
+pub(crate) const VMEXIT: [Metric; 6] = [
+    vmexit("cpuid", "CPUID"),
+    vmexit("vmcall", "hypercall"),
+    vmexit("inl_from_pmtimer", "IN from the ACPI timer"),
+    vmexit("mov_to_cr8", "MOV to CR8"),
+    vmexit("ipi", "IPI and its answer, two vCPUs"),
+    // The one that waits for its interrupt wants one vCPU.
+    vmexit("tscdeadline_immed", "TSC deadline that has passed"),
+];
+
+const HALF_OF_KVM: &[Target] = &[kvm(0.5)];
+
+const fn vmexit(name: &'static str, title: &'static str) -> Metric {
+    metric(name, title, MICROSECONDS, HALF_OF_KVM)
+}
+
+/// The metric of this name that a Linux guest measures.
 pub(crate) fn find(name: &str) -> Option<&'static Metric> {
     HYPERVISORS
         .iter()
         .chain(&SPANNING)
         .find(|metric| metric.name == name)
+}
+
+/// The metric in a line of vmexit, and its TSC ticks.
+pub(crate) fn find_vmexit(line: &str) -> Option<(&'static Metric, u32)> {
+    let (name, ticks) = line.split_once(' ')?;
+    let metric = VMEXIT.iter().find(|metric| metric.name == name)?;
+    Some((metric, ticks.parse().ok()?))
 }

@@ -22,8 +22,16 @@ const MODULES: [(&str, &str); 3] = [
     ("kvm-amd", "kernel/arch/x86/kvm"),
 ];
 
-/// What QEMU's smallest machine loads to boot a kernel.
-const FIRMWARE: [&str; 3] = ["bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin"];
+/// What QEMU's smallest machine loads to boot a kernel, and a PC to boot an
+/// image without.
+const FIRMWARE: [&str; 6] = [
+    "bios-256k.bin",
+    "bios-microvm.bin",
+    "kvmvapic.bin",
+    "linuxboot_dma.bin",
+    "multiboot_dma.bin",
+    "pvh.bin",
+];
 
 /// Writes the file: what `base` holds, then everything else. The kernel
 /// unpacks one archive behind the other.
@@ -84,7 +92,13 @@ pub(crate) fn build(
         command_line: &images.command_line,
     };
     let mut command = vec!["/bench/qemu".to_owned()];
-    command.extend(qemu::arguments(&machine));
+    command.extend(match &images.bare {
+        None => qemu::arguments(&machine),
+        Some(bare) => {
+            archive.add("bench/image", 0o644, &read(&bare.file)?)?;
+            qemu::bare_arguments(guest, "/bench/image", &bare.arguments)
+        }
+    });
     command.extend(["-L".to_owned(), "/bench/share".to_owned()]);
     archive.add("bench/command", 0o644, command.join("\n").as_bytes())?;
     trailer(&mut archive.output)?;

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use rack::Size;
 
 use crate::console::{Heard, Outcome, Watch};
+use crate::images::BenchImages;
+use crate::system::Guest;
 
 /// A machine to boot Linux in.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +65,25 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     arguments
 }
 
+/// QEMU's arguments for vmexit of kvm-unit-tests under KVM, as its own scripts
+/// have them: a PC, and the port at which it exits.
+pub(crate) fn bare_arguments(guest: &Guest, image: &str, words: &str) -> Vec<String> {
+    [
+        "-no-user-config -nodefaults -no-reboot -display none -machine pc -accel kvm -cpu host",
+        "-serial stdio -device isa-debug-exit,iobase=0xf4,iosize=0x4",
+        &format!(
+            "-smp {} -m {}M -kernel {image}",
+            guest.vcpus,
+            guest.memory.0 >> 20
+        ),
+    ]
+    .iter()
+    .flat_map(|line| line.split(' '))
+    .map(str::to_owned)
+    .chain(["-append".to_owned(), words.to_owned()])
+    .collect()
+}
+
 /// A process that is killed when it is dropped, or when this one dies.
 struct Guard(Child);
 
@@ -75,7 +96,7 @@ impl Drop for Guard {
 }
 
 /// Runs a machine on the host until its guest has told everything.
-pub(crate) fn run(machine: &Machine<'_>, verbose: bool) -> Result<Outcome> {
+pub(crate) fn run(machine: &Machine<'_>, images: &BenchImages, verbose: bool) -> Result<Outcome> {
     let program = rack::Programs::find().qemu;
     // setpriv: however this process ends, QEMU ends too.
     let mut command = Command::new("setpriv");
@@ -85,7 +106,7 @@ pub(crate) fn run(machine: &Machine<'_>, verbose: bool) -> Result<Outcome> {
         .args(arguments(machine))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    let mut watch = Watch::new(verbose, Vec::new);
+    let mut watch = Watch::new(verbose, Vec::new).of(images);
     let child = command
         .spawn()
         .context("cannot start setpriv; install util-linux")?;

@@ -179,8 +179,11 @@ impl Report {
         } else {
             ""
         };
+        let exits = self
+            .exit_counts()
+            .map_or_else(String::new, |table| format!("{table}\n"));
         format!(
-            "{} vCPUs, {}; medians of {}; on {} × {}, {:.0} % idle before the runs; {}\n{warning}{}\n{}\n",
+            "{} vCPUs, {}; medians of {}; on {} × {}, {:.0} % idle before the runs; {}\n{warning}{}\n{exits}",
             self.guest.vcpus,
             self.guest.memory,
             self.runs,
@@ -189,7 +192,6 @@ impl Report {
             idle * 100.0,
             self.host.qemu,
             self.figures(),
-            self.exit_counts(),
         )
     }
 
@@ -258,6 +260,7 @@ impl Report {
                     },
                 ]
             }
+            Suite::Vmexit => Vec::new(),
             Suite::Span => {
                 let speed_up = self.speed_up();
                 vec![OwnFigure {
@@ -279,8 +282,9 @@ impl Report {
         format!("{} ≤ {ratio} {}", mark(met), target.against.short())
     }
 
-    /// What the hypervisor counted, without what it never did.
-    fn exit_counts(&self) -> Table {
+    /// What the hypervisor counted, without what it never did; nothing if the
+    /// guest doesn't say what it measures when.
+    fn exit_counts(&self) -> Option<Table> {
         let rows: Vec<_> = self
             .suite
             .metrics()
@@ -303,7 +307,7 @@ impl Report {
             };
             table.add_row(once((*title).to_owned()).chain(names.iter().map(count)));
         }
-        table
+        (!rows.is_empty()).then_some(table)
     }
 
     /// Everything, also the single runs.

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::metric::{HYPERVISORS, Metric, SPANNING};
+use crate::metric::{HYPERVISORS, Metric, SPANNING, VMEXIT};
 use crate::system::System;
 
 /// A comparison of one system with others.
@@ -12,6 +12,8 @@ pub(crate) enum Suite {
     Hypervisors,
     /// A VM that spans two nodes against the same VM on one
     Span,
+    /// The same as the first by vmexit of kvm-unit-tests, without a kernel
+    Vmexit,
 }
 
 impl Suite {
@@ -20,6 +22,7 @@ impl Suite {
         match self {
             Self::Hypervisors => "hypervisors",
             Self::Span => "span",
+            Self::Vmexit => "vmexit",
         }
     }
 
@@ -29,6 +32,7 @@ impl Suite {
         match self {
             Self::Hypervisors => &[System::Viaduct, System::Plain, System::Kvm],
             Self::Span => &[System::Spanning, System::Viaduct],
+            Self::Vmexit => &[System::Viaduct, System::Kvm],
         }
     }
 
@@ -42,6 +46,7 @@ impl Suite {
         match self {
             Self::Hypervisors => &HYPERVISORS,
             Self::Span => &SPANNING,
+            Self::Vmexit => &VMEXIT,
         }
     }
 }

@@ -77,7 +77,7 @@ impl System {
         match self {
             Self::Viaduct => viaduct(1, guest, images),
             Self::Spanning => viaduct(2, guest, images),
-            Self::Plain => qemu::run(&machine, guest.verbose),
+            Self::Plain => qemu::run(&machine, images, guest.verbose),
             Self::Kvm => {
                 let outer = images.outer.as_deref().context("built when asked for")?;
                 let machine = Machine {
@@ -85,7 +85,7 @@ impl System {
                     initramfs: utf8(outer)?,
                     ..machine
                 };
-                qemu::run(&machine, guest.verbose)
+                qemu::run(&machine, images, guest.verbose)
             }
         }
     }
@@ -103,7 +103,7 @@ fn viaduct(nodes: u32, guest: &Guest, images: &BenchImages) -> Result<Outcome> {
         vcpus: guest.vcpus,
         memory: guest.memory,
     };
-    let boot = BootFiles {
+    let linux = BootFiles {
         kernel: images.kernel.clone(),
         boot_by: BootBySpec::Image,
         initramfs: Some(images.initramfs.clone()),
@@ -111,6 +111,16 @@ fn viaduct(nodes: u32, guest: &Guest, images: &BenchImages) -> Result<Outcome> {
         platform: PlatformSpec::Lean,
         image: None,
         command_line: images.command_line.clone(),
+    };
+    let boot = match &images.bare {
+        None => linux,
+        Some(bare) => BootFiles {
+            kernel: bare.file.clone(),
+            initramfs: None,
+            platform: PlatformSpec::Legacy,
+            command_line: format!("{} {}", utf8(&bare.file)?, bare.arguments),
+            ..linux
+        },
     };
     let options = StartOptions {
         name: format!("bench-{}", std::process::id()),
@@ -121,7 +131,7 @@ fn viaduct(nodes: u32, guest: &Guest, images: &BenchImages) -> Result<Outcome> {
         faults: Faults::default(),
     };
     let rack = Rack::start(&spec, &vm, &boot, options)?;
-    let mut watch = Watch::new(guest.verbose, || exits(&rack));
+    let mut watch = Watch::new(guest.verbose, || exits(&rack)).of(images);
     let console = rack.console();
     let (mut position, mut buffer) = (0, [0; 4096]);
     loop {
