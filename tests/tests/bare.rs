@@ -140,41 +140,94 @@ fn a_pvh_image_gets_its_words_and_switches_off() {
     );
 }
 
-/// Starts the other vCPU through the APIC's window; it leaves a mark.
-fn start_second(code: &mut CodeAssembler) -> Result<(), IcedError> {
+/// Starts the other vCPUs through the APIC's window. Each adds to a word; when
+/// all of them have, the exit value is that word, less `expected`.
+fn start_others(
+    others: u32,
+    expected: u32,
+) -> impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError> {
     const PAGE: u32 = 0x8000;
-    // mov word [0x7000], 0x2a; hlt; jmp $-1, in 16-bit code.
-    for (place, word) in (PAGE..)
-        .step_by(4)
-        .zip([0x7000_06c7_u32, 0xebf4_002a, 0x0000_00fd])
-    {
-        code.mov(dword_ptr(place), word)?;
+    move |code| {
+        // lock inc word [0x7000]; hlt; jmp $-1, in 16-bit code.
+        for (place, word) in (PAGE..).step_by(4).zip([0x0006_fff0_u32, 0xfdeb_f470]) {
+            code.mov(dword_ptr(place), word)?;
+        }
+        code.mov(word_ptr(0x7000), 0)?;
+        for command in [0xc_4500, 0xc_4608] {
+            code.mov(dword_ptr(0xfee0_0300_u32), command)?;
+        }
+        let mut again = code.create_label();
+        code.set_label(&mut again)?;
+        code.pause()?;
+        code.movzx(eax, word_ptr(0x7000))?;
+        code.cmp(eax, others)?;
+        code.jb(again)?;
+        code.sub(eax, expected)?;
+        exit(code)
     }
-    code.mov(word_ptr(0x7000), 0)?;
-    for command in [0xc_4500, 0xc_4608] {
-        code.mov(dword_ptr(0xfee0_0300_u32), command)?;
-    }
-    let mut again = code.create_label();
-    code.set_label(&mut again)?;
-    code.pause()?;
-    code.movzx(eax, word_ptr(0x7000))?;
-    code.test(eax, eax)?;
-    code.jz(again)?;
-    exit(code)
 }
 
 #[test]
 fn a_second_vcpu_is_started_through_the_window() {
-    let image = image(Mark::Multiboot, start_second);
+    let image = image(Mark::Multiboot, start_others(1, 0));
     let done = run(&Bench::new(), &image, &["--cores", "2"]);
-    assert_eq!(done.status, 0x2a << 1 | 1, "{}", done.err());
+    assert_eq!(done.status, 1 << 1 | 1, "{}", done.err());
 }
 
 #[test]
 fn so_is_one_on_another_node() {
-    let image = image(Mark::Multiboot, start_second);
+    let image = image(Mark::Multiboot, start_others(1, 0));
     let done = run(&Bench::new(), &image, &["--nodes", "2", "--cores", "1"]);
-    assert_eq!(done.status, 0x2a << 1 | 1, "{}", done.err());
+    assert_eq!(done.status, 1 << 1 | 1, "{}", done.err());
+}
+
+#[test]
+fn four_vcpus_lie_on_two_nodes() {
+    let image = image(Mark::Multiboot, start_others(3, 0));
+    let done = run(&Bench::new(), &image, &["--nodes", "2", "--cores", "2"]);
+    assert_eq!(done.status, 3 << 1 | 1, "{}", done.err());
+}
+
+#[test]
+fn a_tree_of_unit_tests_runs_on_two_nodes() {
+    let bench = Bench::new();
+    let folder = bench.path("tree/x86");
+    std::fs::create_dir_all(&folder).expect("writable");
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.join(name), bytes).expect("writable");
+    };
+    write("four.flat", &image(Mark::Multiboot, start_others(3, 3)));
+    write("wrong.flat", &image(Mark::Multiboot, start_others(3, 2)));
+    write(
+        "unittests.cfg",
+        b"[four]\nfile = four.flat\nsmp = 4\n\n[wrong]\nfile = wrong.flat\nsmp = 4\n",
+    );
+    let tap = bench.path("tree.tap");
+    let done = bench
+        .line(["kvm-unit-tests", "--nodes", "2", "--no-reference", "--tap"])
+        .words([&tap, &bench.path("tree")])
+        .finish();
+    assert_eq!(done.status, 1, "{}", done.err());
+    let text = std::fs::read_to_string(&tap).expect("written");
+    let lines: Vec<_> = text.lines().skip(2).collect();
+    assert_eq!(lines[0], "ok 1 - four", "{text}");
+    assert!(lines[1].starts_with("not ok 2 - wrong"), "{text}");
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_guest_that_prints_without_end_is_ended() {
+    let image = image(Mark::Multiboot, |code| {
+        let mut again = code.create_label();
+        code.mov(edx, 0x3f8)?;
+        code.set_label(&mut again)?;
+        code.out(dx, al)?;
+        code.jmp(again)
+    });
+    let done = run(&Bench::new(), &image, &["--cores", "1", "--timeout", "2"]);
+    let said = done.err();
+    assert_eq!((done.status, said.lines().count()), (124, 1), "{said}");
+    assert!(said.contains("vCPU 0 was at"), "{said}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod config;
 mod trial;
 mod verdict;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use rack::{Accelerator, Programs};
+use serde::Deserialize;
 
 use crate::cli::UnitTestArgs;
 use crate::progress;
@@ -82,6 +84,7 @@ pub(crate) fn run(args: &UnitTestArgs) -> Result<u8> {
         limit: args.timeout,
         verbose: args.verbose,
         expected: ExpectedFailures::list(),
+        slow: SlowTests::list(),
     };
     let results = suite.run(&tests);
     progress::clear();
@@ -108,6 +111,28 @@ struct Suite<'a> {
     limit: Option<u64>,
     verbose: bool,
     expected: ExpectedFailures,
+    slow: SlowTests,
+}
+
+/// The reviewed list of tests with time limits of our own, and reasons.
+#[derive(Debug, Deserialize)]
+struct SlowTests(BTreeMap<String, (u64, String)>);
+
+impl SlowTests {
+    /// The list that is part of this program.
+    ///
+    /// # Panics
+    /// Never: a test reads it.
+    fn list() -> Self {
+        toml::from_str(include_str!("slow.toml")).expect("a test reads it")
+    }
+
+    /// The limit of a test to which its tree gives `limit` seconds.
+    fn at_least(&self, name: &str, limit: u64) -> u64 {
+        self.0
+            .get(name)
+            .map_or(limit, |(seconds, _)| limit.max(*seconds))
+    }
 }
 
 impl Suite<'_> {
@@ -154,7 +179,8 @@ impl Suite<'_> {
             return judged;
         }
         let image = self.folder.join(&test.file);
-        let limit = self.limit.or(test.timeout).unwrap_or(LIMIT);
+        let limit = test.timeout.unwrap_or(LIMIT);
+        let limit = self.limit.unwrap_or(self.slow.at_least(&test.name, limit));
         let limit = Duration::from_secs(limit);
         let trials = trial::here(&image, test, self.shape, limit).and_then(|here| {
             // What passes needs no comparison.
@@ -255,4 +281,18 @@ fn print(results: &[Judged], verbose: bool) {
             .filter(|result| result.verdict.is_bad())
             .count(),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SlowTests;
+
+    #[test]
+    fn slow_tests_get_longer_and_have_reasons() {
+        let list = SlowTests::list();
+        assert!(list.0.values().all(|(_, why)| why.len() > 10), "{list:?}");
+        assert_eq!(list.at_least("x2apic", 30), 300);
+        assert_eq!(list.at_least("x2apic", 1000), 1000);
+        assert_eq!(list.at_least("cpuid", 30), 30);
+    }
 }
