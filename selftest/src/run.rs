@@ -117,8 +117,11 @@ fn facts(machine: &Machine) {
         let text = format!("{}, family {family}, model {model}", vendor.as_str());
         fact("processor", &text);
     }
-    let signature = cpuid.get_hypervisor_info().map(|info| info.identify());
-    fact("hypervisor", &format!("{signature:?}"));
+    let hypervisor = cpuid.get_hypervisor_info().map_or_else(
+        || String::from("none"),
+        |info| format!("{:?}", info.identify()),
+    );
+    fact("hypervisor", &hypervisor);
     let mut features = vec![];
     if let Some(svm) = cpuid.get_svm_info() {
         for (name, has) in [
