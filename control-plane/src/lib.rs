@@ -9,6 +9,7 @@
 //! | [`policy`] | constraints that an operator declares, by name |
 //! | [`optimise`] | the optimiser, with a proven gap and a time budget |
 //! | [`place`] | drafts, plans and explanations: from a wish to steps |
+//! | [`role`] | what the control role does: operators' requests, jobs |
 //!
 //! # How the hypervisors use it
 //!
@@ -21,7 +22,7 @@
 //!
 //! The control role is whoever appended
 //! [`Change::TakeOver`](cluster::Change::TakeOver) last. It does, again and
-//! again, what [`todo`](place::plan::todo) says of its replica:
+//! again, what [`todo`](place::plan::todo) says of its replica ([`Role::turn`](role::Role::turn)):
 //!
 //! ```text
 //! Plan(job)             plan(cluster, wish, budget, clock)
@@ -64,3 +65,4 @@ pub mod cluster;
 pub mod optimise;
 pub mod place;
 pub mod policy;
+pub mod role;

@@ -16,7 +16,10 @@
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
 
+#[cfg(any(feature = "alloc", test, loom))]
+pub mod cluster;
 mod node_counters;
+mod replica_digest;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -31,6 +34,7 @@ use crate::shm::SharedMem;
 
 use node_counters::NODE_COUNTERS_SIZE;
 pub use node_counters::{NodeCounter, NodeCounters};
+pub use replica_digest::{Digest, ReplicaDigest};
 
 const BOOT_CONFIG: usize = 0;
 const NODE_RECORDS: usize = 0x1000;
@@ -171,6 +175,10 @@ pub struct BootConfig {
     pub boot_by: u32,
     /// Zero.
     pub reserved: u32,
+    /// Bits of the nodes with the role `control`.
+    pub control: u64,
+    /// The log and the queues of the cluster: see [`cluster`].
+    pub cluster: Blob,
     /// The kernel command line.
     pub command_line: [u8; MAX_COMMAND_LINE],
     /// Modules of a multiboot or PVH image; the first that is empty ends them.
@@ -180,8 +188,27 @@ pub struct BootConfig {
 }
 
 const _: () =
-    assert!(size_of::<BootConfig>() == 96 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 16 * MAX_NODES);
+    assert!(size_of::<BootConfig>() == 120 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 16 * MAX_NODES);
 const _: () = assert!(size_of::<BootConfig>() <= NODE_RECORDS - BOOT_CONFIG);
+
+impl BootConfig {
+    /// The nodes with the role `control`.
+    #[must_use]
+    pub const fn control_nodes(&self) -> NodeSet {
+        NodeSet::from_bits(self.control)
+    }
+
+    /// The nodes that can give something to the VM.
+    #[must_use]
+    pub fn data_nodes(&self) -> NodeSet {
+        let nodes = u16::try_from(self.nodes).unwrap_or(u16::MAX);
+        let is_data = |node: &NodeId| !self.control_nodes().contains(*node);
+        (0..nodes.min(MAX_NODES as u16))
+            .map(NodeId)
+            .filter(is_data)
+            .fold(NodeSet::EMPTY, NodeSet::with)
+    }
+}
 const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
@@ -388,6 +415,7 @@ const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET)
 /// ```text
 ///   0    state, a `NodeState`              the node writes
 ///   8    clock question: a number          the node writes
+///   16   digest of its replica             see `ReplicaDigest`
 ///   64   clock answer: that number         node 0 writes
 ///   72   clock answer: node 0's TSC then   node 0 writes
 /// ```
@@ -397,6 +425,13 @@ pub struct NodeRecord(SharedMem);
 impl NodeRecord {
     fn word(&self, offset: usize) -> &AtomicU64 {
         self.0.atomic_u64(offset).expect("inside the record")
+    }
+
+    /// What the node says of its replica of the cluster.
+    #[must_use]
+    pub fn digest(&self) -> ReplicaDigest {
+        let window = self.0.window(16, ReplicaDigest::SIZE);
+        ReplicaDigest::new(window.expect("inside the record")).expect("large enough")
     }
 
     /// The number of the node's last question for node 0's clock; 0 if none.

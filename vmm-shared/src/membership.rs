@@ -51,6 +51,12 @@ impl Life {
     pub const fn node(self) -> NodeId {
         self.node
     }
+
+    /// The how-manieth word of that node's life it is; odd.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.number
+    }
 }
 
 /// Why a node can't join.
@@ -227,10 +233,26 @@ impl Watch {
     }
 
     /// The same, and puts out who has been silent for too long. To be called
-    /// every [`TICK_MS`].
+    /// every [`TICK_MS`]. A node that was started anew counts as lost for ever,
+    /// but its new life is watched like the first.
     pub fn tick(&mut self) -> NodeSet {
         for watched in &mut self.nodes {
-            let Some(life) = watched.life else { continue };
+            let Some(mut life) = watched.life else {
+                continue;
+            };
+            if !self.membership.is_in(life) {
+                self.lost = self.lost.with(life.node);
+                match self.membership.life(life.node) {
+                    Some(next) => life = next,
+                    None => continue,
+                }
+                *watched = Watched {
+                    life: Some(life),
+                    heartbeat: self.membership.heartbeat(life.node),
+                    silent: 0,
+                };
+                continue;
+            }
             let heartbeat = self.membership.heartbeat(life.node);
             watched.silent = if heartbeat == watched.heartbeat {
                 watched.silent.saturating_add(1)
@@ -336,6 +358,25 @@ mod tests {
         assert!(rack.is_in(lives[0]));
         rack.join(NodeId(1)).expect("a new life");
         assert_eq!(watch.look(), set(&[1, 5]), "another life is another node");
+    }
+
+    #[test]
+    fn a_new_life_is_watched_though_its_node_stays_lost() {
+        let rack = membership();
+        let lives = [0, 1].map(|node| rack.join(NodeId(node)).expect("free"));
+        let mut watch = Watch::new(rack, set(&[1]));
+        rack.fence(lives[1]);
+        assert_eq!(watch.tick(), set(&[1]));
+        let next = rack.join(NodeId(1)).expect("a new life");
+        for _ in 0..10 {
+            rack.beat(next);
+            assert_eq!(watch.tick(), set(&[1]));
+            assert!(rack.is_in(next));
+        }
+        for _ in 0..SILENT_TICKS {
+            watch.tick();
+        }
+        assert!(!rack.is_in(next), "silent for too long");
     }
 
     proptest! {

@@ -124,6 +124,11 @@ impl Journal {
         self.0.push_back(record);
     }
 
+    /// The log position behind the last record, or 0.
+    pub(crate) fn end(&self) -> u64 {
+        self.0.back().map_or(0, |last| last.position + 1)
+    }
+
     /// The records from a log position on, oldest first.
     pub fn since(&self, position: u64) -> impl Iterator<Item = &Record> {
         self.0

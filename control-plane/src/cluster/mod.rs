@@ -31,8 +31,11 @@ mod snapshot;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::hash::Hasher;
 
+use fnv::FnvHasher;
 use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::control::Digest;
 
 use crate::optimise::Share;
 use crate::policy::Policy;
@@ -302,6 +305,20 @@ impl Cluster {
     #[must_use]
     pub const fn journal(&self) -> &journal::Journal {
         &self.journal
+    }
+
+    /// A digest of all tables, and the log position behind the last operation
+    /// in them: 0 if there is none. Equal replicas have equal digests.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes);
+        let mut hasher = FnvHasher::default();
+        hasher.write(&bytes);
+        Digest {
+            position: self.journal.end(),
+            value: hasher.finish(),
+        }
     }
 
     /// The job that has not ended and changes this VM, if there is one.

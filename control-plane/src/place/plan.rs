@@ -1,6 +1,7 @@
 //! Plans for wishes, and what is to be done next.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use vmm_shared::addr::NodeId;
 use vmm_shared::log::Clock;
@@ -104,6 +105,19 @@ pub enum NoPlan {
     TimedOut,
     /// The steps don't fit: two VMs changed at once. Ask again.
     Stale,
+}
+
+impl fmt::Display for NoPlan {
+    /// One line, for the operator.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("it names a VM, node or vCPU that is not there"),
+            Self::Conflict(conflict) => conflict.fmt(f),
+            Self::Breaks(cause) => write!(f, "{cause} does not allow it"),
+            Self::TimedOut => f.write_str("no placement was found in time; there may be one"),
+            Self::Stale => f.write_str("the tables have changed meanwhile; ask again"),
+        }
+    }
 }
 
 /// Plans a wish, with the tables as they are. Also a dry run: nothing is

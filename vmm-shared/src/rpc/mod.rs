@@ -18,6 +18,8 @@
 //! member, of an impossible length, or an answer to no call, is counted and
 //! dropped.
 
+#[cfg(not(loom))]
+pub mod console;
 mod endpoint;
 mod message;
 #[cfg(all(test, loom))]

@@ -38,7 +38,7 @@ pub const MESSAGE_WORDS: usize = if cfg!(loom) { 5 } else { 31 };
 /// Bytes of a message.
 pub const MESSAGE_BYTES: usize = MESSAGE_WORDS * 8;
 /// Most cells that a producer can have.
-pub const MAX_CELLS: usize = 64;
+pub const MAX_CELLS: usize = 16;
 /// Most producers that a queue can have.
 pub const MAX_PRODUCERS: usize = 256;
 
