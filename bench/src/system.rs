@@ -92,10 +92,7 @@ impl System {
 }
 
 fn viaduct(nodes: u32, guest: &Guest, images: &BenchImages) -> Result<Outcome> {
-    let node = NodeSpec {
-        cores: guest.vcpus / nodes,
-        memory: None,
-    };
+    let node = NodeSpec::data(guest.vcpus / nodes, None);
     let spec = RackSpec {
         nodes: vec![node; nodes as usize],
     };

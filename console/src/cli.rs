@@ -75,9 +75,13 @@ pub(crate) struct Target {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rack")]
 pub(crate) struct RackArgs {
-    /// Nodes in the rack, 1 to 8.
+    /// Nodes that give the VM cores and memory, 1 to 8.
     #[arg(long, value_name = "N", default_value_t = 1)]
     nodes: u32,
+    /// Further nodes that decide which node gives what, and give nothing
+    /// themselves. Without any, the VM keeps the shape that it starts with.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    control: u32,
     /// Cores of each node.
     #[arg(long, value_name = "C", default_value_t = 2)]
     cores: u32,
@@ -85,7 +89,7 @@ pub(crate) struct RackArgs {
     #[arg(long, value_name = "SIZE")]
     node_memory: Option<Size>,
     /// Read the rack from a file with a [[node]] table for each node.
-    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["nodes", "cores", "node_memory"])]
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["nodes", "control", "cores", "node_memory"])]
     rack: Option<PathBuf>,
 }
 
@@ -93,13 +97,8 @@ impl RackArgs {
     pub(crate) fn spec(&self) -> Result<RackSpec, rack::RackError> {
         match &self.rack {
             Some(path) => RackFile::read(path),
-            None => RackSpec::equal(
-                self.nodes,
-                NodeSpec {
-                    cores: self.cores,
-                    memory: self.node_memory,
-                },
-            ),
+            None => RackSpec::equal(self.nodes, NodeSpec::data(self.cores, self.node_memory))?
+                .with_control(self.control),
         }
     }
 }

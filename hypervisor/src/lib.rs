@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod arch;
+pub mod control;
 pub mod devices;
 pub mod fabric;
 pub mod loader;

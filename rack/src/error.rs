@@ -49,6 +49,48 @@ pub enum RackError {
         /// The most there can be.
         most: usize,
     },
+    /// The first node owns the VM's devices.
+    #[error(
+        "node 0 owns the VM's devices, so it can't have the role control; list a data node first"
+    )]
+    FirstIsControl,
+    /// The scheduler has found no place for the VM.
+    #[error("the VM has no place in the rack: {reason}")]
+    NoPlacement {
+        /// Why, in the scheduler's words.
+        reason: String,
+    },
+    /// The cluster's log can't be used.
+    #[error("the cluster's log does not work: {reason}; this is a defect")]
+    Log {
+        /// Why.
+        reason: String,
+    },
+    /// Nobody decides in this rack.
+    #[error(
+        "this rack has no control node, so its shape stays as it is; start one with --control 1"
+    )]
+    NoControl,
+    /// Who decides is gone.
+    #[error("node {}, which decides in this rack, is gone; start it again with: viaduct node join {}", node.0, node.0)]
+    ControlGone {
+        /// The node.
+        node: NodeId,
+    },
+    /// Who decides does not answer.
+    #[error("node {}, which decides in this rack, does not answer; it may still do what it was asked: see viaduct events", node.0)]
+    ControlSilent {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node that can't be started while the VM runs.
+    #[error("node {} {why}", node.0)]
+    NoJoin {
+        /// The node.
+        node: NodeId,
+        /// What keeps it, as in "node 1 …".
+        why: &'static str,
+    },
     /// A node's memory that can't be given in large pages.
     #[error(
         "node {}: {memory} of memory is not a multiple of 2M, at least 2M; use {below}{}", node.0, or(*above, *below)

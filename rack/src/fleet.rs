@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use vmm_shared::addr::NodeId;
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{ControlRegion, VmState};
+use vmm_shared::log::Log;
 
 use crate::doorbell::Doorbells;
 use crate::node::NodeEnd;
@@ -40,6 +41,8 @@ pub(crate) struct Stake {
     pub nodes: NodeSet,
     /// Those that the VM can't do without.
     pub needed: NodeSet,
+    /// What they all follow.
+    pub log: Log,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +90,10 @@ impl Fleet {
         let mut state = self.lock();
         if let Some(place) = state.running.iter().position(|(id, _)| *id == node) {
             state.running.swap_remove(place);
+        }
+        if let Some(stake) = &self.stake {
+            // Its process has been reaped: it writes nothing any more.
+            stake.log.confirm_node_dead(node.0.into());
         }
         self.lose(&mut state, node, end);
         self.changed.notify_all();

@@ -6,15 +6,16 @@
 //! however the launcher ends, and the nodes die with it.
 
 pub mod boot;
+mod cluster;
 mod console;
 mod doorbell;
 mod error;
 mod fault;
 mod fleet;
+mod founding;
 mod image;
 mod memory;
 mod node;
-mod placement;
 mod preflight;
 mod qemu;
 mod rack;
@@ -28,16 +29,17 @@ mod stream;
 mod watch;
 
 pub use boot::{BootFiles, ModuleFile};
+pub use cluster::ClusterMember;
 pub use console::{ConsoleLog, ConsoleRead};
 pub use error::RackError;
 pub use fault::Faults;
+pub use founding::{DEFAULT_POLICY, VM};
 pub use guest_image::Protocol;
 pub use node::NodeEnd;
-pub use placement::placement;
 pub use preflight::{Accelerator, Programs, beside_executable};
 pub use rack::{JOIN_LIMIT, LogSink, Rack, RackEnd, StartOptions};
 pub use rack_file::{RackFile, RackFileNode};
 pub use size::Size;
-pub use spec::{BootBySpec, Guest, NodeSpec, PlatformSpec, RackSpec, RootFs, VmSpec};
+pub use spec::{BootBySpec, Guest, NodeSpec, PlatformSpec, RackSpec, Role, RootFs, VmSpec};
 pub use status::{NodeStatus, RackStatus, VcpuCounters};
 pub use stream::{RingReader, RingWriter};

@@ -5,11 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vmm_shared::addr::{MAX_NODES, NodeId, PAGE_SIZE};
+use vmm_shared::coherence::NodeSet;
+use vmm_shared::control::cluster::ClusterLayout;
 use vmm_shared::control::{
     BUNDLE_OFFSET, Blob, BootBy, BootConfig, ControlRegion, MAX_COMMAND_LINE, MAX_MODULES, Module,
     NodeShare, Platform, coherence_geometry,
 };
 use vmm_shared::region::RegionKind;
+use vmm_shared::shm::SharedMem;
 use zerocopy::FromZeros;
 
 use crate::boot::{BootFiles, Bundle};
@@ -23,6 +26,9 @@ use crate::spec::{BootBySpec, PlatformSpec, VmSpec};
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub control: ControlRegion,
+    /// The nodes that decide.
+    deciding: NodeSet,
+    cluster: Blob,
     control_region: Region,
     /// In the order of the nodes.
     pub given: Vec<Region>,
@@ -40,9 +46,10 @@ impl Memory {
         uuid: [u8; 16],
         bundle: &Bundle,
         shares: &[NodeShare],
+        deciding: NodeSet,
     ) -> Result<Self, RackError> {
-        let table = bundle.coherence_blob(shares);
-        let end = table.offset + table.len;
+        let cluster = bundle.cluster_blob(shares, deciding);
+        let end = cluster.offset + cluster.len;
         let region = Region::create(RegionKind::Control, uuid, 0, end)?;
         let control = ControlRegion::new(region.map()?).expect("made large enough");
         let modules = bundle.modules.iter().zip(bundle.module_blobs());
@@ -64,6 +71,8 @@ impl Memory {
         };
         Ok(Self {
             control,
+            deciding,
+            cluster,
             control_region: region,
             given: (0..).zip(shares).map(give).collect::<Result<_, _>>()?,
         })
@@ -102,16 +111,25 @@ impl Memory {
             wall_clock_ns: wall_clock_ns.unwrap_or(u64::MAX),
             kernel: bundle.kernel_blob(),
             initramfs: bundle.initramfs_blob(),
-            coherence: bundle.coherence_blob(shares),
+            coherence: bundle.coherence_blob(shares, self.deciding),
             image_len: image.map_or(0, |image| image.content_len),
             command_line_len: u32::try_from(words.len()).expect("checked to be short"),
             platform: platform as u32,
             boot_by: boot_by as u32,
             reserved: 0,
+            control: self.deciding.bits(),
+            cluster: self.cluster,
             command_line,
             modules,
             shares: all_shares,
         });
+    }
+
+    /// Where the cluster's log and queues are.
+    pub(crate) fn cluster(&self) -> (ClusterLayout, SharedMem) {
+        let layout = ClusterLayout::new(self.given.len()).expect("checked to be a possible rack");
+        let area = self.control.blob(self.cluster).expect("made large enough");
+        (layout, area)
     }
 
     /// The control region, as nodes get it.
@@ -195,13 +213,13 @@ impl Bundle {
 
     /// Behind that, zeroed: what the nodes need to keep instruction fetch
     /// coherent. One node needs nothing.
-    fn coherence_blob(&self, shares: &[NodeShare]) -> Blob {
+    fn coherence_blob(&self, shares: &[NodeShare], deciding: NodeSet) -> Blob {
         let last = match self.module_blobs().last() {
             Some(module) => module.words,
             None => self.initramfs_blob(),
         };
-        let len = match shares {
-            [_] => 0,
+        let len = match shares.len() - deciding.count() {
+            1 => 0,
             _ => coherence_geometry(shares)
                 .table_size()
                 .expect("checked to be a possible rack"),
@@ -211,28 +229,35 @@ impl Bundle {
             len: len as u64,
         }
     }
+
+    /// Behind that: the cluster's log and queues.
+    fn cluster_blob(&self, shares: &[NodeShare], deciding: NodeSet) -> Blob {
+        let before = self.coherence_blob(shares, deciding);
+        let layout = ClusterLayout::new(shares.len()).expect("checked to be a possible rack");
+        Blob {
+            offset: (before.offset + before.len).next_multiple_of(PAGE_SIZE),
+            len: layout.size() as u64,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::placement::placement;
+    use crate::cluster::HostClock;
+    use crate::founding::found;
     use crate::size::Size;
     use crate::spec::{NodeSpec, RackSpec};
 
     fn memory() -> (VmSpec, Vec<NodeShare>, Memory) {
-        let node = NodeSpec {
-            cores: 2,
-            memory: None,
-        };
-        let rack = RackSpec::equal(2, node).expect("few");
+        let rack = RackSpec::equal(2, NodeSpec::data(2, None)).expect("few");
         let vm = VmSpec {
             vcpus: 3,
             memory: Size::mib(130),
         };
-        let shares = placement(&rack, &vm);
+        let shares = found(&rack, &vm, &HostClock::new()).expect("placed").shares;
         let bundle = bundle();
-        let memory = Memory::create([7; 16], &bundle, &shares).expect("made");
+        let memory = Memory::create([7; 16], &bundle, &shares, NodeSet::EMPTY).expect("made");
         (vm, shares, memory)
     }
 
@@ -272,6 +297,34 @@ mod tests {
         assert!(config.shares[2..].iter().all(|share| share.cores == 0));
         let sum: u64 = config.shares.iter().map(|share| share.memory).sum();
         assert_eq!(sum, config.memory);
+    }
+
+    #[test]
+    fn what_nodes_share_about_a_vm_is_a_hundredth_of_its_memory_at_most() {
+        // Counters, vCPUs' homes, membership and proofs; rings hold what is on
+        // its way, and pages that nobody touches cost nothing.
+        let fixed = 1 << 20;
+        let vm = VmSpec {
+            vcpus: 2,
+            memory: Size(1 << 30),
+        };
+        for (nodes, deciding) in [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1)] {
+            let rack = RackSpec::equal(nodes, NodeSpec::data(2, None)).expect("few");
+            let rack = rack.with_control(deciding).expect("few");
+            let shares = found(&rack, &vm, &HostClock::new()).expect("placed").shares;
+            let deciding = rack.control_nodes();
+            let parts = [
+                bundle().coherence_blob(&shares, deciding),
+                bundle().cluster_blob(&shares, deciding),
+            ];
+            let sum: u64 = parts.iter().map(|blob| blob.len).sum();
+            let most = vm.memory.0 / 100;
+            assert!(
+                fixed + sum <= most,
+                "{nodes} nodes: {} KiB",
+                (fixed + sum) >> 10
+            );
+        }
     }
 
     #[test]

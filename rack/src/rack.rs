@@ -3,32 +3,33 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_shared::addr::{NodeId, VcpuId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
-    BUNDLE_OFFSET, Counter, NodeShare, NodeState, RingId, VmState, needed_nodes,
+    BUNDLE_OFFSET, Counter, Digest, NodeShare, NodeState, RingId, VmState, needed_nodes,
 };
 use vmm_shared::region::RegionKind;
 
 use crate::boot::BootFiles;
+use crate::cluster::{self, ClusterMember, HostClock, Ticker};
 use crate::console::ConsoleLog;
 use crate::doorbell::{BellThread, Doorbells, Plug};
 use crate::error::RackError;
 use crate::fault::{FaultKind, Faults};
 use crate::fleet::{Fleet, Stake};
+use crate::founding::found;
 use crate::image::Image;
 use crate::memory::Memory;
-use crate::node::{Audience, Node, NodeEnd, Sink};
-use crate::placement::placement;
+use crate::node::{Audience, Node, NodeEnd, NodeShared, Sink};
 use crate::preflight::{Accelerator, Programs};
 use crate::qemu::{Atomics, NodeConfig, arguments};
 use crate::region::Region;
 use crate::size::Size;
-use crate::spec::{RackSpec, VmSpec};
+use crate::spec::{RackSpec, Role, VmSpec};
 use crate::status::{NodeStatus, RackStatus, VcpuCounters};
 use crate::stream::{Link, RingReader, RingWriter};
 use crate::watch::Watcher;
@@ -64,20 +65,80 @@ pub struct Rack {
     // Fields drop in this order: first the nodes end, then their memory goes.
     /// None watches a node that is alone.
     _watcher: Option<Watcher>,
-    nodes: Vec<Node>,
+    _ticker: Ticker,
+    cluster: Arc<ClusterMember>,
+    nodes: Mutex<Vec<Node>>,
+    starter: Starter,
     fleet: Arc<Fleet>,
     _bell_thread: BellThread,
     doorbells: Arc<Doorbells>,
     /// Server's ends of connections beyond one for each node.
-    _servers: Vec<UnixStream>,
+    servers: Mutex<Vec<UnixStream>>,
     bell: Arc<crate::doorbell::Bell>,
     console: Arc<ConsoleLog>,
     memory: Memory,
     /// What each node gives.
     shares: Vec<NodeShare>,
     vm: VmSpec,
-    accelerator: Accelerator,
     started: Instant,
+}
+
+/// Starts nodes' processes, at first and again.
+struct Starter {
+    name: String,
+    programs: Programs,
+    accelerator: Accelerator,
+    faults: Faults,
+    /// The most cores of a node.
+    vectors: u32,
+    image: Option<Image>,
+    audience: Audience,
+}
+
+impl std::fmt::Debug for Starter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Starter").finish_non_exhaustive()
+    }
+}
+
+impl Starter {
+    fn start(
+        &self,
+        node: NodeId,
+        cores: u32,
+        client: UnixStream,
+        memory: &Memory,
+    ) -> Result<Node, RackError> {
+        let faulty = |kind| self.faults.has(kind, node);
+        let windows = memory.windows(self.image.as_ref())?;
+        let doorbell = match faulty(FaultKind::Doorbell) {
+            true => orphan()?,
+            false => client,
+        };
+        let doorbell = OwnedFd::from(doorbell);
+        let config = NodeConfig {
+            node,
+            rack: &self.name,
+            cores,
+            vectors: self.vectors,
+            accelerator: self.accelerator,
+            atomics: match faulty(FaultKind::Atomics) {
+                true => Atomics::Broken,
+                false => Atomics::Exact,
+            },
+            hypervisor: &self.programs.hypervisor,
+            doorbell: &doorbell,
+            regions: &windows,
+        };
+        let mut command = Command::new(&self.programs.qemu);
+        command.args(arguments(&config));
+        if faulty(FaultKind::Paused) {
+            command.arg("-S");
+        }
+        let mut inherit: Vec<_> = windows.into_iter().map(|window| window.file).collect();
+        inherit.push(doorbell);
+        Node::start(node, command, inherit, self.audience.clone())
+    }
 }
 
 /// How and where a rack's VM ended.
@@ -115,8 +176,11 @@ impl Rack {
         };
         options.programs.check()?;
 
-        let shares = placement(spec, vm);
-        let memory = Memory::create(uuid, &bundle, &shares)?;
+        let founding = found(spec, vm, &HostClock::new())?;
+        let shares = founding.shares.clone();
+        let memory = Memory::create(uuid, &bundle, &shares, spec.control_nodes())?;
+        let (layout, area) = memory.cluster();
+        let log = cluster::create(layout, &area)?;
         let strange = Region::create(RegionKind::Control, uuid, 0, BUNDLE_OFFSET)?;
         strange.change_header(|header| header.version = header.version.wrapping_add(1))?;
         let faulty = |kind, node| options.faults.has(kind, node);
@@ -139,6 +203,7 @@ impl Rack {
             doorbells: Arc::clone(&doorbells),
             nodes: members,
             needed: needed_nodes(&shares),
+            log: log.clone(),
         };
         let audience = Audience {
             fleet: Arc::new(Fleet::new(stake)),
@@ -147,12 +212,26 @@ impl Rack {
         };
 
         memory.configure(vm, &shares, boot, &bundle, image.as_ref());
+        let bell = bell_thread.bell();
+        let parts = (layout, &area, &log);
+        let member = ClusterMember::found(&founding, parts, memory.control, &doorbells, &bell)?;
+        let member = Arc::new(member);
+        let ticker = Ticker::start(&member)?;
         for (node, region) in (0..).map(NodeId).zip(&memory.given) {
             options.faults.apply_to_header(node, region)?;
         }
         let started = Instant::now();
         let mut running = Vec::new();
-        let vectors = shares.iter().map(|share| share.cores).max().unwrap_or(1);
+        let starter = Starter {
+            name: options.name,
+            programs: options.programs,
+            accelerator: options.accelerator,
+            vectors: shares.iter().map(|share| share.cores).max().unwrap_or(1),
+            faults: options.faults,
+            image,
+            audience,
+        };
+        let faulty = |kind, node| starter.faults.has(kind, node);
         let mut clients: Vec<_> = (0..).map(NodeId).zip(clients).collect();
         let mut servers = Vec::new();
         for node in members.filter(|node| faulty(FaultKind::Twice, *node)) {
@@ -161,37 +240,11 @@ impl Rack {
             clients.push((node, client));
         }
         for (node, client) in clients {
-            let windows = memory.windows(image.as_ref())?;
-            let doorbell = match faulty(FaultKind::Doorbell, node) {
-                true => orphan()?,
-                false => client,
-            };
-            let doorbell = OwnedFd::from(doorbell);
-            let config = NodeConfig {
-                node,
-                rack: &options.name,
-                cores: shares[usize::from(node.0)].cores,
-                vectors,
-                accelerator: options.accelerator,
-                atomics: match faulty(FaultKind::Atomics, node) {
-                    true => Atomics::Broken,
-                    false => Atomics::Exact,
-                },
-                hypervisor: &options.programs.hypervisor,
-                doorbell: &doorbell,
-                regions: &windows,
-            };
-            let mut command = Command::new(&options.programs.qemu);
-            command.args(arguments(&config));
-            if faulty(FaultKind::Paused, node) {
-                command.arg("-S");
-            }
-            let mut inherit: Vec<_> = windows.into_iter().map(|window| window.file).collect();
-            inherit.push(doorbell);
-            running.push(Node::start(node, command, inherit, audience.clone())?);
+            let cores = shares[usize::from(node.0)].cores;
+            running.push(starter.start(node, cores, client, &memory)?);
         }
 
-        let Audience { fleet, bell, .. } = audience;
+        let fleet = Arc::clone(&starter.audience.fleet);
         let link = Link {
             bell: Arc::clone(&bell),
             doorbells: Arc::clone(&doorbells),
@@ -208,19 +261,88 @@ impl Rack {
         };
         Ok(Self {
             _watcher: watcher,
-            nodes: running,
+            _ticker: ticker,
+            cluster: member,
+            nodes: Mutex::new(running),
+            starter,
             fleet,
             _bell_thread: bell_thread,
             doorbells,
-            _servers: servers,
+            servers: Mutex::new(servers),
             bell,
             console,
             memory,
             shares,
             vm: vm.clone(),
-            accelerator: options.accelerator,
             started,
         })
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What all processes of a node have in common, of the last that was
+    /// started; the node must exist.
+    fn shared_of(&self, node: NodeId) -> Arc<NodeShared> {
+        Arc::clone(self.nodes()[usize::from(node.0)].shared())
+    }
+
+    /// The cluster's tables, and the way to who changes them.
+    #[must_use]
+    pub fn cluster(&self) -> &Arc<ClusterMember> {
+        &self.cluster
+    }
+
+    /// Starts a node anew whose process has ended, while the VM goes on. The
+    /// control role alone can come back so: others would have to prove their
+    /// platform and clocks to a VM that runs.
+    ///
+    /// # Errors
+    /// It is no such node, or its process can't be started.
+    pub fn restart(&self, node: NodeId) -> Result<(), RackError> {
+        let refused = |why| Err(RackError::NoJoin { node, why });
+        let Some(share) = self.shares.get(usize::from(node.0)) else {
+            return refused("is not one of this rack");
+        };
+        let config = self.memory.control.boot_config();
+        if !config.control_nodes().contains(node) {
+            return refused("gives cores or memory, and this version can't bring such a node back");
+        }
+        if self.vm_state() != VmState::Running {
+            return refused("can't join: the VM does not run");
+        }
+        let mut nodes = self.nodes();
+        if nodes[usize::from(node.0)].shared().ended().is_none() {
+            return refused("takes part already");
+        }
+        let (server, client) = self.doorbells.again(node, self.memory.control_file())?;
+        if let Some(state) = self.memory.control.node_state(node) {
+            state.store(NodeState::Absent as u32, Ordering::Release);
+        }
+        nodes[usize::from(node.0)] = self
+            .starter
+            .start(node, share.cores, client, &self.memory)?;
+        drop(nodes);
+        self.servers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(server);
+        let deadline = Instant::now() + JOIN_LIMIT;
+        loop {
+            let rings = self.bell.rings();
+            let state = self.status().nodes[usize::from(node.0)].state;
+            match state {
+                Some(NodeState::Ready) => return Ok(()),
+                Some(NodeState::Stopped) => {
+                    return Err(self.silent(node, "has ended", JOIN_LIMIT));
+                }
+                _ if Instant::now() >= deadline => {
+                    return Err(self.silent(node, "has not joined the rack", JOIN_LIMIT));
+                }
+                _ => self.bell.wait(rings, Duration::from_millis(50)),
+            }
+        }
     }
 
     /// Waits until every node is in service and the VM has been entered.
@@ -273,7 +395,7 @@ impl Rack {
                 }
                 let joining = limit.min(JOIN_LIMIT);
                 // A busy host is no fault of the node's, within reason.
-                let starved = || self.nodes[usize::from(node.0)].starved();
+                let starved = || self.nodes()[usize::from(node.0)].starved();
                 if passed >= limit
                     || passed >= joining && passed.saturating_sub(starved()) >= joining
                 {
@@ -286,7 +408,7 @@ impl Rack {
 
     fn silent(&self, node: NodeId, what: &'static str, limit: Duration) -> RackError {
         let seconds = limit.as_secs();
-        let cause = self.nodes[usize::from(node.0)].shared().last_words();
+        let cause = self.shared_of(node).last_words();
         RackError::NodeSilent {
             node,
             what,
@@ -339,9 +461,11 @@ impl Rack {
         // If two run as one node, it is the one that has ended.
         let of_it = |node: &&Node| node.id() == end.node;
         let has_ended = |node: &&Node| node.shared().ended().is_some();
-        let its = || self.nodes.iter().filter(of_it);
+        let nodes = self.nodes();
+        let its = || nodes.iter().filter(of_it);
         let node = its().find(has_ended).or_else(|| its().next());
-        let shared = node.expect("it was started").shared();
+        let shared = Arc::clone(node.expect("it was started").shared());
+        drop(nodes);
         let (what, cause) = match (end.how, end.vm) {
             (NodeEnd::Orderly, VmState::Crashed) => {
                 ("stopped the VM: the guest crashed", self.guest_words())
@@ -425,6 +549,9 @@ impl Rack {
             let counters = self.memory.control.node_counters(node.id());
             counters.expect("the spec has checked how many nodes there are")
         };
+        let nodes = self.nodes();
+        let count = nodes.len();
+        let deciding = self.memory.control.boot_config().control_nodes();
         let mut offset = 0;
         let node_status = |(node, share): (&Node, &NodeShare)| {
             let memory_offset = offset;
@@ -438,22 +565,27 @@ impl Rack {
                 memory_offset,
                 pid: node.pid(),
                 is_out: self.memory.control.membership().is_out(node.id()),
+                role: match deciding.contains(node.id()) {
+                    true => Role::Control,
+                    false => Role::Data,
+                },
+                digest: self.digest(node.id()),
                 counters: counters(node).values().collect(),
-                ipis_to: counters(node).ipis(self.nodes.len()).collect(),
+                ipis_to: counters(node).ipis(count).collect(),
             }
         };
         RackStatus {
-            accelerator: self.accelerator,
-            nodes: self
-                .nodes
-                .iter()
-                .zip(&self.shares)
-                .map(node_status)
-                .collect(),
+            accelerator: self.starter.accelerator,
+            nodes: nodes.iter().zip(&self.shares).map(node_status).collect(),
             vm: self.vm_state(),
             vm_spec: self.vm.clone(),
             uptime: self.started.elapsed(),
         }
+    }
+
+    /// What a node says of its replica of the tables, once it has one.
+    fn digest(&self, node: NodeId) -> Option<Digest> {
+        self.memory.control.node(node)?.digest().get()
     }
 
     /// What each vCPU has counted so far.
@@ -491,7 +623,8 @@ impl Rack {
     /// The last lines of a node's log.
     #[must_use]
     pub fn log(&self, node: NodeId) -> Vec<String> {
-        let node = self.nodes.get(usize::from(node.0));
+        let nodes = self.nodes();
+        let node = nodes.get(usize::from(node.0));
         node.map_or_else(Vec::new, |node| node.shared().log())
     }
 
@@ -499,7 +632,7 @@ impl Rack {
         Link {
             bell: Arc::clone(&self.bell),
             doorbells: Arc::clone(&self.doorbells),
-            node: Arc::clone(self.nodes[0].shared()),
+            node: self.shared_of(FIRST),
             id: FIRST,
             fleet: Arc::clone(&self.fleet),
         }

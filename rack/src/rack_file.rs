@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::error::RackError;
 use crate::size::Size;
-use crate::spec::{NodeSpec, RackSpec};
+use crate::spec::{NodeSpec, RackSpec, Role};
 
 /// A rack written down in a file, one table per node:
 ///
@@ -14,6 +14,10 @@ use crate::spec::{NodeSpec, RackSpec};
 /// [[node]]
 /// cores = 4
 /// memory = "2G"
+///
+/// [[node]]
+/// role = "control"
+/// cores = 1
 /// ```
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +30,9 @@ pub struct RackFile {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct RackFileNode {
+    /// What it is for; "data" if it doesn't say.
+    #[serde(default)]
+    pub role: Role,
     /// Its cores.
     pub cores: u32,
     /// The most memory that it gives.
@@ -48,9 +55,9 @@ impl RackFile {
             path: path.to_owned(),
             reason: one_line(error.message(), error.span(), &text),
         })?;
-        let node = |node: &RackFileNode| NodeSpec {
-            cores: node.cores,
-            memory: node.memory,
+        let node = |node: &RackFileNode| match node.role {
+            Role::Data => NodeSpec::data(node.cores, node.memory),
+            Role::Control => NodeSpec::control(node.cores),
         };
         Ok(RackSpec {
             nodes: file.node.iter().map(node).collect(),
@@ -81,16 +88,18 @@ mod tests {
     fn unequal_nodes_are_read_in_order() {
         let rack = read("[[node]]\ncores = 4\nmemory = \"2G\"\n[[node]]\ncores = 1\n");
         let expected = [
-            NodeSpec {
-                cores: 4,
-                memory: Some(Size(2 << 30)),
-            },
-            NodeSpec {
-                cores: 1,
-                memory: None,
-            },
+            NodeSpec::data(4, Some(Size(2 << 30))),
+            NodeSpec::data(1, None),
         ];
         assert_eq!(rack.expect("legal").nodes, expected);
+    }
+
+    #[test]
+    fn a_node_says_what_it_is_for() {
+        let rack = read("[[node]]\ncores = 2\n[[node]]\nrole = \"control\"\ncores = 1\n");
+        let expected = [NodeSpec::data(2, None), NodeSpec::control(1)];
+        assert_eq!(rack.expect("legal").nodes, expected);
+        assert!(read("[[node]]\ncores = 1\nrole = \"king\"\n").is_err());
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_NODES, MAX_VCPUS, NodeId};
+use vmm_shared::coherence::NodeSet;
 
 use crate::error::RackError;
 use crate::size::Size;
 
 /// The least memory that a guest boots in.
-const LEAST_MEMORY: Size = Size::mib(128);
+pub(crate) const LEAST_MEMORY: Size = Size::mib(128);
 /// The most cores of one node: xAPIC ids must address them all.
 const MOST_CORES: u32 = 64;
 /// The most nodes of an emulated rack. Shared layouts have room for
@@ -25,9 +26,22 @@ pub struct RackSpec {
     pub nodes: Vec<NodeSpec>,
 }
 
+/// What a node is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It gives cores and memory to the VM.
+    #[default]
+    Data,
+    /// It decides which node gives what, and gives nothing itself.
+    Control,
+}
+
 /// One host of a rack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
+    /// What it is for.
+    pub role: Role,
     /// Its cores.
     pub cores: u32,
     /// The most memory that it gives; `None` is as much as it is asked for.
@@ -37,11 +51,9 @@ pub struct NodeSpec {
 
 impl Default for RackSpec {
     fn default() -> Self {
-        let node = NodeSpec {
-            cores: 2,
-            memory: None,
-        };
-        Self { nodes: vec![node] }
+        Self {
+            nodes: vec![NodeSpec::data(2, None)],
+        }
     }
 }
 
@@ -145,10 +157,34 @@ impl RackSpec {
         })
     }
 
-    /// Cores of all nodes together.
+    /// Adds nodes that decide, of one core each.
+    ///
+    /// # Errors
+    /// There are more than a rack can have.
+    pub fn with_control(mut self, count: u32) -> Result<Self, RackError> {
+        let nodes = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        check_count(nodes.saturating_add(count))?;
+        self.nodes.extend((0..count).map(|_| NodeSpec::control(1)));
+        Ok(self)
+    }
+
+    /// The nodes that decide.
+    #[must_use]
+    pub fn control_nodes(&self) -> NodeSet {
+        let nodes = (0..).map(NodeId).zip(&self.nodes);
+        nodes
+            .filter(|(_, node)| node.role == Role::Control)
+            .fold(NodeSet::EMPTY, |set, (node, _)| set.with(node))
+    }
+
+    fn data_nodes(&self) -> impl Iterator<Item = &NodeSpec> {
+        self.nodes.iter().filter(|node| node.role == Role::Data)
+    }
+
+    /// Cores of all nodes that give any together.
     #[must_use]
     pub fn cores(&self) -> u32 {
-        let cores = self.nodes.iter().map(|node| node.cores);
+        let cores = self.data_nodes().map(|node| node.cores);
         cores.fold(0, u32::saturating_add)
     }
 
@@ -156,8 +192,7 @@ impl RackSpec {
     #[must_use]
     pub fn memory(&self, vm: &VmSpec) -> Size {
         let each = self
-            .nodes
-            .iter()
+            .data_nodes()
             .map(|node| node.memory.unwrap_or(vm.memory));
         Size(each.fold(0, |sum, memory| sum.saturating_add(memory.0)))
     }
@@ -170,6 +205,9 @@ impl RackSpec {
         check_count(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX))?;
         for (id, node) in (0..).map(NodeId).zip(&self.nodes) {
             node.check(id)?;
+        }
+        if self.control_nodes().contains(NodeId(0)) {
+            return Err(RackError::FirstIsControl);
         }
         let cores = self.cores();
         if cores as usize > MAX_VCPUS {
@@ -212,6 +250,26 @@ impl RackSpec {
 }
 
 impl NodeSpec {
+    /// A node that gives so many cores, and that much memory at most.
+    #[must_use]
+    pub const fn data(cores: u32, memory: Option<Size>) -> Self {
+        Self {
+            role: Role::Data,
+            cores,
+            memory,
+        }
+    }
+
+    /// A node that decides.
+    #[must_use]
+    pub const fn control(cores: u32) -> Self {
+        Self {
+            role: Role::Control,
+            cores,
+            memory: Some(Size(0)),
+        }
+    }
+
     fn check(&self, node: NodeId) -> Result<(), RackError> {
         if self.cores == 0 {
             return Err(RackError::NoCores { node });
@@ -274,7 +332,7 @@ mod tests {
 
     fn uniform(nodes: u32, cores: u32, mib: Option<u64>) -> RackSpec {
         let memory = mib.map(Size::mib);
-        RackSpec::equal(nodes, NodeSpec { cores, memory }).expect("few enough")
+        RackSpec::equal(nodes, NodeSpec::data(cores, memory)).expect("few enough")
     }
 
     fn refusal(rack: &RackSpec, vm: &VmSpec) -> String {
@@ -301,10 +359,7 @@ mod tests {
         let small = uniform(3, 2, Some(256));
         assert!(refusal(&small, &vm(1, usual)).contains("--memory 768M or less"));
         let odd = RackSpec {
-            nodes: vec![NodeSpec {
-                cores: 1,
-                memory: Some(Size(3 << 20)),
-            }],
+            nodes: vec![NodeSpec::data(1, Some(Size(3 << 20)))],
         };
         assert!(refusal(&odd, &vm(1, usual)).contains("2M or 4M"));
     }
@@ -312,10 +367,7 @@ mod tests {
     #[test]
     fn racks_that_cannot_be_are_refused() {
         let usual = vm(1, Size::mib(1024));
-        let node = NodeSpec {
-            cores: 1,
-            memory: None,
-        };
+        let node = NodeSpec::data(1, None);
         for (nodes, hint) in [(0, "--nodes"), (9, "--nodes 8"), (u32::MAX, "--nodes 8")] {
             let error = RackSpec::equal(nodes, node).expect_err("refused");
             assert!(error.to_string().contains(hint), "{error}");
@@ -327,6 +379,20 @@ mod tests {
         assert!(refusal(&uniform(2, 1, Some(0)), &usual).contains("node 0"));
         let many = vm(3, usual.memory);
         assert!(refusal(&uniform(2, 1, None), &many).contains("--vcpus 2 or fewer"));
+    }
+
+    #[test]
+    fn control_nodes_give_nothing_and_are_not_the_first() {
+        let rack = uniform(2, 2, None).with_control(1).expect("few enough");
+        assert_eq!((rack.nodes.len(), rack.cores()), (3, 4));
+        assert_eq!(rack.control_nodes(), NodeSet::only(NodeId(2)));
+        assert!(rack.check(&vm(4, Size::mib(1024))).is_ok());
+        assert!(refusal(&rack, &vm(5, Size::mib(1024))).contains("--vcpus 4"));
+        assert!(uniform(7, 1, None).with_control(2).is_err());
+        let alone = RackSpec {
+            nodes: vec![NodeSpec::control(1)],
+        };
+        assert!(refusal(&alone, &vm(1, Size::mib(1024))).contains("node 0"));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use vmm_shared::addr::{NodeId, VcpuId};
-use vmm_shared::control::{NodeState, VmState};
+use vmm_shared::control::{Digest, NodeState, VmState};
 
 use crate::preflight::Accelerator;
-use crate::spec::VmSpec;
+use crate::spec::{Role, VmSpec};
 
 /// A rack as it is now.
 #[derive(Clone, Debug)]
@@ -43,6 +43,10 @@ pub struct NodeStatus {
     pub pid: i32,
     /// It has been put out of the rack.
     pub is_out: bool,
+    /// What it is for.
+    pub role: Role,
+    /// What it says of its replica of the cluster's tables, once it has one.
+    pub digest: Option<Digest>,
     /// Names and values of what it has counted, in the order of
     /// [`NodeCounters::values`](vmm_shared::control::NodeCounters::values).
     pub counters: Vec<(&'static str, u64)>,

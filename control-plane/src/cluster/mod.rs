@@ -307,6 +307,12 @@ impl Cluster {
         &self.journal
     }
 
+    /// The log position behind the last operation in the tables, or 0.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.journal.end()
+    }
+
     /// A digest of all tables, and the log position behind the last operation
     /// in them: 0 if there is none. Equal replicas have equal digests.
     #[must_use]
@@ -316,7 +322,7 @@ impl Cluster {
         let mut hasher = FnvHasher::default();
         hasher.write(&bytes);
         Digest {
-            position: self.journal.end(),
+            position: self.end(),
             value: hasher.finish(),
         }
     }

@@ -63,24 +63,23 @@ impl Keeper {
         self.next.store(now, Ordering::Relaxed);
     }
 
-    /// Does what is due at this TSC; the nodes that have been found lost.
-    pub fn attend(&self, now: u64) -> NodeSet {
+    /// Does what is due at this TSC, if anything is; the nodes that have been
+    /// found lost.
+    pub fn attend(&self, now: u64) -> Option<NodeSet> {
         let due = self.next.load(Ordering::Relaxed);
         if now < due {
-            return NodeSet::EMPTY;
+            return None;
         }
         // Whoever holds the lock is doing it.
-        let Some(mut watch) = self.watch.try_lock() else {
-            return NodeSet::EMPTY;
-        };
+        let mut watch = self.watch.try_lock()?;
         if self.next.load(Ordering::Relaxed) != due {
-            return NodeSet::EMPTY;
+            return None;
         }
         self.next
             .store(now.saturating_add(self.period), Ordering::Relaxed);
         self.membership.beat(self.life);
         let lost = watch.as_mut().map_or(NodeSet::EMPTY, Watch::tick);
-        self.note(lost)
+        Some(self.note(lost))
     }
 
     /// Looks at once whether somebody has been put out, as when the doorbell
@@ -166,7 +165,7 @@ mod tests {
     #[test]
     fn a_needed_node_that_falls_silent_freezes_the_others() {
         let (_, [zero, one, two]) = rack();
-        let mut found = NodeSet::EMPTY;
+        let mut found = None;
         let mut ticks = 0;
         one.attend(0);
         for tick in 0..=u64::from(SILENT_TICKS) {
@@ -175,7 +174,7 @@ mod tests {
             found = zero.attend(tick * PERIOD);
             ticks = tick;
         }
-        assert_eq!(found, set(&[1]), "after {ticks} ticks");
+        assert_eq!(found, Some(set(&[1])), "after {ticks} ticks");
         assert!(ticks * TICK_MS <= 2000);
         assert_eq!(zero.held(), Some(Held::Frozen));
         assert_eq!(two.lost(), set(&[1]));
@@ -208,9 +207,6 @@ mod tests {
         assert!(record.is_in(one.life) && record.is_in(zero.life));
         let alone = Keeper::new(record, zero.life, set(&[0]), KHZ);
         alone.start(NodeSet::EMPTY, 0);
-        assert_eq!(
-            (alone.next_due(), alone.attend(u64::MAX)),
-            (None, NodeSet::EMPTY)
-        );
+        assert_eq!((alone.next_due(), alone.attend(u64::MAX)), (None, None));
     }
 }

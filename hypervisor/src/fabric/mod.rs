@@ -1,10 +1,12 @@
 //! What this node shares with the launcher and the other nodes.
 
 pub mod clock;
+pub mod cluster;
 pub mod forward;
 pub mod keeper;
 pub mod proof;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -18,6 +20,7 @@ use vmm_shared::membership::JoinError;
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
 use vmm_shared::shm::SharedMem;
 
+use self::cluster::ClusterMember;
 use self::keeper::{Held, Keeper};
 use crate::arch::descriptors::{DOORBELL_VECTOR, KICK_VECTOR};
 use crate::arch::pci::{self, Window, WindowKind};
@@ -78,6 +81,8 @@ pub struct Fabric {
     control: ControlRegion,
     doorbell: Option<Window>,
     keeper: Keeper,
+    /// A node that is alone has none.
+    cluster: Option<Box<ClusterMember>>,
     /// Nodes in the rack.
     nodes: u16,
 }
@@ -203,11 +208,13 @@ impl Fabric {
         let nodes = u16::try_from(config.nodes).unwrap_or(0);
         let shares = config.shares.get(..usize::from(nodes)).unwrap_or_default();
         let needed = needed_nodes(shares);
+        let cluster = ClusterMember::attach(life, &control, config, clocks, doorbell.as_ref());
         let fabric = Self {
             node,
             cores,
             control,
             doorbell,
+            cluster,
             keeper: Keeper::new(membership, life, needed, clocks.tsc_khz),
             nodes,
         };
@@ -230,31 +237,55 @@ impl Fabric {
         (0..self.nodes).map(NodeId)
     }
 
-    /// Begins to watch the others: all have joined.
+    /// Begins to watch the others, which have all joined, and to follow the
+    /// cluster's log.
     pub fn start_watch(&self) {
         let others = self
             .nodes()
             .filter(|node| *node != self.node)
             .fold(NodeSet::EMPTY, NodeSet::with);
         self.keeper.start(others, cpu::rdtsc());
+        if let Some(cluster) = &self.cluster {
+            cluster.join();
+        }
     }
 
     /// Gives a sign of life and looks at the others', when it is time.
     pub fn attend(&self) {
-        self.report(self.keeper.attend(cpu::rdtsc()));
+        if let Some(lost) = self.keeper.attend(cpu::rdtsc()) {
+            self.report(lost);
+            self.follow_cluster();
+        }
     }
 
-    /// Looks at once whether a node has been put out.
+    /// Does what a ring of the doorbell may be about: somebody has been put
+    /// out, or waits for this node to follow the log.
     pub fn look_for_losses(&self) {
         self.report(self.keeper.look());
+        self.follow_cluster();
+    }
+
+    fn follow_cluster(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.tick();
+        }
+    }
+
+    /// This node's part in the cluster; none if it is alone.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&ClusterMember> {
+        self.cluster.as_deref()
     }
 
     fn report(&self, lost: NodeSet) {
         if lost.is_empty() {
             return;
         }
-        for NodeId(node) in lost {
-            log::warn!("node {node} is lost");
+        for node in lost {
+            log::warn!("node {} is lost", node.0);
+            if let Some(cluster) = &self.cluster {
+                cluster.evict(node);
+            }
         }
         if self.held().is_some() {
             self.control.freeze_vm();

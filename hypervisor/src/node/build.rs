@@ -198,7 +198,7 @@ fn membership(
     id: NodeId,
     fetch: Fetch,
 ) -> Result<Option<Membership>, Reason> {
-    if config.nodes == 1 || fetch == Fetch::Coherent {
+    if config.data_nodes().count() == 1 || fetch == Fetch::Coherent {
         return Ok(None);
     }
     let broken = || String::from("the table of instruction coherence does not fit the VM");
@@ -230,7 +230,7 @@ fn machine(regions: &Regions, config: &BootConfig) -> Result<Machine, Reason> {
     let protocol = match BootBy::from_raw(config.boot_by) {
         Some(BootBy::Image) => loader::protocol(&image)
             .map_err(|why| format!("the guest cannot be loaded: it is {why}"))?,
-        Some(BootBy::Paravirtual) if config.nodes > 1 => {
+        Some(BootBy::Paravirtual) if config.data_nodes().count() > 1 => {
             return Err(String::from("the paravirtual guest runs on one node"));
         }
         Some(BootBy::Paravirtual) => Protocol::Paravirtual,

@@ -16,6 +16,7 @@
 //! the rack. A node that was put out ends at once.
 
 mod build;
+mod deciding;
 mod trial;
 
 use alloc::boxed::Box;
@@ -68,6 +69,10 @@ pub fn run(machine: Machine) -> ! {
         windows,
         node,
     } = machine;
+    if deciding::is_for(&windows, node) {
+        let Err(reason) = deciding::run(clocks, cores, &windows, node);
+        fail(&reason)
+    }
     match build::build(clocks, cores, &windows, node) {
         Ok(node) => {
             let node: &'static Node = Box::leak(Box::new(node));
@@ -82,11 +87,13 @@ pub fn run(machine: Machine) -> ! {
             boot::release_other_cores(Box::leak(Box::new(move || run_core(node))));
             run_core(node)
         }
-        Err(reason) => {
-            log::error!("this node cannot start: {reason}");
-            io::exit(NodeExit::BootFailure)
-        }
+        Err(reason) => fail(&reason),
     }
+}
+
+fn fail(reason: &Reason) -> ! {
+    log::error!("this node cannot start: {reason}");
+    io::exit(NodeExit::BootFailure)
 }
 
 /// Waits for node 0, which may have to wait for others.

@@ -121,10 +121,7 @@ fn assemble(case: impl FnOnce(&mut Guest) -> Assembled) -> Finished {
 }
 
 fn start(machine: &Machine, kernel: PathBuf) -> Rack {
-    let node = NodeSpec {
-        cores: machine.vcpus,
-        memory: None,
-    };
+    let node = NodeSpec::data(machine.vcpus, None);
     let spec = RackSpec { nodes: vec![node] };
     let vm = VmSpec {
         vcpus: machine.vcpus,

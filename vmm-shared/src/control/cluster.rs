@@ -2,7 +2,7 @@
 //! launcher follow, and an inbox for each of them.
 //!
 //! ```text
-//!   0      the log               members: nodes, launcher, two to spare
+//!   0      the log               members: nodes, launcher, one to spare
 //!   ..     inbox of node 0       each from all nodes and the launcher
 //!   ..     …
 //!   ..     inbox of the launcher
@@ -13,7 +13,8 @@
 //! launcher, whose number comes after the last node's.
 
 use crate::addr::PAGE_SIZE;
-use crate::log::Geometry;
+use crate::log::{Config, Geometry};
+use crate::membership::{SILENT_TICKS, TICK_MS};
 use crate::rpc::QueueSizes;
 use crate::shm::SharedMem;
 
@@ -22,6 +23,21 @@ pub const LAUNCHER_EPOCH: u32 = 1;
 
 /// The most peers of a node: what an emulated rack can have.
 pub const MAX_PEERS: usize = 17;
+
+/// How members take part in the log; each has its own number of a node.
+///
+/// A node that falls silent is put out by the rack's membership first, and its
+/// member evicted because of that; the log's own lease is for the launcher.
+/// Nobody waits so long for space that its own signs of life would fail.
+pub const MEMBER: Config = Config {
+    lease_ns: 2 * SILENT_TICKS as u64 * TICK_MS * 1_000_000,
+    patience_ns: 10_000_000,
+    copies: 2,
+    wait_ns: 500_000_000,
+    threads: 8,
+    node: 0,
+    part_bytes: 16 << 10,
+};
 
 /// Where the parts lie for so many nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +67,8 @@ impl ClusterLayout {
     pub const fn log(&self) -> Geometry {
         Geometry {
             order_slots: 1 << 11,
-            // One for the launcher, and two for those whose slot is in
-            // quarantine.
-            members: self.nodes + 3,
+            // One for the launcher, and one while another's is in quarantine.
+            members: self.nodes + 2,
             lane_lines: 1 << 12,
             entry_bytes: 64,
             stage_lines: 1 << 8,

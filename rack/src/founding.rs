@@ -1,0 +1,295 @@
+//! The first operations in a cluster's log: its nodes, its policy, and the VM
+//! with its first placement.
+//!
+//! Nodes need to know what they give before they start, so the launcher asks
+//! the scheduler and founds the log with the answer. From then on the log is
+//! what counts, and the control role decides.
+
+use std::collections::BTreeSet;
+
+use control_plane::cluster::{Change, Cluster, Done, JobId, Op, Refusal, StepResult, VmId, Wish};
+use control_plane::optimise::{Budget, Share};
+use control_plane::place::plan::plan;
+use control_plane::place::steps::steps;
+use control_plane::policy::text;
+use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
+use vmm_shared::control::NodeShare;
+use vmm_shared::log::{At, Clock, MemberId, StateMachine};
+use zerocopy::IntoBytes;
+
+use crate::error::RackError;
+use crate::spec::{LEAST_MEMORY, NodeSpec, RackSpec, Role, VmSpec};
+
+/// The rack's one VM.
+pub const VM: VmId = VmId(0);
+
+/// The policy that a rack starts with.
+pub const DEFAULT_POLICY: &str = include_str!("default-policy.toml");
+
+/// How long the scheduler may take for the first placement.
+const PLANNING: Budget = Budget::exact(1_000_000_000);
+
+/// An operation of the log and its payload.
+type Entry = (Op, Vec<u8>);
+
+/// What a log begins with, and what each node gives by it.
+#[derive(Debug)]
+pub(crate) struct Founding {
+    pub entries: Vec<Entry>,
+    pub shares: Vec<NodeShare>,
+}
+
+/// Places a VM that [fits](RackSpec::check).
+pub(crate) fn found<C: Clock>(
+    rack: &RackSpec,
+    vm: &VmSpec,
+    clock: &C,
+) -> Result<Founding, RackError> {
+    let mut draft = Draft::default();
+    let total = share(vm.vcpus, vm.memory.0);
+    for (node, spec) in (0..).map(NodeId).zip(&rack.nodes) {
+        draft.change(Change::Join {
+            node,
+            domain: node.0,
+            size: size(spec, vm),
+        })?;
+    }
+    let policy = text::parse(DEFAULT_POLICY).map_err(|why| RackError::NoPlacement {
+        reason: why.to_string(),
+    })?;
+    draft.append(Change::LoadPolicy.into(), policy.as_bytes().to_vec())?;
+    draft.change(Change::CreateVm {
+        vm: VM,
+        most: share(rack.cores(), rack.memory(vm).0),
+        least: share(1, LEAST_MEMORY.0),
+    })?;
+    draft.place(Wish::Resize { vm: VM, to: total }, clock)?;
+    let placed = draft.cluster.vms().get(&VM);
+    let placed = placed.expect("it was made above");
+    // Nodes number vCPUs through, node after node.
+    debug_assert!(
+        placed
+            .homes()
+            .is_sorted_by_key(|home| home.map_or(u16::MAX, |node| node.0))
+    );
+    let given = |(node, spec): (NodeId, &NodeSpec)| {
+        let share = placed.granted_at(node);
+        NodeShare {
+            memory: u64::from(share.slices) * LARGE_PAGE_SIZE,
+            cores: spec.cores,
+            vcpus: share.vcpus,
+        }
+    };
+    Ok(Founding {
+        shares: (0..).map(NodeId).zip(&rack.nodes).map(given).collect(),
+        entries: draft.entries,
+    })
+}
+
+/// So many vCPUs and bytes in the scheduler's units.
+fn share(vcpus: u32, memory: u64) -> Share {
+    let slices = u32::try_from(memory / LARGE_PAGE_SIZE).unwrap_or(u32::MAX);
+    Share::new(vcpus, slices)
+}
+
+/// What a node can give.
+fn size(node: &NodeSpec, vm: &VmSpec) -> Share {
+    match node.role {
+        Role::Data => share(node.cores, node.memory.unwrap_or(vm.memory).0),
+        Role::Control => Share::NONE,
+    }
+}
+
+#[derive(Default)]
+struct Draft {
+    cluster: Cluster,
+    entries: Vec<Entry>,
+}
+
+impl Draft {
+    fn change(&mut self, change: Change) -> Result<Done, RackError> {
+        self.append(change.into(), Vec::new())
+    }
+
+    fn append(&mut self, op: Op, payload: Vec<u8>) -> Result<Done, RackError> {
+        let at = At {
+            position: self.entries.len() as u64,
+            member: MemberId::new(0).expect("the first"),
+        };
+        let done = self.cluster.apply(&op, &payload, at);
+        self.entries.push((op, payload));
+        done.map_err(|refusal: Refusal| RackError::NoPlacement {
+            reason: refusal.to_string(),
+        })
+    }
+
+    /// A job that has ended: its VM boots with what it gives.
+    fn place<C: Clock>(&mut self, wish: Wish, clock: &C) -> Result<(), RackError> {
+        let job = match self.change(Change::Ask { request: 0, wish })? {
+            Done::Started { job } => job,
+            _ => return Ok(()),
+        };
+        let nowhere = |reason: String| RackError::NoPlacement { reason };
+        let planned = plan(&self.cluster, wish, PLANNING, clock);
+        let planned = planned.map_err(|why| nowhere(why.to_string()))?;
+        let part = planned.parts.first();
+        let shares = part.map_or(&[][..], |part| &part.shares);
+        let steps = steps(&self.cluster, VM, &self.first_give_most(shares));
+        let steps = steps.ok_or_else(|| nowhere("it is not there".into()))?;
+        let change = Change::Plan { job };
+        self.append(change.into(), steps.as_bytes().to_vec())?;
+        while let Some(index) = self.current(job) {
+            let result = StepResult::Done;
+            self.change(Change::Step { job, index, result })?;
+        }
+        Ok(())
+    }
+
+    /// The same among equal nodes, with the larger shares first: then the
+    /// guest's APIC ids have fewer gaps.
+    fn first_give_most(&self, shares: &[(NodeId, Share)]) -> Vec<(NodeId, Share)> {
+        let size = |node: NodeId| self.cluster.nodes()[&node].size();
+        let mut sorted: Vec<_> = shares.to_vec();
+        let all = self.cluster.nodes().keys();
+        for group in all.map(|node| size(*node)).collect::<BTreeSet<_>>() {
+            let is_in = |(node, _): &&(NodeId, Share)| size(*node) == group;
+            let mut equal: Vec<Share> = shares.iter().filter(is_in).map(|pair| pair.1).collect();
+            // From behind: the largest is taken first.
+            equal.sort_unstable();
+            for pair in sorted.iter_mut().filter(|pair| size(pair.0) == group) {
+                pair.1 = equal.pop().expect("as many as there are");
+            }
+        }
+        sorted
+    }
+
+    fn current(&self, job: JobId) -> Option<u32> {
+        let (index, _) = self.cluster.jobs().get(&job)?.current()?;
+        Some(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size::Size;
+    use crate::spec::NodeSpec;
+
+    struct Wall(std::time::Instant);
+
+    impl Clock for Wall {
+        fn now_ns(&self) -> u64 {
+            u64::try_from(self.0.elapsed().as_nanos()).expect("not for centuries")
+        }
+    }
+
+    fn founded(rack: &RackSpec, vm: &VmSpec) -> Founding {
+        rack.check(vm).expect("fits");
+        found(rack, vm, &Wall(std::time::Instant::now())).expect("placed")
+    }
+
+    fn rack(nodes: &[(u32, Option<u64>)]) -> RackSpec {
+        let node = |(cores, mib): &(u32, Option<u64>)| NodeSpec::data(*cores, mib.map(Size::mib));
+        RackSpec {
+            nodes: nodes.iter().map(node).collect(),
+        }
+    }
+
+    fn vcpus(cores: &[u32], vcpus: u32) -> Vec<u32> {
+        let nodes: Vec<_> = cores.iter().map(|cores| (*cores, None)).collect();
+        let vm = VmSpec {
+            vcpus,
+            memory: Size::mib(1024),
+        };
+        let shares = founded(&rack(&nodes), &vm).shares;
+        shares.iter().map(|share| share.vcpus).collect()
+    }
+
+    fn mib(limits: &[Option<u64>], memory: u64) -> Vec<u64> {
+        let nodes: Vec<_> = limits.iter().map(|limit| (1, *limit)).collect();
+        let vm = VmSpec {
+            vcpus: 1,
+            memory: Size::mib(memory),
+        };
+        let shares = founded(&rack(&nodes), &vm).shares;
+        shares.iter().map(|share| share.memory >> 20).collect()
+    }
+
+    #[test]
+    fn the_log_begins_with_what_the_nodes_give() {
+        let rack = rack(&[(2, None), (2, None)]).with_control(1).expect("few");
+        let vm = VmSpec {
+            vcpus: 3,
+            memory: Size::mib(512),
+        };
+        let founding = founded(&rack, &vm);
+        let mut cluster = Cluster::default();
+        for ((op, payload), position) in founding.entries.iter().zip(0..) {
+            let member = MemberId::new(1).expect("any");
+            let done = cluster.apply(op, payload, At { position, member });
+            assert!(done.is_ok(), "{done:?}");
+        }
+        assert_eq!(cluster.check(), Ok(()));
+        let placed = &cluster.vms()[&VM];
+        assert_eq!(placed.desired(), placed.granted());
+        for (node, given) in (0..).map(NodeId).zip(&founding.shares) {
+            let granted = placed.granted_at(node);
+            assert_eq!(granted.vcpus, given.vcpus);
+            assert_eq!(u64::from(granted.slices) << 21, given.memory);
+        }
+        let homes: Vec<_> = placed.homes().iter().flatten().map(|node| node.0).collect();
+        let blocks = (0..).zip(&founding.shares);
+        let blocks: Vec<u16> = blocks
+            .flat_map(|(node, given)| (0..given.vcpus).map(move |_| node))
+            .collect();
+        assert_eq!(homes, blocks);
+        let control = founding.shares[2];
+        assert_eq!((control.memory, control.cores, control.vcpus), (0, 1, 0));
+    }
+
+    #[test]
+    fn vcpus_go_where_the_cores_are() {
+        assert_eq!(vcpus(&[1, 1], 2), [1, 1]);
+        assert_eq!(vcpus(&[2, 2], 3), [2, 1]);
+        assert_eq!(vcpus(&[2, 2, 2], 6), [2, 2, 2]);
+        assert_eq!(vcpus(&[1, 8], 9), [1, 8]);
+        assert_eq!(vcpus(&[1, 3], 2), [1, 1]);
+        assert_eq!(vcpus(&[1, 1, 1], 1), [1, 0, 0]);
+        assert_eq!(vcpus(&[4], 2), [2]);
+    }
+
+    #[test]
+    fn every_vcpu_has_a_core_and_the_first_node_the_first_vcpu() {
+        for cores in [&[1, 1][..], &[3, 1, 2], &[1, 7, 5, 64], &[9, 1, 1, 1, 1]] {
+            let total: u32 = cores.iter().sum();
+            for asked in 1..=total {
+                let placed = vcpus(cores, asked);
+                assert_eq!(placed.iter().sum::<u32>(), asked);
+                assert!(placed[0] >= 1, "{cores:?} {asked}");
+                let fits = placed
+                    .iter()
+                    .zip(cores)
+                    .all(|(vcpus, cores)| vcpus <= cores);
+                assert!(fits, "{cores:?} {asked}: {placed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_split_evenly() {
+        assert_eq!(mib(&[None], 1024), [1024]);
+        assert_eq!(mib(&[None, None], 1024), [512, 512]);
+        assert_eq!(mib(&[None, None, None], 1024), [342, 342, 340]);
+    }
+
+    #[test]
+    fn a_small_node_gives_all_and_the_others_the_rest() {
+        assert_eq!(mib(&[Some(512), Some(512)], 1024), [512, 512]);
+        assert_eq!(mib(&[Some(128), None], 1024), [128, 896]);
+        assert_eq!(mib(&[None, Some(100), Some(200)], 1024), [724, 100, 200]);
+        assert_eq!(
+            mib(&[Some(342), Some(342), Some(340)], 1024),
+            [342, 342, 340]
+        );
+    }
+}
