@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::names::{RackName, RuntimeDir};
 use crate::protocol::{Envelope, Reply, Report, Request, VERSION, receive, send};
+use crate::tables::{Changed, ClusterReport, Event, JobReport, PlanReport, Wanted};
 
 /// How long a rack may take to answer a plain question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -62,6 +63,85 @@ pub(crate) fn status(name: &RackName) -> Result<Report> {
         (_, Reply::Status(report)) => Ok(*report),
         _ => Err(unexpected(name)),
     }
+}
+
+/// Asks a plain question.
+fn question<T>(
+    name: &RackName,
+    request: Request,
+    take: impl FnOnce(Reply) -> Option<T>,
+) -> Result<T> {
+    let limit = request.patience();
+    let (_, reply) = ask(name, request, limit)?;
+    take(reply).ok_or_else(|| unexpected(name))
+}
+
+/// The cluster's tables.
+pub(crate) fn cluster(name: &RackName) -> Result<ClusterReport> {
+    question(name, Request::Cluster, |reply| match reply {
+        Reply::Cluster(report) => Some(*report),
+        _ => None,
+    })
+}
+
+/// The journal from a position on.
+pub(crate) fn events(name: &RackName, since: u64) -> Result<Vec<Event>> {
+    question(name, Request::Events { since }, |reply| match reply {
+        Reply::Events(events) => Some(events),
+        _ => None,
+    })
+}
+
+/// What a change would take, or the best placement.
+pub(crate) fn explain(name: &RackName, wanted: Option<Wanted>) -> Result<PlanReport> {
+    question(name, Request::Explain { wanted }, |reply| match reply {
+        Reply::Plan(plan) => Some(*plan),
+        _ => None,
+    })
+}
+
+/// The text of the policy in force.
+pub(crate) fn policy(name: &RackName) -> Result<String> {
+    question(name, Request::Policy, |reply| match reply {
+        Reply::Policy(text) => Some(text),
+        _ => None,
+    })
+}
+
+/// Asks for a change.
+pub(crate) fn change(
+    name: &RackName,
+    wanted: &Wanted,
+    number: u64,
+    dry_run: bool,
+) -> Result<Changed> {
+    let request = Request::Change {
+        wanted: wanted.clone(),
+        request: number,
+        dry_run,
+    };
+    question(name, request, |reply| match reply {
+        Reply::Changed(changed) => Some(*changed),
+        _ => None,
+    })
+}
+
+/// Waits for a job's end, so long at most; the job, if there is one.
+pub(crate) fn wait(name: &RackName, job: u32, limit: Duration) -> Result<Option<JobReport>> {
+    let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    let request = Request::Wait { job, milliseconds };
+    question(name, request, |reply| match reply {
+        Reply::Job(job) => Some(job),
+        _ => None,
+    })
+}
+
+/// Starts a node anew.
+pub(crate) fn join(name: &RackName, node: u16) -> Result<()> {
+    question(name, Request::Join { node }, |reply| match reply {
+        Reply::Ready => Some(()),
+        _ => None,
+    })
 }
 
 /// A connection that carries the agent's protocol from now on.

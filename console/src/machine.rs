@@ -275,7 +275,7 @@ impl Machine {
         progress::say("booting the guest");
         let left = deadline.saturating_duration_since(Instant::now());
         match self.agent.wait_hello(left) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(self.rack.guest_is_up()?),
             Err(ClientError::NoAnswer(_)) => {}
             Err(error) => {
                 self.explain()?;

@@ -2,6 +2,7 @@
 
 mod attach;
 mod bare;
+mod change;
 mod cli;
 mod client;
 mod machine;
@@ -19,6 +20,7 @@ mod show;
 mod signals;
 mod stdio;
 mod supervise;
+mod tables;
 mod terminal;
 mod unit_tests;
 
@@ -107,6 +109,13 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Memory(args) => show(&args, show::memory, |report| {
             serde_json::to_value(&report.nodes)
         }),
+        Command::Resize(args) => change::resize(&args),
+        Command::Node(command) => change::node(&command),
+        Command::Vcpu(command) => change::vcpu(&command),
+        Command::Job(command) => change::job(&command),
+        Command::Policy(command) => change::policy(&command),
+        Command::Events(args) => change::events(&args),
+        Command::Explain(args) => change::explain(&args),
         Command::KvmUnitTests(args) => unit_tests::run(&args),
         Command::Selftest(args) => selftest::run(&args),
         Command::Supervise => supervise::supervise().map(|()| 0),

@@ -9,8 +9,10 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::tables::{Changed, ClusterReport, Event, JobReport, PlanReport, Wanted};
+
 /// Changes with everything in this module.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 /// Longest line of either side.
 const MAX_LINE: usize = 1 << 20;
 
@@ -33,6 +35,26 @@ pub(crate) enum Request {
         /// Go on when all that was kept has been sent.
         follow: bool,
     },
+    /// How are the cluster's tables?
+    Cluster,
+    /// What has been changed from a position of the log on?
+    Events { since: u64 },
+    /// What would a change take, or the best placement?
+    Explain { wanted: Option<Wanted> },
+    /// Which policy is in force?
+    Policy,
+    /// Change something.
+    Change {
+        wanted: Wanted,
+        /// The request's number, for the journal.
+        request: u64,
+        /// Only say what would come of it.
+        dry_run: bool,
+    },
+    /// Wait for the end of a job, so long at most.
+    Wait { job: u32, milliseconds: u64 },
+    /// Start a node anew.
+    Join { node: u16 },
     /// Stop; the guest gets so many seconds to switch itself off.
     Down { seconds: u64 },
 }
@@ -44,6 +66,18 @@ pub(crate) enum Reply {
     Ready,
     /// To [`Request::Status`].
     Status(Box<Report>),
+    /// To [`Request::Cluster`].
+    Cluster(Box<ClusterReport>),
+    /// To [`Request::Events`].
+    Events(Vec<Event>),
+    /// To [`Request::Explain`].
+    Plan(Box<PlanReport>),
+    /// To [`Request::Policy`].
+    Policy(String),
+    /// To [`Request::Change`].
+    Changed(Box<Changed>),
+    /// To [`Request::Wait`]: the job, if there is one.
+    Job(Option<JobReport>),
     /// To [`Request::Down`]: all is stopped.
     Stopped,
     /// The request can't be served: why, and what to do.
@@ -61,6 +95,9 @@ pub(crate) struct Report {
     pub pid: u32,
     pub uptime_seconds: f64,
     pub vm: VmReport,
+    /// The tables; none if the rack's log can't be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterReport>,
     pub nodes: Vec<NodeReport>,
     pub vcpus: Vec<VcpuReport>,
 }
@@ -82,8 +119,13 @@ pub(crate) struct NodeReport {
     pub id: u16,
     /// "absent", "joined", "ready", "fenced", "stopped" or "unknown".
     pub state: String,
+    /// "data" or "control".
+    pub role: String,
     pub cores: u32,
     pub vcpus: u32,
+    /// What it says of its replica of the tables, once it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaReport>,
     /// What it gives, and where that begins in the VM's memory.
     pub memory_bytes: u64,
     pub memory_offset_bytes: u64,
@@ -92,6 +134,13 @@ pub(crate) struct NodeReport {
     pub counters: Vec<(String, u64)>,
     /// Interrupts that its vCPUs have sent to vCPUs on each node.
     pub ipis_to: Vec<u64>,
+}
+
+/// Nodes at the same position have the same digest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ReplicaReport {
+    pub position: u64,
+    pub digest: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -9,15 +9,19 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rack::{ConsoleLog, ConsoleRead, NodeStatus, RackStatus, RingWriter};
+use control_plane::cluster::Cluster;
+use control_plane::policy::text;
+use rack::{ConsoleLog, ConsoleRead, NodeStatus, RackError, RackStatus, RingWriter, Role};
+use vmm_shared::addr::NodeId;
 use vmm_shared::control::{NodeState, VmState};
 
 use crate::machine::Machine;
 use crate::names::HeldDir;
 use crate::protocol::{
-    Envelope, NodeReport, Reply, Report, Request, VERSION, VcpuReport, VmReport, receive, send,
+    Envelope, NodeReport, ReplicaReport, Reply, Report, Request, VERSION, VcpuReport, VmReport,
+    receive, send,
 };
-use crate::relay;
+use crate::{relay, tables};
 
 /// Clients served at the same time.
 const MAX_CLIENTS: usize = 64;
@@ -114,6 +118,40 @@ impl Server {
                 let report = self.report();
                 send(&mut client, &Reply::Status(Box::new(report)))
             }
+            Request::Cluster => {
+                let told = tables::report(&self.machine.rack);
+                answer(&mut client, told.map(|it| Reply::Cluster(Box::new(it))))
+            }
+            Request::Events { since } => {
+                let told = tables::events(&self.machine.rack, since);
+                answer(&mut client, told.map(Reply::Events))
+            }
+            Request::Explain { wanted } => {
+                let told = tables::explain(&self.machine.rack, wanted.as_ref());
+                answer(&mut client, told.map(|it| Reply::Plan(Box::new(it))))
+            }
+            Request::Policy => {
+                let read = |cluster: &Cluster| text::print(cluster.policy());
+                let told = self.machine.rack.cluster().read(read);
+                answer(&mut client, told.map(Reply::Policy))
+            }
+            Request::Change {
+                wanted,
+                request,
+                dry_run,
+            } => {
+                let told = tables::change(&self.machine.rack, &wanted, request, dry_run);
+                answer(&mut client, told.map(|it| Reply::Changed(Box::new(it))))
+            }
+            Request::Wait { job, milliseconds } => {
+                let limit = Duration::from_millis(milliseconds).min(REQUEST_LIMIT);
+                let told = tables::wait(&self.machine.rack, job, limit);
+                answer(&mut client, told.map(Reply::Job))
+            }
+            Request::Join { node } => {
+                let told = self.machine.rack.restart(NodeId(node));
+                answer(&mut client, told.map(|()| Reply::Ready))
+            }
             Request::Exec => {
                 if let Some(reason) = self.reason() {
                     return send(&mut client, &Reply::Refused(reason));
@@ -157,12 +195,22 @@ impl Server {
             pid: std::process::id(),
             uptime_seconds: status.uptime.as_secs_f64(),
             vm: vm_report(&status, self.reason()),
+            cluster: tables::report(rack).ok(),
             nodes: status
                 .nodes
                 .iter()
                 .map(|node| NodeReport {
                     id: node.id.0,
                     state: node_state(node).to_owned(),
+                    role: match node.role {
+                        Role::Data => "data",
+                        Role::Control => "control",
+                    }
+                    .to_owned(),
+                    replica: node.digest.map(|digest| ReplicaReport {
+                        position: digest.position,
+                        digest: format!("{:016x}", digest.value),
+                    }),
                     cores: node.cores,
                     vcpus: node.vcpus,
                     memory_bytes: node.memory,
@@ -216,6 +264,12 @@ impl Server {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Answers, or says why not.
+fn answer(client: &mut UnixStream, reply: Result<Reply, RackError>) -> io::Result<()> {
+    let reply = reply.unwrap_or_else(|error| Reply::Refused(error.to_string()));
+    send(client, &reply)
 }
 
 fn print_console(log: &ConsoleLog, mut client: UnixStream, follow: bool) {

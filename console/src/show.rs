@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table};
 use rack::Size;
 
 use crate::protocol::Report;
+use crate::tables::{Amount, ClusterReport, JobReport, PlanReport};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -44,15 +45,98 @@ pub(crate) fn status(report: &Report) -> String {
     if let Some(reason) = &vm.reason {
         text += &format!("      {reason}\n");
     }
+    if let Some(cluster) = &report.cluster {
+        text += &decided(cluster);
+    }
     text + "\n" + &nodes(report)
 }
 
+/// Who decides; what is wished, given and used; and what is being done.
+fn decided(cluster: &ClusterReport) -> String {
+    let mut text = match cluster.controller {
+        Some(node) => format!("rule  by node {node}, term {}\n", cluster.term),
+        None => "rule  by nobody: the VM keeps its shape\n".to_owned(),
+    };
+    if let Some(vm) = &cluster.vm {
+        let mut table = table(&["VM", "DESIRED", "GRANTED", "SEEN"]);
+        let amounts = [&vm.desired, &vm.granted, &vm.seen];
+        let row = |name: &str, value: &dyn Fn(&Amount) -> String| {
+            let values = amounts.iter().map(|amount| value(amount));
+            std::iter::once(name.to_owned())
+                .chain(values)
+                .collect::<Vec<_>>()
+        };
+        table.add_row(row("vcpus", &|amount| amount.vcpus.to_string()));
+        table.add_row(row("memory", &|amount| {
+            Size(amount.memory_bytes).to_string()
+        }));
+        text += "\n";
+        text += &print(&table);
+    }
+    let going_on: Vec<_> = cluster.jobs.iter().filter(|job| !job.ended).collect();
+    if !going_on.is_empty() {
+        text += "\n";
+        text += &jobs(going_on);
+    }
+    text
+}
+
+pub(crate) fn jobs<'a>(jobs: impl IntoIterator<Item = &'a JobReport>) -> String {
+    let mut table = table(&["JOB", "STATE", "STEP", "WISH", "WHY"]);
+    for job in jobs {
+        table.add_row([
+            job.id.to_string(),
+            job.state.clone(),
+            format!("{}/{}", job.done, job.steps),
+            job.wish.clone(),
+            job.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    print(&table)
+}
+
+/// A plan, what it takes and why it is as it is.
+pub(crate) fn plan(plan: &PlanReport) -> String {
+    if let Some(conflict) = &plan.conflict {
+        return format!("{conflict}\n");
+    }
+    let mut text = String::new();
+    for step in &plan.steps {
+        text += &format!("{step}\n");
+    }
+    if plan.is_empty() {
+        text += "nothing to do\n";
+    }
+    text += &format!(
+        "cost  {}, {} at least; +{} -{} vCPUs, {} moved; +{} -{} of memory, {} moved\n",
+        plan.cost,
+        plan.bound,
+        plan.vcpus_added,
+        plan.vcpus_removed,
+        plan.vcpus_moved,
+        Size(plan.memory_added_bytes),
+        Size(plan.memory_removed_bytes),
+        Size(plan.memory_moved_bytes),
+    );
+    for line in &plan.explanation {
+        text += &format!("{line}\n");
+    }
+    text
+}
+
 pub(crate) fn nodes(report: &Report) -> String {
-    let mut table = table(&["NODE", "STATE", "CORES", "VCPUS", "MEMORY", "PID"]);
+    let mut table = table(&["NODE", "ROLE", "STATE", "CORES", "VCPUS", "MEMORY", "PID"]);
+    let rows = report.cluster.iter().flat_map(|cluster| &cluster.nodes);
+    let cordoned: Vec<u16> = rows.filter(|row| row.cordoned).map(|row| row.id).collect();
     for node in &report.nodes {
+        let state = match cordoned.contains(&node.id) {
+            true => format!("{}, cordoned", node.state),
+            false => node.state.clone(),
+        };
         table.add_row([
             node.id.to_string(),
-            node.state.clone(),
+            node.role.clone(),
+            state,
             node.cores.to_string(),
             node.vcpus.to_string(),
             Size(node.memory_bytes).to_string(),
@@ -176,8 +260,11 @@ mod tests {
                 memory_bytes: 1 << 30,
                 reason: None,
             },
+            cluster: None,
             nodes: vec![NodeReport {
                 id: 0,
+                role: "data".into(),
+                replica: None,
                 state: "ready".into(),
                 cores: 2,
                 vcpus: 2,
@@ -207,8 +294,8 @@ mod tests {
     fn the_status_says_what_is_running() {
         let expected = "rack  default: 1 node(s), tcg, up 1m01s\n\
                         vm    running: 2 vCPU(s), 1G of memory\n\n\
-                        NODE  STATE  CORES  VCPUS  MEMORY  PID\n\
-                        0     ready  2      2      1G      4711\n";
+                        NODE  ROLE  STATE  CORES  VCPUS  MEMORY  PID\n\
+                        0     data  ready  2      2      1G      4711\n";
         assert_eq!(status(&report()), expected);
     }
 

@@ -509,11 +509,11 @@ fn every_change_leaves_an_audit_line() {
         lines,
         [
             format!(
-                "#{position} member 0: request 0x7: resize vm 0 to 3 vCPUs, 48 slices -> job {}",
+                "#{position} member 0: request 0000000000000007: resize vm 0 to 3 vCPUs and 96M -> job {}",
                 job.0
             ),
             format!(
-                "#{} member 0: request 0x7: resize vm 0 to 0 vCPUs, 0 slices -> refused (8)",
+                "#{} member 0: request 0000000000000007: resize vm 0 to 0 vCPUs and 0M -> refused (8)",
                 position + 1
             ),
         ]

@@ -194,3 +194,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_policy_that_is_printed_reads_the_same() {
+    let text = r#"
+[[constraint]]
+name = "say \"no\" to two"
+kind = "spread"
+hard = true
+cores = 3
+node = 1
+[[constraint]]
+name = "few"
+kind = "pack"
+weight = 7
+[[constraint]]
+name = "far"
+kind = "failure-domain"
+percent = 60
+weight = 5
+slice-weight = 1
+[[constraint]]
+name = "stay"
+kind = "fewest-moves"
+weight = 5
+[[constraint]]
+name = "pinned"
+kind = "pin"
+hard = true
+vm = 0
+vcpu = 0
+node = 0
+"#;
+    let policy = parse(text).expect("a policy");
+    let printed = control_plane::policy::text::print(&policy);
+    assert_eq!(parse(&printed).as_ref(), Ok(&policy), "{printed}");
+}

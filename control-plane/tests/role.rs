@@ -100,8 +100,8 @@ fn what_cannot_be_done_is_refused_before_anything_is_changed() {
     let (mut role, mut rack) = (Role::default(), rack());
     for (change, words) in [
         (resize(2, 120), "this version cannot change memory"),
-        (resize(0, 100), "nearest is 1 vCPUs and 100 slices"),
-        (resize(9, 100), "nearest is 8 vCPUs and 100 slices"),
+        (resize(0, 100), "nearest is 1 vCPUs and 200M"),
+        (resize(9, 100), "nearest is 8 vCPUs and 200M"),
         (Change::TakeOver { node: NodeId(1) }, "not for operators"),
         (
             Change::Cordon {
@@ -183,7 +183,14 @@ fn a_job_goes_on_after_a_new_role_takes_over() {
     let mut first = Role::default();
     let alive = |node: NodeId| node != NodeId(2);
     assert_eq!(first.take_over(NodeId(2), |_| true, &mut rack), Ok(true));
-    assert_eq!(first.take_over(NodeId(1), |_| true, &mut rack), Ok(false));
+    assert_eq!(first.take_over(NodeId(2), |_| true, &mut rack), Ok(true));
+    assert_eq!(rack.cluster.controller(), (Some(NodeId(2)), 1));
+    let mut other = Role::default();
+    assert_eq!(other.take_over(NodeId(1), |_| true, &mut rack), Ok(false));
+    // The same node after a restart.
+    first = Role::default();
+    assert_eq!(first.take_over(NodeId(2), |_| true, &mut rack), Ok(true));
+    assert_eq!(rack.cluster.controller(), (Some(NodeId(2)), 2));
     ask(&mut first, &mut rack, resize(5, 100), 0, false);
     // The plan, and two of its steps.
     for _ in 0..3 {
@@ -191,7 +198,7 @@ fn a_job_goes_on_after_a_new_role_takes_over() {
     }
     let mut second = Role::default();
     assert_eq!(second.take_over(NodeId(1), alive, &mut rack), Ok(true));
-    assert_eq!(rack.cluster.controller(), (Some(NodeId(1)), 2));
+    assert_eq!(rack.cluster.controller(), (Some(NodeId(1)), 3));
     while second.turn(&mut rack, &mut Nodes, &wall()).expect("a log") {}
     assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(5, 100));
     let adds = rack.cluster.jobs().values().last().expect("the job");

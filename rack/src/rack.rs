@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmm_shared::addr::{NodeId, VcpuId};
+use control_plane::cluster::{Change, VmPhase};
+use control_plane::optimise::Share;
+use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId, VcpuId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
     BUNDLE_OFFSET, Counter, Digest, NodeShare, NodeState, RingId, VmState, needed_nodes,
@@ -21,7 +23,7 @@ use crate::doorbell::{BellThread, Doorbells, Plug};
 use crate::error::RackError;
 use crate::fault::{FaultKind, Faults};
 use crate::fleet::{Fleet, Stake};
-use crate::founding::found;
+use crate::founding::{VM, found};
 use crate::image::Image;
 use crate::memory::Memory;
 use crate::node::{Audience, Node, NodeEnd, NodeShared, Sink};
@@ -292,6 +294,26 @@ impl Rack {
     #[must_use]
     pub fn cluster(&self) -> &Arc<ClusterMember> {
         &self.cluster
+    }
+
+    /// Tells the cluster that the guest answers, and what it has taken into
+    /// use: the vCPUs that it has started, and the memory that it booted with.
+    ///
+    /// # Errors
+    /// The log does not take it.
+    pub fn guest_is_up(&self) -> Result<(), RackError> {
+        let vcpus = self.counters();
+        let started = vcpus.iter().filter(|vcpu| vcpu.values[0].1 > 0).count();
+        let pages = self.shares.iter().map(|share| share.memory).sum::<u64>() / LARGE_PAGE_SIZE;
+        let share = Share::new(
+            u32::try_from(started).expect("few"),
+            u32::try_from(pages).unwrap_or(u32::MAX),
+        );
+        self.cluster.tell(Change::Seen { vm: VM, share })?;
+        self.cluster.tell(Change::Phase {
+            vm: VM,
+            phase: VmPhase::Running,
+        })
     }
 
     /// Starts a node anew whose process has ended, while the VM goes on. The

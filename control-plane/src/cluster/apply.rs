@@ -154,8 +154,9 @@ impl fmt::Display for Refusal {
             Self::TooLarge => f.write_str("the sizes are beyond what the tables hold"),
             Self::OutOfRange { nearest } => write!(
                 f,
-                "the VM can't have that; the nearest is {} vCPUs and {} slices",
-                nearest.vcpus, nearest.slices
+                "the VM can't have that; the nearest is {} vCPUs and {}M of memory",
+                nearest.vcpus,
+                u64::from(nearest.slices) * 2
             ),
             Self::InUse => f.write_str("it still gives cores or slices to others: drain it first"),
             Self::Cordoned { node } => write!(f, "node {} is cordoned", node.0),

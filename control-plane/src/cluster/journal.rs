@@ -11,7 +11,7 @@ use vmm_shared::log::At;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::apply::{Done, Refusal};
-use super::{Change, Op, StepResult};
+use super::{Change, Op};
 
 /// Records that are kept.
 pub const KEPT: usize = 512;
@@ -89,18 +89,7 @@ impl fmt::Display for Record {
         write!(f, "#{} member {}: ", self.position, self.member)?;
         match self.change() {
             None => f.write_str("garbage")?,
-            Some(Change::Ask { request, wish }) => write!(f, "request {request:#x}: {wish}")?,
-            Some(Change::Step { job, index, result }) => {
-                write!(f, "job {} step {index} ", job.0)?;
-                match result {
-                    StepResult::Done => f.write_str("done")?,
-                    StepResult::Short { slices, reason } => {
-                        write!(f, "done for {slices} slices only, reason {reason}")?;
-                    }
-                    StepResult::Failed { reason } => write!(f, "failed, reason {reason}")?,
-                }
-            }
-            Some(change) => write!(f, "{change:?}")?,
+            Some(change) => change.fmt(f)?,
         }
         if let Some(job) = self.job() {
             write!(f, " -> job {job}")?;

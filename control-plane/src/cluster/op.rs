@@ -472,14 +472,95 @@ impl From<Change> for Op {
     }
 }
 
+impl fmt::Display for Change {
+    /// As the journal tells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let amount = |share: &Share| (share.vcpus, u64::from(share.slices) * 2);
+        match self {
+            Self::Join { node, size, .. } => {
+                let (cores, memory) = amount(size);
+                write!(f, "node {} joins, {cores} cores and {memory}M", node.0)
+            }
+            Self::Leave { node } => write!(f, "node {} leaves", node.0),
+            Self::Lose { node } => write!(f, "node {} is lost", node.0),
+            Self::Cordon { node, on: true } => write!(f, "cordon node {}", node.0),
+            Self::Cordon { node, on: false } => write!(f, "uncordon node {}", node.0),
+            Self::LoadPolicy => f.write_str("load a policy"),
+            Self::CreateVm { vm, most, least } => {
+                let ((least_vcpus, least_memory), (vcpus, memory)) = (amount(least), amount(most));
+                write!(
+                    f,
+                    "make vm {}, {least_vcpus} to {vcpus} vCPUs and {least_memory}M to {memory}M",
+                    vm.0
+                )
+            }
+            Self::RemoveVm { vm } => write!(f, "remove vm {}", vm.0),
+            Self::Phase { vm, phase } => match phase {
+                VmPhase::Booting => write!(f, "vm {} boots", vm.0),
+                VmPhase::Running => write!(f, "vm {} runs", vm.0),
+            },
+            Self::Seen { vm, share } => {
+                let (vcpus, memory) = amount(share);
+                write!(
+                    f,
+                    "the guest of vm {} sees {vcpus} vCPUs and {memory}M",
+                    vm.0
+                )
+            }
+            Self::Ask { request, wish } => write!(f, "request {request:016x}: {wish}"),
+            Self::Plan { job } => write!(f, "plan of job {}", job.0),
+            Self::Refuse { job } => write!(f, "no plan for job {}", job.0),
+            Self::Step { job, index, result } => {
+                write!(f, "job {} step {index} ", job.0)?;
+                match result {
+                    StepResult::Done => f.write_str("done"),
+                    StepResult::Short { slices, reason } => {
+                        let memory = u64::from(*slices) * 2;
+                        write!(f, "done for {memory}M only, reason {reason}")
+                    }
+                    StepResult::Failed { reason } => write!(f, "failed, reason {reason}"),
+                }
+            }
+            Self::Cancel { job } => write!(f, "cancel job {}", job.0),
+            Self::Lease {
+                holder,
+                node,
+                share,
+            } => {
+                let (cores, memory) = amount(share);
+                let (to, from) = (holder.0, node.0);
+                write!(
+                    f,
+                    "node {to} takes {cores} cores and {memory}M of node {from}"
+                )
+            }
+            Self::Return {
+                holder,
+                node,
+                share,
+            } => {
+                let (cores, memory) = amount(share);
+                let (from, to) = (holder.0, node.0);
+                write!(
+                    f,
+                    "node {from} gives {cores} cores and {memory}M back to node {to}"
+                )
+            }
+            Self::TakeOver { node } => write!(f, "node {} is in charge", node.0),
+        }
+    }
+}
+
 impl fmt::Display for Wish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resize { vm, to } => {
                 write!(
                     f,
-                    "resize vm {} to {} vCPUs, {} slices",
-                    vm.0, to.vcpus, to.slices
+                    "resize vm {} to {} vCPUs and {}M",
+                    vm.0,
+                    to.vcpus,
+                    u64::from(to.slices) * 2
                 )
             }
             Self::MoveVcpu { vm, vcpu, to } => {
@@ -492,8 +573,11 @@ impl fmt::Display for Wish {
                 count,
             } => write!(
                 f,
-                "move {count} slices of vm {} from node {} to node {}",
-                vm.0, from.0, to.0
+                "move {}M of vm {} from node {} to node {}",
+                u64::from(*count) * 2,
+                vm.0,
+                from.0,
+                to.0
             ),
             Self::Drain { node } => write!(f, "drain node {}", node.0),
             Self::Rebalance { vm } => write!(f, "rebalance vm {}", vm.0),

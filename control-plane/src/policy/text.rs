@@ -118,6 +118,46 @@ pub fn parse(text: &str) -> Result<Policy, TextError> {
     })
 }
 
+/// Writes a policy such that [`parse`] reads the same.
+#[must_use]
+pub fn print(policy: &Policy) -> String {
+    let mut text = String::new();
+    for rule in policy.rules() {
+        let name = toml::Value::from(rule.name.to_string());
+        text += "[[constraint]]\n";
+        text += &alloc::format!("name = {name}\nkind = \"{}\"\n", rule.kind.name());
+        if rule.hard {
+            text += "hard = true\n";
+        }
+        let numbers = [("vm", rule.vm), ("vcpu", rule.vcpu), ("node", rule.node)];
+        for (key, value) in numbers.iter().filter(|pair| pair.1 != ANY) {
+            text += &alloc::format!("{key} = {value}\n");
+        }
+        let numbers = [
+            ("cores", rule.vcpus),
+            ("slices", rule.slices),
+            ("percent", rule.percent),
+            ("weight", rule.weight),
+        ];
+        for (key, value) in numbers.iter().filter(|pair| pair.1 != 0) {
+            text += &alloc::format!("{key} = {value}\n");
+        }
+        if rule.slice_weight != unsaid_slice_weight(rule.kind, rule.weight) {
+            text += &alloc::format!("slice-weight = {}\n", rule.slice_weight);
+        }
+        text += "\n";
+    }
+    text
+}
+
+/// vCPUs and slices cost alike unless told apart; nodes are no units.
+const fn unsaid_slice_weight(kind: Kind, weight: u32) -> u32 {
+    match kind {
+        Kind::Pack => 0,
+        _ => weight,
+    }
+}
+
 fn rule(entry: &Entry) -> Result<Rule, (Option<usize>, String)> {
     let name = Name::new(&entry.name).ok_or_else(|| (None, Fault::BadName.to_string()))?;
     let wanted = entry.kind.get_ref();
@@ -128,8 +168,7 @@ fn rule(entry: &Entry) -> Result<Rule, (Option<usize>, String)> {
         return Err((Some(entry.kind.span().start), reason));
     };
     let weight = entry.weight.unwrap_or(0);
-    // vCPUs and slices cost alike unless told apart; nodes are no units.
-    let slice_weight = if *kind == Kind::Pack { 0 } else { weight };
+    let slice_weight = unsaid_slice_weight(*kind, weight);
     Ok(Rule {
         hard: entry.hard,
         vm: entry.vm.unwrap_or(ANY),

@@ -60,6 +60,8 @@ pub trait Executor {
 #[derive(Clone, Debug, Default)]
 pub struct Role {
     upload: requests::Upload,
+    /// It has taken over in this life.
+    has_begun: bool,
 }
 
 impl Role {
@@ -75,14 +77,18 @@ impl Role {
         tables: &mut T,
     ) -> Result<bool, ReplicaError> {
         match tables.read(|cluster| cluster.controller().0)? {
-            Some(node) if node == me => Ok(true),
-            Some(node) if is_alive(node) => Ok(false),
-            _ => {
-                let change = Change::TakeOver { node: me };
-                tables.append(Op::from(change), &[])?.ok();
-                Ok(true)
+            Some(node) if node == me && self.has_begun => return Ok(true),
+            Some(node) if node != me && is_alive(node) => {
+                self.has_begun = false;
+                return Ok(false);
             }
+            // Nobody is in charge, or this node was in an earlier life.
+            _ => {}
         }
+        let change = Change::TakeOver { node: me };
+        tables.append(Op::from(change), &[])?.ok();
+        self.has_begun = true;
+        Ok(true)
     }
 
     /// Does the next thing that the tables ask for; whether there was one.

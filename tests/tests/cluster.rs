@@ -1,0 +1,222 @@
+//! The cluster's log and its control role: replicas that stay equal, whoever
+//! dies, and an operator who is told the truth.
+
+use std::cell::RefCell;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use viaduct_tests::{Bench, Finished};
+
+/// A rack that is up, as its console shows it.
+struct Up {
+    bench: Bench,
+    name: &'static str,
+}
+
+impl Up {
+    fn start(name: &'static str, words: &[&str]) -> Self {
+        let bench = Bench::new();
+        let fixed = ["--cores", "1", "--memory", "256M", "--rootfs", "busybox"];
+        bench.up(name, &[words, &fixed].concat());
+        Self { bench, name }
+    }
+
+    fn console(&self, words: &[&str]) -> Finished {
+        let named = words.iter().copied().chain(["--name", self.name]);
+        self.bench.viaduct(named)
+    }
+
+    fn json(&self, words: &[&str]) -> Value {
+        let done = self.console(&[words, &["--json"]].concat()).well();
+        serde_json::from_slice(&done.stdout).expect("JSON")
+    }
+
+    /// Waits until these nodes and the launcher have the same tables.
+    fn wait_for_equal_replicas(&self, nodes: &[usize]) -> Value {
+        let last = RefCell::new(Value::Null);
+        self.bench.wait_until("all replicas are equal", || {
+            let now = self.json(&["status"]);
+            let wanted = &now["cluster"];
+            let at = wanted["position"].as_u64().expect("a position");
+            let equal = nodes.iter().all(|node| {
+                let replica = &now["nodes"][*node]["replica"];
+                let is_there = replica["position"].as_u64() == Some(at);
+                let same = replica["digest"] == wanted["digest"];
+                assert!(!is_there || same, "node {node} differs: {now:#}");
+                is_there
+            });
+            last.replace(now);
+            equal
+        });
+        last.into_inner()
+    }
+
+    fn kill(&self, node: usize) {
+        let pid = self.json(&["nodes"])[node]["pid"].as_i64();
+        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        kill_process(pid.expect("a process"), Signal::KILL).expect("it runs");
+        let state = format!("/{node}/state");
+        self.bench.wait_until("its end is noticed", || {
+            self.json(&["nodes"]).pointer(&state) == Some(&"stopped".into())
+        });
+    }
+
+    /// The guest still does what it is told.
+    fn assert_alive(&self) {
+        let done = self.bench.exec(self.name, &["echo", "alive"]).finish();
+        assert_eq!(done.well().out(), "alive\n");
+    }
+
+    fn refused(&self, words: &[&str], status: i32, facts: &[&str]) {
+        let done = self.console(words);
+        let said = done.err();
+        assert_eq!(done.status, status, "{words:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{words:?}: {said}");
+        for fact in facts {
+            assert!(said.contains(fact), "{words:?}: no {fact:?} in {said}");
+        }
+    }
+
+    fn down(self) {
+        self.bench.down(self.name);
+        self.bench.assert_nothing_left();
+    }
+}
+
+fn is_cordoned(status: &Value, node: usize) -> bool {
+    status["cluster"]["nodes"][node]["cordoned"] == true
+}
+
+#[test]
+fn two_nodes_without_control_have_equal_tables_and_a_fixed_shape() {
+    let rack = Up::start("pair", &["--nodes", "2"]);
+    let status = rack.wait_for_equal_replicas(&[0, 1]);
+    let cluster = &status["cluster"];
+    assert_eq!(cluster["controller"], Value::Null);
+    for part in ["desired", "granted", "seen"] {
+        let amount = &cluster["vm"][part];
+        assert_eq!(amount["vcpus"], 2, "{part}");
+        assert_eq!(amount["memory_bytes"], 256 << 20, "{part}");
+    }
+    assert_eq!(cluster["vm"]["homes"], serde_json::json!([0, 1]));
+    rack.refused(
+        &["node", "cordon", "1"],
+        125,
+        &["no control node", "--control 1"],
+    );
+    rack.refused(&["node", "join", "1"], 125, &["node 1"]);
+    rack.assert_alive();
+    rack.down();
+}
+
+#[test]
+fn a_control_node_may_die_and_come_back_and_nothing_decided_is_lost() {
+    let rack = Up::start("trio", &["--nodes", "2", "--control", "1"]);
+    let status = rack.wait_for_equal_replicas(&[0, 1, 2]);
+    assert_eq!(status["cluster"]["controller"], 2);
+    assert_eq!(status["nodes"][2]["role"], "control");
+    assert_eq!(status["nodes"][2]["vcpus"], 0);
+    rack.console(&["node", "cordon", "1"]).well();
+
+    let busy = ["sh", "-c", "while :; do echo; sleep 0.1; done"];
+    let busy = rack.bench.exec(rack.name, &busy).start();
+    busy.wait_for_output();
+    for term in [2, 3] {
+        rack.kill(2);
+        rack.assert_alive();
+        let status = rack.wait_for_equal_replicas(&[0, 1]);
+        assert!(is_cordoned(&status, 1), "{status:#}");
+        rack.refused(&["node", "uncordon", "1"], 125, &["node 2", "node join 2"]);
+        // What is only looked at needs nobody who decides.
+        assert!(
+            rack.console(&["events"])
+                .well()
+                .out()
+                .contains("cordon node 1")
+        );
+
+        rack.console(&["node", "join", "2"]).well();
+        rack.bench.wait_until("it is in charge again", || {
+            rack.json(&["status"])["cluster"]["term"] == term
+        });
+        let status = rack.wait_for_equal_replicas(&[0, 1, 2]);
+        assert!(is_cordoned(&status, 1), "{status:#}");
+        assert_eq!(status["cluster"]["controller"], 2);
+        assert_eq!(status["vm"]["state"], "running");
+    }
+    rack.console(&["node", "uncordon", "1"]).well();
+    let status = rack.wait_for_equal_replicas(&[0, 1, 2]);
+    assert!(!is_cordoned(&status, 1));
+    rack.refused(&["node", "join", "2"], 125, &["node 2", "already"]);
+    busy.signal(Signal::KILL);
+    busy.finish();
+    rack.down();
+}
+
+#[test]
+fn another_control_node_takes_over() {
+    let rack = Up::start("heirs", &["--nodes", "1", "--control", "2"]);
+    let first = rack.wait_for_equal_replicas(&[0, 1, 2]);
+    let first = first["cluster"]["controller"]
+        .as_u64()
+        .expect("one decides");
+    let other = 3 - first;
+    rack.kill(usize::try_from(first).expect("small"));
+    rack.bench.wait_until("the other takes over", || {
+        rack.json(&["status"])["cluster"]["controller"].as_u64() == Some(other)
+    });
+    rack.console(&["node", "cordon", "0"]).well();
+    let living = [0, usize::try_from(other).expect("small")];
+    assert!(is_cordoned(&rack.wait_for_equal_replicas(&living), 0));
+    rack.assert_alive();
+    rack.down();
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_reason() {
+    let rack = Up::start("no", &["--nodes", "2", "--control", "1"]);
+    let before = rack.wait_for_equal_replicas(&[0, 1, 2]);
+    let bad = rack
+        .bench
+        .file("bad.toml", b"[[constraint]]\nname = \"x\"\nkind = \"y\"\n");
+    let bad = bad.to_str().expect("plain letters");
+    let contrary = b"[[constraint]]\nname = \"a\"\nkind = \"pack\"\nweight = 1\n\
+        [[constraint]]\nname = \"b\"\nkind = \"spread\"\nweight = 1\n";
+    let contrary = rack.bench.file("contrary.toml", contrary);
+    let contrary = contrary.to_str().expect("plain letters");
+    let refusals: [(&[&str], i32, &[&str]); 11] = [
+        (&["resize", "--vcpus", "0"], 3, &["nearest is 1 vCPUs"]),
+        (&["resize", "--vcpus", "99"], 3, &["nearest is 2 vCPUs"]),
+        (&["resize", "--memory", "64M"], 3, &["nearest", "128M"]),
+        (&["resize", "--memory", "255M"], 125, &["254M or 256M"]),
+        (&["resize"], 125, &["--vcpus"]),
+        (&["node", "cordon", "9"], 3, &["no node 9"]),
+        (&["node", "leave", "0"], 3, &["drain it first"]),
+        (&["node", "drain", "0"], 3, &["drain", "node 0"]),
+        (&["job", "cancel", "77"], 3, &["no job 77"]),
+        (
+            &["policy", "load", bad],
+            3,
+            &["line 3", "no kind \"y\"", "stays"],
+        ),
+        (
+            &["policy", "load", contrary],
+            3,
+            &["line 5", "contradicts", "\"a\""],
+        ),
+    ];
+    for (words, status, facts) in refusals {
+        rack.refused(words, status, facts);
+    }
+    let policy = rack.console(&["policy", "show"]).well().out();
+    assert!(policy.contains("boot-vcpu"), "{policy}");
+    let after = rack.wait_for_equal_replicas(&[0, 1, 2]);
+    for part in ["vm", "nodes"] {
+        assert_eq!(after["cluster"][part], before["cluster"][part]);
+    }
+    // What is as asked already is done.
+    rack.console(&["resize", "--vcpus", "2", "--memory", "256M"])
+        .well();
+    rack.assert_alive();
+    rack.down();
+}
