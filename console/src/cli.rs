@@ -77,6 +77,8 @@ pub(crate) enum Command {
     /// The placement policy: see docs/policy.md.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// The rack at a glance, live; q quits.
+    Top(TopArgs),
     /// Who changed what, and what came of it.
     Events(EventsArgs),
     /// Why the VM is where it is, or why it can't be of another size.
@@ -451,6 +453,12 @@ pub(crate) struct PolicyArgs {
     pub file: PathBuf,
     #[command(flatten)]
     pub change: ChangeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    pub target: Target,
 }
 
 #[derive(Debug, Args)]

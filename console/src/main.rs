@@ -22,6 +22,7 @@ mod stdio;
 mod supervise;
 mod tables;
 mod terminal;
+mod top;
 mod unit_tests;
 
 use std::process::ExitCode;
@@ -115,6 +116,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Job(command) => change::job(&command),
         Command::Policy(command) => change::policy(&command),
         Command::Events(args) => change::events(&args),
+        Command::Top(args) => top::top(&args),
         Command::Explain(args) => change::explain(&args),
         Command::KvmUnitTests(args) => unit_tests::run(&args),
         Command::Selftest(args) => selftest::run(&args),

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use alarms::alarms;
 pub use bench::{Bench, Finished, Line, Started};
-pub use terminal::Terminal;
+pub use terminal::{COLUMNS, ROWS, Terminal};
 pub use turn::Turn;
 
 /// After so long a thing that should have happened never will.

@@ -9,8 +9,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::{Bench, LIMIT, text, viaduct};
+
+/// Lines of the terminal.
+pub const ROWS: u16 = 24;
+/// Characters in each line.
+pub const COLUMNS: u16 = 80;
 
 /// A console on a terminal of its own.
 #[derive(Debug)]
@@ -32,6 +38,13 @@ impl Terminal {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&master).expect("ours");
         unlockpt(&master).expect("ours");
+        let size = Winsize {
+            ws_row: ROWS,
+            ws_col: COLUMNS,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&master, size).expect("ours");
         let name = ptsname(&master, Vec::new()).expect("it has a name");
         let side = || {
             let name = name.to_str().expect("digits");
@@ -104,6 +117,32 @@ impl Terminal {
             match self.screen.recv_timeout(left) {
                 Ok(bytes) => self.seen.extend(bytes),
                 Err(why) => panic!("no {what:?} ({why}) in {:?}", text(&self.seen)),
+            }
+        }
+    }
+
+    /// Waits until the screen, as a person sees it, is as it should be; its
+    /// lines.
+    ///
+    /// # Panics
+    /// If it never is.
+    #[track_caller]
+    pub fn expect_screen(
+        &mut self,
+        screen: &mut vt100::Parser,
+        is_so: impl Fn(&str) -> bool,
+    ) -> String {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            screen.process(&std::mem::take(&mut self.seen));
+            let shown = screen.screen().contents();
+            if is_so(&shown) {
+                return shown;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.screen.recv_timeout(left) {
+                Ok(bytes) => self.seen.extend(bytes),
+                Err(why) => panic!("not as it should be ({why}):\n{shown}"),
             }
         }
     }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use viaduct_tests::{Bench, Finished};
+use viaduct_tests::{Bench, COLUMNS, Finished, ROWS, Terminal};
 
 /// A rack that is up, as its console shows it.
 struct Up {
@@ -169,6 +169,60 @@ fn another_control_node_takes_over() {
     let living = [0, usize::try_from(other).expect("small")];
     assert!(is_cordoned(&rack.wait_for_equal_replicas(&living), 0));
     rack.assert_alive();
+    rack.down();
+}
+
+#[test]
+fn top_shows_the_rack_as_it_changes() {
+    let rack = Up::start("seen", &["--nodes", "2", "--control", "1"]);
+    rack.wait_for_equal_replicas(&[0, 1, 2]);
+    let mut terminal = Terminal::start(&rack.bench, &["top", "--name", rack.name]);
+    let mut screen = vt100::Parser::new(ROWS, COLUMNS, 0);
+    let shown = terminal.expect_screen(&mut screen, |shown| shown.contains("q quits"));
+    for fact in [
+        "vm running  node 2 rules",
+        "desired 2 vCPUs 256M  granted 2 vCPUs 256M  seen 2 vCPUs 256M",
+        "0    data",
+        "2    control",
+        "0:0 1:1",
+        "from 0",
+        "finished",
+    ] {
+        assert!(shown.contains(fact), "no {fact:?} in\n{shown}");
+    }
+    // Half of the memory is each node's.
+    let map = "0".repeat(40) + &"1".repeat(40);
+    assert!(shown.contains(&map), "{shown}");
+    let coloured = (0..ROWS).flat_map(|row| (0..COLUMNS).map(move |column| (row, column)));
+    let colours = coloured.filter_map(|(row, column)| screen.screen().cell(row, column));
+    let colours = colours.filter(|cell| cell.contents() == "1");
+    assert!(
+        colours
+            .clone()
+            .any(|cell| cell.fgcolor() != vt100::Color::Default)
+    );
+
+    rack.console(&["node", "cordon", "1"]).well();
+    terminal.expect_screen(&mut screen, |shown| shown.contains("ready, cordoned"));
+    rack.kill(2);
+    terminal.expect_screen(&mut screen, |shown| {
+        shown.contains("nobody rules") && shown.contains("stopped")
+    });
+    // It counts: vCPUs that idle still exit now and then.
+    terminal.expect_screen(&mut screen, |shown| {
+        let line = shown
+            .lines()
+            .find(|line| line.starts_with("0 "))
+            .unwrap_or("");
+        let rate = line
+            .split_whitespace()
+            .last()
+            .and_then(|rate| rate.parse().ok());
+        rate.is_some_and(|rate: u64| rate > 0)
+    });
+    terminal.type_in("q");
+    let (status, _) = terminal.finish();
+    assert_eq!(status.code(), Some(0));
     rack.down();
 }
 

@@ -201,10 +201,11 @@ impl BootConfig {
     /// The nodes that can give something to the VM.
     #[must_use]
     pub fn data_nodes(&self) -> NodeSet {
-        let nodes = u16::try_from(self.nodes).unwrap_or(u16::MAX);
+        let nodes = usize::try_from(self.nodes).unwrap_or(usize::MAX);
         let is_data = |node: &NodeId| !self.control_nodes().contains(*node);
-        (0..nodes.min(MAX_NODES as u16))
+        (0..)
             .map(NodeId)
+            .take(nodes.min(MAX_NODES))
             .filter(is_data)
             .fold(NodeSet::EMPTY, NodeSet::with)
     }

@@ -15,10 +15,6 @@ use crate::place::plan::plan;
 
 /// What a call is answered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "made once per call, on the stack"
-)]
 pub enum Reply {
     /// This.
     Answer(Answer),

@@ -12,7 +12,6 @@
 //! it, before any node starts. A *peer* is a node, by its number, or the
 //! launcher, whose number comes after the last node's.
 
-use crate::addr::PAGE_SIZE;
 use crate::log::{Config, Geometry};
 use crate::membership::{SILENT_TICKS, TICK_MS};
 use crate::rpc::QueueSizes;
@@ -20,6 +19,9 @@ use crate::shm::SharedMem;
 
 /// The launcher's incarnation in messages: it lives as long as its rack.
 pub const LAUNCHER_EPOCH: u32 = 1;
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
 
 /// The most peers of a node: what an emulated rack can have.
 pub const MAX_PEERS: usize = 17;
@@ -86,9 +88,7 @@ impl ClusterLayout {
     }
 
     const fn log_bytes(&self) -> usize {
-        self.log()
-            .total_bytes()
-            .next_multiple_of(PAGE_SIZE as usize)
+        self.log().total_bytes().next_multiple_of(PAGE)
     }
 
     const fn inbox_bytes(&self) -> usize {
