@@ -164,10 +164,7 @@ fn start(wishes: &Wishes<'_>, first: u32, log: LogSink) -> Result<Rack> {
     let image = image()?;
     let mut programs = Programs::find();
     programs.hypervisor.clone_from(&image);
-    let node = NodeSpec {
-        cores: 1,
-        memory: None,
-    };
+    let node = NodeSpec::data(1, None);
     let vm = VmSpec {
         vcpus: wishes.nodes,
         memory: Size::mib(u64::from(wishes.nodes) * 128),
