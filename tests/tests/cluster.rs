@@ -182,8 +182,8 @@ fn top_shows_the_rack_as_it_changes() {
     for fact in [
         "vm running  node 2 rules",
         "desired 2 vCPUs 256M  granted 2 vCPUs 256M  seen 2 vCPUs 256M",
-        "0    data",
-        "2    control",
+        "0     data",
+        "2     control",
         "0:0 1:1",
         "from 0",
         "finished",
