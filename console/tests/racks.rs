@@ -34,11 +34,15 @@ fn a_vm_gets_its_parts_from_all_nodes() {
     let rows: Vec<_> = nodes
         .lines()
         .skip(1)
-        .map(|row| words(row)[..5].join(" "))
+        .map(|row| words(row)[..6].join(" "))
         .collect();
     assert_eq!(
         rows,
-        ["0 ready 1 1 64M", "1 ready 3 3 96M", "2 ready 2 2 96M"]
+        [
+            "0 data ready 1 1 64M",
+            "1 data ready 3 3 96M",
+            "2 data ready 2 2 96M"
+        ]
     );
     let memory = show("memory", &[]);
     let rows: Vec<_> = memory

@@ -110,6 +110,24 @@ pub fn draft(cluster: &Cluster, trial: &Trial<'_>, ask: &Ask, without: &[Cause])
     Some(draft)
 }
 
+/// The least that every node gives, or all that it can, if together they give
+/// `total`.
+fn even_share(total: u32, mut most: Vec<u32>) -> u32 {
+    most.sort_unstable();
+    let mut left = total;
+    let mut able = u32::try_from(most.len()).expect("16-bit ids");
+    for most in most {
+        let share = left.div_ceil(able.max(1));
+        if share <= most {
+            return share;
+        }
+        left -= most;
+        able -= 1;
+    }
+    // They can't; something else will say so.
+    left
+}
+
 impl Drafter<'_> {
     fn heeds(&self, cause: Cause) -> bool {
         !self.without.contains(&cause)
@@ -261,13 +279,8 @@ impl Drafter<'_> {
         let soft = |(_, rule): &&(u16, &Rule)| rule.kind == Kind::Spread && !rule.hard;
         for (index, rule) in self.rules.iter().filter(soft) {
             let even = |total: u32, bounds: fn(&NodeTerms) -> Bounds| {
-                let able = draft
-                    .problem
-                    .nodes
-                    .iter()
-                    .filter(|node| bounds(node).max > 0);
-                let able = u32::try_from(able.count()).expect("16-bit ids");
-                total.div_ceil(able.max(1))
+                let most = draft.problem.nodes.iter().map(|node| bounds(node).max);
+                even_share(total, most.collect())
             };
             let vcpus = even(self.ask.total.vcpus, |node| node.vcpus);
             let slices = even(self.ask.total.slices, |node| node.slices);
@@ -305,5 +318,20 @@ impl Drafter<'_> {
             limit(&mut terms.slices, self.ask.total.slices, rule.slice_weight);
         }
         terms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::even_share;
+
+    #[test]
+    fn who_can_give_little_gives_all_and_the_others_are_even() {
+        assert_eq!(even_share(10, [5, 5, 5].into()), 4);
+        assert_eq!(even_share(128, [32, 128, 128].into()), 48);
+        assert_eq!(even_share(129, [128, 32, 128].into()), 49);
+        assert_eq!(even_share(8, [0, 8, 0].into()), 8);
+        assert_eq!(even_share(0, [].into()), 0);
+        assert_eq!(even_share(9, [1, 2].into()), 6);
     }
 }

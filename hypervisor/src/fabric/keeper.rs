@@ -67,7 +67,7 @@ impl Keeper {
     /// found lost.
     pub fn attend(&self, now: u64) -> Option<NodeSet> {
         let due = self.next.load(Ordering::Relaxed);
-        if now < due {
+        if due == u64::MAX || now < due {
             return None;
         }
         // Whoever holds the lock is doing it.

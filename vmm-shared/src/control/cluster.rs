@@ -63,15 +63,14 @@ impl ClusterLayout {
         self.nodes
     }
 
-    /// The log's sizes. A batch holds 4 KiB: the largest policy, or a plan of
-    /// nearly 200 steps.
+    /// The log's sizes. A batch holds 8 KiB: a plan for the largest VM.
     #[must_use]
     pub const fn log(&self) -> Geometry {
         Geometry {
             order_slots: 1 << 11,
             // One for the launcher, and one while another's is in quarantine.
             members: self.nodes + 2,
-            lane_lines: 1 << 12,
+            lane_lines: 1 << 13,
             entry_bytes: 64,
             stage_lines: 1 << 8,
         }
