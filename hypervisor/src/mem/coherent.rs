@@ -203,6 +203,7 @@ impl<B: Bells> MappedMemory<B> {
         gpa: Gpa,
         access: Access,
     ) -> Result<Resolution, CoherenceError> {
+        self.holds.asks(core);
         self.fault(gpa, access, |frame| {
             let unit = Unit::Frame(frame);
             self.holds.granted(core, unit, place, cpu::rdtsc());

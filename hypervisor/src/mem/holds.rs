@@ -44,6 +44,11 @@ impl Holds {
         }
     }
 
+    /// A core's guest asks for one more unit.
+    pub(super) fn asks(&self, core: usize) {
+        self.cores[core].lock().hold.asks();
+    }
+
     /// A core's guest has been granted this at TSC `now`.
     pub(super) fn granted(&self, core: usize, unit: Unit, place: Place, now: u64) {
         let mut core = self.cores[core].lock();

@@ -9,7 +9,9 @@
 //! guest's page tables. All that was granted at one place is held together. Two
 //! nodes that hold what the other needs next would wait in a circle, and a
 //! guest may stop before it gets on; so a hold ends after a time, too, which must
-//! be of different length on different nodes.
+//! be of different length on different nodes. Time passes as well while the
+//! host runs something else: a guest that was granted something in vain is left
+//! alone twice as long with the next grant.
 
 use super::rights::Unit;
 
@@ -18,7 +20,12 @@ use super::rights::Unit;
 const MOST: usize = 12;
 /// Interruptions of the guest after which it has had its chance, though it
 /// seems not to have moved: it may be in a loop of one instruction.
-const INTERRUPTIONS: u8 = 3;
+const INTERRUPTIONS: u16 = 3;
+
+/// What a hold in vain counts, and how much of that doubles time and
+/// interruptions: 128 times as long at the most.
+const IN_VAIN: u8 = 4;
+const MOST_VAIN: u8 = 7 * IN_VAIN;
 
 /// Where a guest is: it has got on if this has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,19 +43,36 @@ pub struct Hold {
     units: [Option<Unit>; MOST],
     place: Place,
     since: u64,
-    interruptions: u8,
+    interruptions: u16,
+    /// The guest can't go on before it is granted one more.
+    waits: bool,
+    /// Holds in a row that the guest, at this place, has had in vain: each
+    /// counts [`IN_VAIN`], or 1 if the guest did not have all it needs.
+    vain: u8,
 }
 
 impl Hold {
+    /// The guest asks for one more unit. Whatever ends the hold meanwhile, the
+    /// guest could not have used it.
+    pub fn asks(&mut self) {
+        self.waits = true;
+    }
+
     /// The guest at `place` has been granted this, at the time `now`.
     pub fn granted(&mut self, unit: Unit, place: Place, now: u64) {
         if self.is_empty() || self.place != place {
+            let vain = match self.place == place {
+                true => self.vain,
+                false => 0,
+            };
             *self = Self {
                 place,
                 since: now,
+                vain,
                 ..Self::default()
             };
         }
+        self.waits = false;
         if self.units.contains(&Some(unit)) {
             return;
         }
@@ -60,9 +84,28 @@ impl Hold {
     /// fault of the same instruction nor its own doing: an interrupt.
     pub fn interrupted(&mut self, place: Place) {
         self.interruptions = self.interruptions.saturating_add(1);
-        if self.place != place || self.interruptions == INTERRUPTIONS {
+        if self.place != place {
             self.end();
+        } else if self.interruptions >= INTERRUPTIONS << self.patience() {
+            self.give_up();
         }
+    }
+
+    /// How often time and interruptions are doubled.
+    fn patience(&self) -> u8 {
+        self.vain / IN_VAIN
+    }
+
+    /// The guest has not got on in time. If it had all it asked for, it needs
+    /// longer; if it waits for another, the two may wait in a circle, which
+    /// patience would only prolong.
+    fn give_up(&mut self) {
+        *self = Self {
+            place: self.place,
+            vain: (self.vain + if self.waits { 1 } else { IN_VAIN }).min(MOST_VAIN),
+            waits: self.waits,
+            ..Self::default()
+        };
     }
 
     /// The guest has executed an instruction.
@@ -77,13 +120,14 @@ impl Hold {
     }
 
     /// Whether a revocation of this unit must wait. A hold that is older than
-    /// `limit` ends by this; both times are in the same unit.
+    /// `limit`, twice that after one in vain and so on, ends by this; both
+    /// times are in the same unit.
     pub fn covers(&mut self, unit: Unit, now: u64, limit: u64) -> bool {
         if self.is_empty() {
             return false;
         }
-        if now.wrapping_sub(self.since) > limit {
-            self.end();
+        if now.wrapping_sub(self.since) > limit << self.patience() {
+            self.give_up();
             return false;
         }
         self.units.iter().flatten().any(|held| held.overlaps(unit))
@@ -133,6 +177,7 @@ mod tests {
         let mut hold = held();
         assert!(!hold.covers(FRAME, 111, 10));
         assert!(hold.is_empty());
+        hold.end();
         hold.granted(FRAME, HERE, 200);
         assert!(hold.covers(FRAME, 201, 10), "held anew");
         hold.interrupted(HERE);
@@ -140,6 +185,29 @@ mod tests {
         assert!(hold.covers(FRAME, 201, 10));
         hold.interrupted(HERE);
         assert!(hold.is_empty());
+    }
+
+    #[test]
+    fn what_was_in_vain_is_held_for_longer_until_the_guest_gets_on() {
+        let mut hold = held();
+        assert!(!hold.covers(FRAME, 111, 10));
+        hold.granted(FRAME, HERE, 200);
+        assert!(hold.covers(FRAME, 220, 10));
+        assert!(!hold.covers(FRAME, 221, 10));
+        hold.granted(FRAME, HERE, 300);
+        assert!(hold.covers(FRAME, 340, 10));
+        for _ in 0..INTERRUPTIONS * 4 {
+            assert!(!hold.is_empty());
+            hold.interrupted(HERE);
+        }
+        assert!(hold.is_empty());
+        for _ in 0..100 {
+            hold.granted(FRAME, HERE, 1000);
+            assert!(!hold.covers(FRAME, 1000 + 1281, 10), "for a time only");
+        }
+        let there = Place { rip: 2, rcx: 0 };
+        hold.granted(FRAME, there, 5000);
+        assert!(!hold.covers(FRAME, 5011, 10), "it has got on");
     }
 
     #[test]

@@ -13,7 +13,18 @@ const ROUNDS: usize = 4000;
 /// Lets each node's guest repeat its instruction. A doorbell is always faster
 /// than the guest: what others have asked for is served before each attempt.
 /// Returns how many instructions each node has completed.
-fn fight(neglect: Neglect, instructions: &[Instruction], mut dice: Option<Dice>) -> Vec<u32> {
+fn fight(neglect: Neglect, instructions: &[Instruction], dice: Option<Dice>) -> Vec<u32> {
+    fight_starved(0, neglect, instructions, dice)
+}
+
+/// The same on hosts that run something else, for so many steps' time, before
+/// each step of a node.
+fn fight_starved(
+    starved: u64,
+    neglect: Neglect,
+    instructions: &[Instruction],
+    mut dice: Option<Dice>,
+) -> Vec<u32> {
     let mut world = World::new(instructions.len() as u16, 1);
     world.neglect = neglect;
     let mut done = vec![0; instructions.len()];
@@ -22,6 +33,7 @@ fn fight(neglect: Neglect, instructions: &[Instruction], mut dice: Option<Dice>)
             if dice.as_mut().is_some_and(|dice| dice.one_in(3)) {
                 continue;
             }
+            world.starve(starved);
             if round % 16 == 0 {
                 world.nudge(node, 0);
             }
@@ -70,6 +82,19 @@ fn nodes_that_need_each_others_frames_in_one_instruction_get_on() {
     for seed in 1..20 {
         let done = fight(Neglect::Nothing, &[one, other], Some(Dice(seed)));
         assert!(done.iter().all(|done| *done > 10), "{seed}: {done:?}");
+    }
+}
+
+/// Whatever a node does, every hold of the usual length is over meanwhile.
+#[test]
+fn starved_nodes_get_on_too() {
+    let one: Instruction = &[(0, Execute), (512, Write)];
+    let other: Instruction = &[(512, Execute), (0, Write)];
+    for starved in [70, 200, 1000] {
+        for instructions in [&[WRITER, EXECUTOR][..], &[one, other]] {
+            let done = fight_starved(starved, Neglect::Nothing, instructions, None);
+            assert!(done.iter().all(|done| *done > 10), "{starved}: {done:?}");
+        }
     }
 }
 

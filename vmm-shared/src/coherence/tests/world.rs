@@ -286,6 +286,7 @@ impl World {
                 let fault = self.map.fault(member, frame, access).map_err(fatal)?;
                 own.cores[core].fault = Some((fault, place(accesses)));
                 own.cores[core].installed = false;
+                own.cores[core].hold.asks();
                 return Ok(false);
             }
             own.cores[core].tlb[at] = own.tables[at];
@@ -323,6 +324,11 @@ impl World {
 
     pub(super) fn has_fault(&self, node: usize, core: usize) -> bool {
         self.nodes[node].cores[core].fault.is_some()
+    }
+
+    /// Lets so many steps' time pass in which no node gets to do anything.
+    pub(super) fn starve(&mut self, steps: u64) {
+        self.steps += steps;
     }
 
     /// One step of a core's fault; what it waits for, if anything.
