@@ -306,7 +306,8 @@ impl ClusterMember {
                 let _ = calls.refuse(&request, Refused::NO_SUCH_METHOD);
             }
             match calls.result(call, self.clock.now_ns(), &mut answer) {
-                CallResult::Pending => self.bell.wait(rings, LOOK_AGAIN),
+                CallResult::Pending if calls.rest() => self.bell.wait(rings, LOOK_AGAIN),
+                CallResult::Pending => {}
                 CallResult::Answered(len) => {
                     answer.truncate(len);
                     return Ok(answer);

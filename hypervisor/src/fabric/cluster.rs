@@ -287,14 +287,19 @@ impl ClusterMember {
 
     /// The next call for this node, from a peer that may make one.
     pub fn next_call(&self, calls: &mut Calls) -> Option<Request> {
-        loop {
+        // Bounded: a peer that floods us must not keep us here for ever.
+        for _ in 0..16 {
             let is_member = |peer: usize, number: u32| self.may_call(peer, number);
-            match calls.poll(is_member)? {
-                (Kind::Request, request) => return Some(request),
+            match calls.poll(is_member) {
+                Some((Kind::Request, request)) => return Some(request),
                 // What is called is done at once, or not at all.
-                _ => continue,
+                Some(_) => {}
+                // From here on the doorbell tells.
+                None if calls.rest() => return None,
+                None => {}
             }
         }
+        None
     }
 
     fn may_call(&self, peer: usize, number: u32) -> bool {

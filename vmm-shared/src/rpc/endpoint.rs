@@ -304,6 +304,13 @@ impl<D: Doorbell, const PEERS: usize, const CALLS: usize> Endpoint<D, PEERS, CAL
         self.send(request.peer, &header, &[])
     }
 
+    /// Wants to be rung for messages from now on: for a receiver that sleeps in
+    /// its own way. False if there is one already.
+    #[must_use]
+    pub fn rest(&self) -> bool {
+        self.inbox.may_sleep()
+    }
+
     /// Waits for messages, polling first and then sleeping, for about
     /// `timeout_ns` at most; says whether there are some.
     pub fn wait(&mut self, timeout_ns: u64) -> bool {
@@ -382,6 +389,19 @@ mod tests {
         assert_eq!(a.result(second, 500, &mut answer), CallResult::Answered(4));
         assert_eq!(&answer[..4], b"two8");
         assert_eq!(a.result(second, 50, &mut answer), CallResult::Unknown);
+    }
+
+    #[test]
+    fn one_that_rests_is_rung_and_one_with_mail_does_not_rest() {
+        let bell = CountingBell::default();
+        let [mut a, mut b] = pair(&bell);
+        a.call(1, 7, &[], 100).expect("room");
+        assert_eq!(bell.rings.get(), 0, "nobody has asked for it");
+        assert!(!b.rest(), "there is one");
+        assert!(b.poll(anyone).is_some());
+        assert!(b.rest());
+        a.call(1, 8, &[], 100).expect("room");
+        assert_eq!(bell.rings.get(), 1);
     }
 
     #[test]
