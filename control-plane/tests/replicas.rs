@@ -113,6 +113,8 @@ fn changes() -> impl Strategy<Value = Change> {
         2 => vm.clone().prop_map(|vm| Change::Phase { vm, phase: VmPhase::Running }),
         1 => (vm, shares()).prop_map(|(vm, share)| Change::Seen { vm, share }),
         10 => wishes().prop_map(|wish| Change::Ask { request: 1, wish }),
+        2 => prop_oneof![node.clone(), Just(NodeId(u16::MAX))]
+            .prop_map(|node| Change::TakeOver { node }),
         2 => job.clone().prop_map(|job| Change::Cancel { job }),
         1 => (job, 0_u32..4, results())
             .prop_map(|(job, index, result)| Change::Step { job, index, result }),

@@ -262,6 +262,10 @@ impl Cluster {
                 row.pass(share, Holder::Pool(holder), Holder::Free);
                 Ok(Done::Applied)
             }
+            // No node has this number; in a snapshot it stands for nobody.
+            Change::TakeOver {
+                node: node @ NodeId(u16::MAX),
+            } => Err(Refusal::NoNode { node }),
             Change::TakeOver { node } => {
                 self.controller = Some(node);
                 self.term = self.term.saturating_add(1);
