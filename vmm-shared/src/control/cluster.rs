@@ -115,7 +115,7 @@ impl ClusterLayout {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::log::Log;
