@@ -38,9 +38,6 @@ impl Plan {
     /// `arguments` are those of a bare-metal image.
     pub(crate) fn make(rack: &RackArgs, vm: &VmArgs, arguments: &[OsString]) -> Result<Self> {
         let rack = rack.spec()?;
-        if vm.guest == Guest::Pv && rack.nodes.len() > 1 + rack.control_nodes().count() {
-            bail!("--guest pv runs on one node so far; use --nodes 1");
-        }
         let spec = vm.spec(&rack);
         // Everything that is cheap to check comes before anything is built.
         rack.check(&spec)?;

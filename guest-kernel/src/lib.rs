@@ -25,6 +25,8 @@ pub mod kernel;
 pub mod machine;
 mod mem;
 mod process;
+pub mod running;
+pub mod sched;
 mod streams;
 mod table;
 mod user;

@@ -4,6 +4,8 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
+use crate::sched::CpuSet;
+
 /// [`Registers::vector`] of a system call.
 pub const CALL_VECTOR: u64 = 0x100;
 
@@ -135,16 +137,22 @@ pub trait Machine {
     fn fpu_len(&self) -> usize;
     /// The components in it.
     fn fpu_mask(&self) -> u64;
-    /// Brings `fpu` up to date if the processor holds the newer state of
+    /// The number of the processor that asks.
+    fn cpu(&self) -> usize;
+    /// Interrupts another processor, once this one has left the kernel.
+    fn call(&mut self, cpu: usize);
+    /// Makes other processors forget the translations of programs' addresses,
+    /// `gone` leave programs' page tables besides. Afterwards they have done
+    /// so, and none of `gone` runs a program.
+    fn flush(&mut self, stale: CpuSet, gone: CpuSet);
+    /// Brings `fpu` up to date if this processor holds the newer state of
     /// thread `tid`.
     fn save_fpu(&mut self, tid: u32, fpu: &mut Fpu);
-    /// Forgets what the processor holds for thread `tid`: its saved state has
+    /// Forgets what any processor holds for thread `tid`: its saved state has
     /// been changed, or it has ended.
     fn forget_fpu(&mut self, tid: u32);
     /// Page tables are about to be freed: no processor may use them any more.
     fn leave_tables(&mut self, root: u64);
-    /// The thread whose state the processor holds.
-    fn fpu_owner(&self) -> Option<u32>;
     /// Capabilities of the processor for the auxiliary vector: CPUID 1, EDX.
     fn hardware(&self) -> u64;
     /// Kernel memory that is free, in bytes.

@@ -3,7 +3,9 @@
 //! The kernel is an ELF image for fixed guest physical addresses. Its first
 //! vCPU enters it at the image's entry point, in 64-bit mode with the first
 //! 4 GiB mapped to themselves, interrupts off, and RSI pointing at a
-//! [`BootInfo`].
+//! [`BootInfo`]. The other vCPUs wait for a start-up interrupt whose vector is
+//! the number of the page where the boot information begins; they enter as the
+//! first did, at what [`BootInfo::entry`] says by then.
 //!
 //! There is no emulated device. The byte streams to the launcher are the
 //! control region's own [rings](crate::ring), mapped into the guest: bytes
@@ -14,13 +16,13 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::MAX_NODES;
+use crate::addr::{MAX_NODES, MAX_VCPUS};
 use crate::control::MAX_COMMAND_LINE;
 
 /// [`BootInfo::magic`]: "VdPv".
 pub const BOOT_MAGIC: u32 = u32::from_le_bytes(*b"VdPv");
 /// [`BootInfo::version`].
-pub const BOOT_VERSION: u32 = 1;
+pub const BOOT_VERSION: u32 = 2;
 
 /// The interrupt by which the launcher is heard.
 pub const DOORBELL_VECTOR: u8 = 0xf0;
@@ -75,6 +77,16 @@ pub struct Ram {
     pub reserved: u32,
 }
 
+/// A vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Cpu {
+    /// The APIC id, by which it knows itself and others interrupt it.
+    pub apic_id: u32,
+    /// The node that it runs on.
+    pub node: u32,
+}
+
 /// What the kernel is told when it is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -93,6 +105,8 @@ pub struct BootInfo {
     pub ram_count: u32,
     /// `CLOCK_REALTIME` when the TSC was 0, in ns.
     pub boot_wall_ns: u64,
+    /// Guest physical address at which vCPUs enter.
+    pub entry: u64,
     /// RAM in use: from 0 to the end of the kernel.
     pub kernel: Range,
     /// The first program, a static ELF image; in RAM.
@@ -113,9 +127,13 @@ pub struct BootInfo {
     pub command_line: [u8; MAX_COMMAND_LINE],
     /// The RAM; zero from `ram_count` on.
     pub ram: [Ram; MAX_RAM],
+    /// The vCPUs; zero from `vcpus` on.
+    pub cpu: [Cpu; MAX_VCPUS],
 }
 
-const _: () = assert!(size_of::<BootInfo>() == 32 + 6 * 16 + 8 + MAX_COMMAND_LINE + 24 * MAX_RAM);
+const _: () = assert!(
+    size_of::<BootInfo>() == 40 + 6 * 16 + 8 + MAX_COMMAND_LINE + 24 * MAX_RAM + 8 * MAX_VCPUS
+);
 
 #[cfg(test)]
 mod tests {

@@ -6,8 +6,10 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::arch::global_asm;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use talc::{ErrOnOom, Span, Talc, Talck};
 use vmm_shared::control::MAX_COMMAND_LINE;
@@ -16,8 +18,9 @@ use vmm_shared::ring::ByteRing;
 use vmm_shared::shm::SharedMem;
 
 use super::machine::Hardware;
-use super::{cpu, descriptors, entry, panic, run};
+use super::{cpu, descriptors, entry, lock, panic, run};
 use crate::kernel::{Kernel, Start};
+use crate::sched::MAX_CPUS;
 
 /// Where all of guest physical memory is mapped.
 const DIRECT: u64 = 0xffff_8000_0000_0000;
@@ -44,6 +47,11 @@ global_asm!(
     "start_high:",
     "cli",
     "cld",
+    "mov eax, 1",
+    "lea rdi, [rip + boot_turn]",
+    "lock xadd [rdi], eax",
+    "test eax, eax",
+    "jnz 4f",
     // 4 GiB of large pages.
     "lea rdi, [rip + boot_directories]",
     "mov ecx, 2048",
@@ -76,6 +84,12 @@ global_asm!(
     "lea rax, [rip + boot_high]",
     "or rax, 3",
     "mov [rdi + 511 * 8], rax",
+    // The same for the others, which keeps the way in.
+    "lea rdx, [rip + boot_others_root]",
+    "mov [rdx + 511 * 8], rax",
+    "mov rax, [rdi]",
+    "mov [rdx], rax",
+    "mov [rdx + 256 * 8], rax",
     "mov cr3, rdi",
     "movabs rsp, offset boot_stack_end",
     "movabs rax, offset boot_continue",
@@ -85,17 +99,30 @@ global_asm!(
     "xor ebp, ebp",
     "call rax",
     "ud2",
+    // Any other processor: the tables are there, and so is a stack for each.
+    "4:",
+    "lea rdi, [rip + boot_others_root]",
+    "mov cr3, rdi",
+    "movabs rdi, offset {stacks}",
+    "mov rsp, [rdi + rax * 8]",
+    "movabs rax, offset boot_continue_other",
+    "xor ebp, ebp",
+    "call rax",
+    "ud2",
     ".popsection",
     ".pushsection .bss.boot, \"aw\", @nobits",
     ".balign 4096",
     "boot_root: .skip 4096",
+    "boot_others_root: .skip 4096",
     "boot_low: .skip 4096",
     "boot_high: .skip 4096",
     "boot_directories: .skip 16384",
     "boot_stack: .skip {stack}",
     "boot_stack_end:",
+    "boot_turn: .skip 8",
     ".popsection",
     stack = const STACK_LEN,
+    stacks = sym STACKS,
 );
 
 /// Where a guest physical address is mapped.
@@ -119,15 +146,35 @@ pub(super) fn heap_free() -> usize {
     HEAP.lock().get_counters().available_bytes
 }
 
-/// The physical address of [`entry::END_OF_INTERRUPT`].
+/// The physical address of this processor's [`entry::end_of_interrupt_word`].
 pub(super) fn end_of_interrupt_word() -> u64 {
-    let address = (&raw const entry::END_OF_INTERRUPT).addr() as u64;
-    address - IMAGE
+    entry::end_of_interrupt_word().addr() as u64 - IMAGE
+}
+
+/// The ends of the other processors' stacks, by the order in which they come
+/// up, from 1 on.
+static STACKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// The machine, once others may come up.
+static MACHINE: spin::Once<Hardware> = spin::Once::new();
+
+/// Where another processor comes up, on its own stack.
+#[unsafe(no_mangle)]
+extern "C" fn boot_continue_other() -> ! {
+    let hardware = *MACHINE.get().expect("others are started after that");
+    let id = raw_cpuid::CpuId::new()
+        .get_extended_topology_info()
+        .and_then(|mut levels| levels.next())
+        .map_or(0, |level| level.x2apic_id());
+    let number = hardware.number(id).expect("only those are started");
+    descriptors::load(number);
+    hardware.begin();
+    run(hardware)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn boot_continue(info: u64, root: u64) -> ! {
-    let components = descriptors::load();
+    let boot_page = u8::try_from(info / PAGE).expect("a start-up page");
     let range = Range {
         gpa: info,
         len: size_of::<BootInfo>() as u64,
@@ -143,6 +190,7 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
     panic::CONSOLE.call_once(|| console);
 
     let count = usize::try_from(info.ram_count).expect("64-bit");
+    let nodes = || info.ram[..count].iter().map(|ram| ram.node);
     let ram = || info.ram[..count].iter().map(|ram| ram.range);
     let ram_end = ram().map(|range| range.gpa + range.len).max().unwrap_or(0);
     let total: u64 = ram().map(|range| range.len).sum();
@@ -165,6 +213,8 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
     claimed.expect("there is room for a heap");
     next += heap;
 
+    let components = descriptors::load(0);
+
     // SAFETY: the root is ours; what it maps below programs' end is the boot
     // code's way in, which nothing uses any more.
     unsafe { direct(root).cast::<u64>().write(0) };
@@ -178,9 +228,12 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
         let start = range.gpa.max(next);
         start..(range.gpa + range.len).max(start)
     });
+    let cpus = usize::try_from(info.vcpus).map_or(1, |count| count.clamp(1, MAX_CPUS));
+    let cpus = &info.cpu[..cpus];
     let words = usize::try_from(info.command_line_len).map_or(0, |len| len.min(MAX_COMMAND_LINE));
     let start = Start {
-        usable: usable.filter(|range| !range.is_empty()).collect(),
+        usable: usable.zip(nodes()).collect(),
+        cpu_nodes: cpus.iter().map(|cpu| cpu.node).collect(),
         // SAFETY: all of RAM is mapped; only frames in `usable` are ever
         // touched by it, which hold no Rust object.
         ram: unsafe {
@@ -200,9 +253,21 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
         to_launcher: ring(info.agent_out),
         from_launcher: ring(info.agent_in),
     };
-    let hardware = Hardware::new(info.tsc_khz, components, root);
-    match Kernel::new(start, Box::new(hardware.clone())) {
-        Ok(mut kernel) => run(&mut kernel, &hardware),
+    let apic_ids: Vec<_> = cpus.iter().map(|cpu| cpu.apic_id).collect();
+    let hardware = Hardware::new(info.tsc_khz, components, root, &apic_ids);
+    hardware.begin();
+    match Kernel::new(start, Box::new(hardware)) {
+        Ok(kernel) => {
+            MACHINE.call_once(|| hardware);
+            for place in &STACKS[1..cpus.len()] {
+                let stack = vec![0_u128; STACK_LEN / 16].leak();
+                let end = stack.as_ptr_range().end.addr() as u64;
+                place.store(end, Ordering::Relaxed);
+            }
+            lock::install(kernel);
+            hardware.start_others(boot_page);
+            run(hardware)
+        }
         Err(reason) => {
             panic::say(format_args!("viaduct: the guest can't come up: {reason}\n"));
             cpu::hypercall(Hypercall::RingLauncher);

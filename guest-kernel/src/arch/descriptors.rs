@@ -4,7 +4,7 @@
 //! data 0x18, programs' data 0x2b and code 0x33.
 #![expect(unsafe_code, reason = "loads tables that the processor trusts")]
 
-use core::cell::UnsafeCell;
+use alloc::boxed::Box;
 
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::load_tss;
@@ -22,32 +22,25 @@ use super::entry::{self, PerCpu};
 /// The stack for double faults, which may mean that the other has run over.
 const FAULT_STACK: usize = 8 << 10;
 
-/// Written once, before interrupts are ever let in, by the boot processor.
-struct Tables(UnsafeCell<Option<Inner>>);
-
-struct Inner {
+/// A processor's tables.
+struct Tables {
     gdt: GlobalDescriptorTable<16>,
     idt: InterruptDescriptorTable,
     stack: [u8; FAULT_STACK],
 }
 
-// SAFETY: only the boot processor touches it, in `load`.
-unsafe impl Sync for Tables {}
-
-static TABLES: Tables = Tables(UnsafeCell::new(None));
-
-/// Loads all tables, and switches on what programs and the kernel need of the
-/// processor; returns the components of extended state.
-pub(super) fn load() -> u64 {
-    // SAFETY: called once, by the only processor; nobody else refers to it.
-    let tables: &'static mut Inner = unsafe { &mut *TABLES.0.get() }.insert(Inner {
+/// Loads all tables of the calling processor, whose number is `cpu`, and
+/// switches on what programs and the kernel need of it; returns the
+/// components of extended state. Called once by each.
+pub(super) fn load(cpu: usize) -> u64 {
+    let tables = Box::leak(Box::new(Tables {
         gdt: GlobalDescriptorTable::empty(),
         idt: InterruptDescriptorTable::new(),
         stack: [0; FAULT_STACK],
-    });
-    let per_cpu: *mut PerCpu = entry::per_cpu();
-    // SAFETY: as above; the processor reads the task state by this address
-    // for ever, and `entry` changes only its first stack.
+    }));
+    let per_cpu: *mut PerCpu = Box::into_raw(Box::new(PerCpu::new(cpu)));
+    // SAFETY: leaked for the processor, which reads the task state by this
+    // address for ever; `entry` changes only its first stack.
     let tss: &'static mut TaskStateSegment = unsafe { &mut (*per_cpu).tss };
     let top = VirtAddr::from_ptr(&raw const tables.stack) + FAULT_STACK as u64;
     tss.interrupt_stack_table[0] = top;

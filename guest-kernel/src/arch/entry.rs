@@ -5,8 +5,7 @@
 //! straight into the thread's [`Registers`].
 #![expect(unsafe_code, reason = "the border to programs")]
 
-use core::arch::global_asm;
-use core::cell::UnsafeCell;
+use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -14,8 +13,9 @@ use vmm_shared::pv::DOORBELL_VECTOR;
 use x86_64::VirtAddr;
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::cpu;
+use super::cpu as processor;
 use crate::machine::{CALL_VECTOR, Registers, USER_CODE, USER_DATA};
+use crate::sched::MAX_CPUS;
 
 /// What the entry code finds by GS.
 #[derive(Debug)]
@@ -27,41 +27,67 @@ pub(super) struct PerCpu {
     kernel_stack: u64,
     /// The program's, for a moment.
     user_stack: u64,
-    padding: u32,
+    /// The processor's number.
+    cpu: u32,
     pub(super) tss: TaskStateSegment,
 }
 
-#[repr(align(64))]
-struct Cell(UnsafeCell<PerCpu>);
-
-// SAFETY: touched only by the one processor's entry code and, before that
-// runs, by its set-up.
-unsafe impl Sync for Cell {}
-
-static PER_CPU: Cell = Cell(UnsafeCell::new(PerCpu {
-    frame_end: 0,
-    kernel_stack: 0,
-    user_stack: 0,
-    padding: 0,
-    tss: TaskStateSegment::new(),
-}));
-
-pub(super) fn per_cpu() -> *mut PerCpu {
-    PER_CPU.0.get()
+impl PerCpu {
+    pub(super) fn new(cpu: usize) -> Self {
+        Self {
+            frame_end: 0,
+            kernel_stack: 0,
+            user_stack: 0,
+            cpu: u32::try_from(cpu).expect("there are few"),
+            tss: TaskStateSegment::new(),
+        }
+    }
 }
+
+/// The number of the processor that asks.
+pub(super) fn cpu() -> usize {
+    let number: u32;
+    // SAFETY: in the kernel GS is the processor's own, from `descriptors` on.
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) number, const offset_of!(PerCpu, cpu),
+            options(nostack, readonly, preserves_flags));
+    }
+    usize::try_from(number).expect("64-bit")
+}
+
+/// What a processor's interrupts leave for it.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Noted {
+    /// Where the hypervisor lets us end interrupts: see KVM's
+    /// `MSR_KVM_PV_EOI_EN`.
+    end: AtomicU32,
+    /// The timer has run out since this was last looked at.
+    timer: AtomicBool,
+}
+
+static NOTED: [Noted; MAX_CPUS] = [const {
+    Noted {
+        end: AtomicU32::new(0),
+        timer: AtomicBool::new(false),
+    }
+}; MAX_CPUS];
 
 /// The launcher has rung.
 pub(super) static DOORBELL: AtomicBool = AtomicBool::new(false);
-/// Where the hypervisor lets us end interrupts: see KVM's `MSR_KVM_PV_EOI_EN`.
-pub(super) static END_OF_INTERRUPT: AtomicU32 = AtomicU32::new(0);
 
-/// The timer has run out since this was last looked at.
-static TIMER: AtomicBool = AtomicBool::new(false);
 pub(super) const TIMER_VECTOR: u8 = 0xf1;
+/// From another processor, which wants this one to look.
+pub(super) const CALL_VECTOR_OF_CPUS: u8 = 0xf2;
 
-/// Whether the timer has run out since the last time.
+/// Where the hypervisor lets this processor end interrupts.
+pub(super) fn end_of_interrupt_word() -> *const AtomicU32 {
+    &raw const NOTED[cpu()].end
+}
+
+/// Whether this processor's timer has run out since the last time.
 pub(super) fn take_timer() -> bool {
-    TIMER.swap(false, Ordering::Relaxed)
+    NOTED[cpu()].timer.swap(false, Ordering::Relaxed)
 }
 
 const APIC_EOI: u32 = 0x80b;
@@ -94,14 +120,14 @@ pub(super) fn call_entry() -> VirtAddr {
 }
 
 /// Runs a thread until it comes back.
-pub(super) fn enter(registers: &mut Registers) {
+pub(super) fn enter(registers: Registers) -> Registers {
     #[repr(C, align(16))]
     struct Aligned(Registers);
-    let mut frame = Aligned(*registers);
+    let mut frame = Aligned(registers);
     // SAFETY: 1. segments and flags of `Registers` are always a program's;
     // 2. its page tables hold the kernel; 3. interrupts are off.
     unsafe { enter_program(&raw mut frame.0) };
-    *registers = frame.0;
+    frame.0
 }
 
 /// Notes an interrupt and tells the interrupt controller that it has been
@@ -109,11 +135,11 @@ pub(super) fn enter(registers: &mut Registers) {
 pub(super) fn end_interrupt(vector: u8) {
     match vector {
         DOORBELL_VECTOR => DOORBELL.store(true, Ordering::Relaxed),
-        TIMER_VECTOR => TIMER.store(true, Ordering::Relaxed),
+        TIMER_VECTOR => NOTED[cpu()].timer.store(true, Ordering::Relaxed),
         _ => {}
     }
-    if END_OF_INTERRUPT.swap(0, Ordering::Relaxed) & 1 == 0 {
-        cpu::write_msr(APIC_EOI, 0);
+    if NOTED[cpu()].end.swap(0, Ordering::Relaxed) & 1 == 0 {
+        processor::write_msr(APIC_EOI, 0);
     }
 }
 
@@ -130,7 +156,7 @@ extern "C" fn interrupt_in_kernel(vector: u64) {
 extern "C" fn exception_in_kernel(frame: *const [u64; 5]) -> ! {
     // SAFETY: the stub has just pushed it.
     let [vector, error, rip, ..] = unsafe { *frame };
-    let address = cpu::fault_address();
+    let address = processor::fault_address();
     panic!("exception {vector} at {rip:#x}, error {error:#x}, address {address:#x}");
 }
 

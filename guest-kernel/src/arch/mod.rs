@@ -1,13 +1,15 @@
 //! All that is x86: entering the kernel and leaving it, interrupts, the
 //! paravirtual machine.
 //!
-//! The kernel runs with interrupts off, on one stack; they are let in only
-//! while a program runs or the processor sleeps.
+//! The kernel runs with interrupts off, on one stack per processor and on one
+//! processor at a time (see [`lock`]); interrupts are let in only while a
+//! program runs or the processor sleeps.
 
 mod boot;
 mod cpu;
 mod descriptors;
 mod entry;
+mod lock;
 mod machine;
 mod panic;
 
@@ -15,7 +17,8 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::pv::Hypercall;
 
-use crate::kernel::{Kernel, Next};
+use crate::running::Next;
+use lock::Guard;
 use machine::Hardware;
 
 /// What of the last thread's state is in the processor.
@@ -25,31 +28,40 @@ struct Loaded {
     gs_base: Option<u64>,
 }
 
-/// Runs programs until the kernel switches off.
-fn run(kernel: &mut Kernel, hardware: &Hardware) -> ! {
+/// Runs programs on this processor until the kernel switches off.
+fn run(hardware: Hardware) -> ! {
     let mut loaded = Loaded::default();
+    let mut kernel = lock::lock(hardware);
+    kernel.slept();
     loop {
-        match kernel.run_next() {
-            Next::Run(tid) => {
-                hardware.set_timer(kernel.now(), kernel.interrupt_at());
-                run_thread(kernel, hardware, tid, &mut loaded);
-            }
-            Next::Idle(until) => {
-                hardware.set_timer(kernel.now(), until);
-                cpu::sleep();
-                kernel.slept();
-            }
-            Next::PowerOff => {
-                cpu::hypercall(Hypercall::PowerOff);
-            }
-        }
+        kernel.begin();
         if entry::DOORBELL.swap(false, Ordering::Relaxed) {
             kernel.doorbell();
+        }
+        kernel = match kernel.run_next() {
+            Next::Run(tid) => run_thread(kernel, hardware, tid, &mut loaded),
+            Next::Idle => {
+                hardware.leave_program();
+                let (now, until) = (kernel.now(), kernel.interrupt_at());
+                drop(kernel);
+                hardware.send_calls();
+                hardware.set_timer(now, until);
+                cpu::sleep();
+                let mut kernel = lock::lock(hardware);
+                kernel.slept();
+                kernel
+            }
+            Next::PowerOff => loop {
+                hardware.send_calls();
+                cpu::hypercall(Hypercall::PowerOff);
+            },
         }
     }
 }
 
-fn run_thread(kernel: &mut Kernel, hardware: &Hardware, tid: u32, loaded: &mut Loaded) {
+/// Runs a thread until it comes back. The lock is free meanwhile.
+fn run_thread(mut kernel: Guard, hardware: Hardware, tid: u32, loaded: &mut Loaded) -> Guard {
+    let (now, until) = (kernel.now(), kernel.interrupt_at());
     let context = kernel.context(tid);
     hardware.load_tables(context.root, &context.flush);
     if loaded.fs_base != Some(context.fs_base) {
@@ -61,11 +73,16 @@ fn run_thread(kernel: &mut Kernel, hardware: &Hardware, tid: u32, loaded: &mut L
         cpu::set_user_gs_base(context.gs_base);
     }
     hardware.load_fpu(tid, context.fpu);
-    entry::enter(context.registers);
-    let vector = context.registers.vector;
+    let registers = *context.registers;
+    drop(kernel);
+    hardware.send_calls();
+    hardware.set_timer(now, until);
+    let registers = entry::enter(registers);
     let address = cpu::fault_address();
-    if let Ok(vector @ 32..) = u8::try_from(vector) {
+    if let Ok(vector @ 32..) = u8::try_from(registers.vector) {
         entry::end_interrupt(vector);
     }
-    kernel.exit(tid, address);
+    let mut kernel = lock::lock(hardware);
+    kernel.exit(tid, &registers, address);
+    kernel
 }

@@ -220,7 +220,7 @@ calls! { k, tid, a, call;
     __NR_setpriority => k.setpriority(tid, low(a[0]), low(a[1]), signed(a[2])),
     __NR_sched_yield => k.sched_yield(tid),
     __NR_sched_getaffinity => k.sched_getaffinity(tid, low(a[0]), a[1], a[2]),
-    __NR_sched_setaffinity => k.sched_setaffinity(low(a[0])),
+    __NR_sched_setaffinity => k.sched_setaffinity(tid, low(a[0]), a[1], a[2]),
     __NR_getcpu => k.getcpu(tid, a[0], a[1]),
 
     __NR_rt_sigaction => k.sigaction(tid, low(a[0]), a[1], a[2], a[3]),

@@ -19,6 +19,7 @@ use crate::kernel::Kernel;
 use crate::process::exec::MOST_ARGUMENTS;
 use crate::process::life::CloneRequest;
 use crate::process::{Call, Ending, Limit, Pid, State, Times};
+use crate::sched::CpuSet;
 use crate::wait::{Key, Tid};
 
 /// Addresses that segment bases may have.
@@ -666,34 +667,62 @@ impl Kernel {
     }
 
     pub(crate) fn sched_yield(&mut self, tid: Tid) -> Outcome {
-        self.end_slice(tid);
+        self.thread(tid).yields = true;
         Ok(0)
     }
 
     pub(crate) fn sched_getaffinity(
         &mut self,
         tid: Tid,
-        _pid: u32,
+        which: u32,
         len: u64,
         address: u64,
     ) -> Outcome {
         if len < 8 || !len.is_multiple_of(8) {
             return Err(Errno::EINVAL.into());
         }
-        self.put(tid, address, &1_u64)?;
+        let which = if which == 0 { tid } else { which };
+        let thread = self.threads.get(&which).ok_or(Errno::ESRCH)?;
+        let allowed = thread.allowed.0 & self.scheduler.all().0;
+        self.put(tid, address, &allowed)?;
         Ok(8)
     }
 
-    pub(crate) fn sched_setaffinity(&mut self, pid: u32) -> Outcome {
-        if pid != 0 && !self.threads.contains_key(&pid) {
+    pub(crate) fn sched_setaffinity(
+        &mut self,
+        tid: Tid,
+        which: u32,
+        len: u64,
+        address: u64,
+    ) -> Outcome {
+        let which = if which == 0 { tid } else { which };
+        if !self.threads.contains_key(&which) {
             return Err(Errno::ESRCH.into());
+        }
+        // What is shorter or longer than ours says nothing of the rest.
+        let mut word = [0; 8];
+        let len = usize::try_from(len).map_or(8, |len| len.min(8));
+        self.read_user(tid, address, &mut word[..len])?;
+        let all = self.scheduler.all();
+        let wanted = CpuSet(u64::from_le_bytes(word) & all.0);
+        if wanted == CpuSet::NONE {
+            return Err(Errno::EINVAL.into());
+        }
+        // All is all that there will ever be.
+        self.thread(which).allowed = if wanted == all { CpuSet::ALL } else { wanted };
+        // Who runs is moved when its processor looks again.
+        if self.scheduler.forget(which) {
+            self.make_ready(which);
         }
         Ok(0)
     }
 
     pub(crate) fn getcpu(&mut self, tid: Tid, cpu: u64, node: u64) -> Outcome {
-        self.put_if(tid, cpu, &0_u32)?;
-        self.put_if(tid, node, &0_u32)?;
+        let here = self.machine.cpu();
+        let number = u32::try_from(here).unwrap_or(u32::MAX);
+        let of_node = self.scheduler.node(here);
+        self.put_if(tid, cpu, &number)?;
+        self.put_if(tid, node, &of_node)?;
         Ok(0)
     }
 }

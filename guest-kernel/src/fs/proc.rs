@@ -365,10 +365,17 @@ impl Kernel {
         match file {
             SystemFile::CpuInfo => {
                 let mhz = self.machine.ticks_khz() / 1000;
-                format!(
-                    "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: Viaduct vCPU\n\
-                     cpu MHz\t\t: {mhz}.000\nflags\t\t: fpu sse sse2\n\n"
-                )
+                let mut text = String::new();
+                for cpu in 0..self.scheduler.count() {
+                    let node = self.scheduler.node(cpu);
+                    let _ = write!(
+                        text,
+                        "processor\t: {cpu}\nvendor_id\t: AuthenticAMD\n\
+                         model name\t: Viaduct vCPU\ncpu MHz\t\t: {mhz}.000\n\
+                         physical id\t: {node}\nflags\t\t: fpu sse sse2\n\n"
+                    );
+                }
+                text
             }
             SystemFile::FileSystems => {
                 String::from("nodev\tproc\nnodev\ttmpfs\nnodev\tsysfs\nnodev\tdevtmpfs\n\text4\n")
@@ -406,14 +413,24 @@ impl Kernel {
                     (user + process.times.user, system + process.times.system)
                 });
                 let (user, system) = (ticks(user), ticks(system));
-                let idle = ticks(now).saturating_sub(user + system);
-                let line = format!("{user} 0 {system} {idle} 0 0 0 0 0 0");
-                format!(
-                    "cpu  {line}\ncpu0 {line}\nintr 0\nctxt 0\nbtime {}\nprocesses {}\n\
-                     procs_running 1\nprocs_blocked 0\n",
+                let all = ticks(now) * self.scheduler.count() as u64;
+                let idle = all.saturating_sub(user + system);
+                let count = self.scheduler.count() as u64;
+                let mut text = format!("cpu  {user} 0 {system} {idle} 0 0 0 0 0 0\n");
+                // Times are kept by process: each gets its share.
+                let [user, system, idle] = [user, system, idle].map(|time| time / count);
+                for cpu in 0..count {
+                    let _ = writeln!(text, "cpu{cpu} {user} 0 {system} {idle} 0 0 0 0 0 0");
+                }
+                let _ = write!(
+                    text,
+                    "intr 0\nctxt 0\nbtime {}\nprocesses {}\n\
+                     procs_running {}\nprocs_blocked 0\n",
                     self.boot_wall_ns / NS,
-                    self.forks
-                )
+                    self.forks,
+                    self.scheduler.running().max(1)
+                );
+                text
             }
             SystemFile::Swaps => String::from("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"),
             SystemFile::UnknownCalls => {

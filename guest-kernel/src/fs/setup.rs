@@ -1,6 +1,9 @@
 //! What is mounted over the root image: /dev, /proc, /sys and memory.
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use linux_raw_sys::general::{S_IFBLK, S_IFCHR};
 
@@ -35,22 +38,51 @@ const LAUNCHER: (u32, u32) = (250, 1);
 pub(crate) const TERMINALS: u32 = 136;
 
 /// Files of /sys that programs read.
-const SYSTEM_FILES: [(&str, &str); 8] = [
+const SYSTEM_FILES: [(&str, &str); 2] = [
     ("class/virtio-ports/vport0p1/name", "viaduct.agent\n"),
-    ("devices/system/cpu/online", "0\n"),
-    ("devices/system/cpu/possible", "0\n"),
-    ("devices/system/cpu/present", "0\n"),
-    (
-        "devices/system/cpu/cpu0/topology/thread_siblings_list",
-        "0\n",
-    ),
-    ("devices/system/cpu/cpu0/topology/core_siblings_list", "0\n"),
-    ("devices/system/node/online", "0\n"),
     (
         "kernel/mm/transparent_hugepage/enabled",
         "always madvise [never]\n",
     ),
 ];
+
+/// The same for the processors, by the nodes that they are on.
+fn processor_files(nodes: &[u32]) -> Vec<(String, String)> {
+    const CPUS: &str = "devices/system/cpu";
+    let list = |numbers: &[usize]| {
+        let words: Vec<_> = numbers.iter().map(|number| format!("{number}")).collect();
+        words.join(",") + "\n"
+    };
+    let last = nodes.len().saturating_sub(1);
+    let all = match last {
+        0 => String::from("0\n"),
+        _ => format!("0-{last}\n"),
+    };
+    let mut files: Vec<_> = ["online", "possible", "present"]
+        .map(|name| (format!("{CPUS}/{name}"), all.clone()))
+        .into();
+    for (cpu, node) in nodes.iter().enumerate() {
+        let of_node = |other: &usize| nodes[*other] == *node;
+        let near: Vec<_> = (0..nodes.len()).filter(of_node).collect();
+        let topology = format!("{CPUS}/cpu{cpu}/topology");
+        files.extend([
+            (format!("{topology}/thread_siblings_list"), list(&[cpu])),
+            (format!("{topology}/core_siblings_list"), list(&near)),
+            (
+                format!("{topology}/physical_package_id"),
+                format!("{node}\n"),
+            ),
+        ]);
+        files.push((
+            format!("devices/system/node/node{node}/cpulist"),
+            list(&near),
+        ));
+    }
+    let mut online: Vec<_> = nodes.iter().map(|node| *node as usize).collect();
+    online.dedup();
+    files.push((String::from("devices/system/node/online"), list(&online)));
+    files
+}
 
 /// What a device with these numbers is.
 pub(crate) fn device(major: u32, minor: u32) -> Option<Device> {
@@ -66,18 +98,18 @@ pub(crate) fn device(major: u32, minor: u32) -> Option<Device> {
 }
 
 /// The root with everything mounted; `None` without an image.
-pub(crate) fn root(objects: &mut Objects, now: u64) -> Option<NodeId> {
+pub(crate) fn root(objects: &mut Objects, cpu_nodes: &[u32], now: u64) -> Option<NodeId> {
     let maker = Maker {
         uid: 0,
         gid: 0,
         now,
     };
     let root = objects.image_root()?;
-    fill(objects, root, maker).ok()?;
+    fill(objects, root, cpu_nodes, maker).ok()?;
     Some(root)
 }
 
-fn fill(objects: &mut Objects, root: NodeId, maker: Maker) -> Result<()> {
+fn fill(objects: &mut Objects, root: NodeId, cpu_nodes: &[u32], maker: Maker) -> Result<()> {
     let proc = objects.directory(root)?;
     proc.entries.insert(b"proc"[..].into(), Entry::Proc);
     let dev = mount(objects, root, b"dev", 0o755, maker)?;
@@ -105,12 +137,16 @@ fn fill(objects: &mut Objects, root: NodeId, maker: Maker) -> Result<()> {
     mount(objects, root, b"tmp", 0o1777, maker)?;
     mount(objects, root, b"run", 0o755, maker)?;
     let sys = mount(objects, root, b"sys", 0o555, maker)?;
-    for (path, text) in SYSTEM_FILES {
+    let fixed = SYSTEM_FILES.map(|(path, text)| (path.into(), text.into()));
+    for (path, text) in fixed.into_iter().chain(processor_files(cpu_nodes)) {
         let mut directory = sys;
         let mut names = path.split('/').peekable();
         while let Some(name) = names.next() {
             let name = name.as_bytes();
             if names.peek().is_none() {
+                if objects.entry(directory, name).is_ok() {
+                    continue;
+                }
                 let id = objects.make(file(), 0o444, MEMORY_DEVICE, maker);
                 attach(objects, directory, name, id, maker.now)?;
                 objects.write(id, 0, text.as_bytes())?;
@@ -145,7 +181,7 @@ fn mount(
 
 impl Kernel {
     /// Puts the first program where it can be run from; returns its path.
-    pub(crate) fn install_init(&mut self, program: &[u8]) -> Result<alloc::vec::Vec<u8>> {
+    pub(crate) fn install_init(&mut self, program: &[u8]) -> Result<Vec<u8>> {
         let maker = Maker {
             uid: 0,
             gid: 0,
@@ -189,14 +225,14 @@ impl Kernel {
         let id = self
             .objects
             .make(kind, S_IFCHR | 0o620, MEMORY_DEVICE, maker);
-        let name = alloc::format!("{number}");
+        let name = format!("{number}");
         attach(&mut self.objects, directory, name.as_bytes(), id, maker.now)
     }
 
     /// The node of a terminal's name, if it has one.
     pub(crate) fn terminal_node(&mut self, number: u32) -> Option<NodeId> {
         let directory = self.terminals_directory().ok()?;
-        let name = alloc::format!("{number}");
+        let name = format!("{number}");
         match self.objects.entry(directory, name.as_bytes()) {
             Ok(Entry::Node(id)) => Some(id),
             _ => None,
@@ -218,7 +254,7 @@ impl Kernel {
             uid: 0,
             gid: 0,
         };
-        let name: Box<[u8]> = alloc::format!("{number}").into_bytes().into();
+        let name: Box<[u8]> = format!("{number}").into_bytes().into();
         let slot = super::walk::Slot {
             directory: super::Place::Node(directory),
             name,

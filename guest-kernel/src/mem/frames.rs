@@ -15,6 +15,31 @@ use super::{PAGE, index};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Frame(pub(crate) u64);
 
+/// The free frames of a piece of RAM.
+#[derive(Debug)]
+struct Pool {
+    node: u32,
+    all: Range<u64>,
+    /// Frames given back, by their numbers.
+    free: Vec<u32>,
+    /// Frames never used yet.
+    fresh: Range<u64>,
+}
+
+impl Pool {
+    fn take(&mut self) -> Option<u64> {
+        if let Some(number) = self.free.pop() {
+            return Some(number.into());
+        }
+        let start = self.fresh.start;
+        if self.fresh.is_empty() {
+            return None;
+        }
+        self.fresh.start += PAGE_SIZE;
+        Some(start / PAGE_SIZE)
+    }
+}
+
 /// All frames.
 #[derive(Debug)]
 pub(crate) struct Frames {
@@ -24,38 +49,47 @@ pub(crate) struct Frames {
     image_base: u64,
     /// Uses of each frame of RAM.
     counts: Vec<u32>,
-    /// Frames given back, by their numbers.
-    free: Vec<u32>,
-    /// Frames never used yet.
-    fresh: Vec<Range<u64>>,
+    /// Free frames, by pieces of RAM.
+    pools: Vec<Pool>,
+    /// Frames without a use that a processor may still have a translation to.
+    leaving: Vec<u32>,
+    /// The node whose frames are given first.
+    preferred: u32,
     total: usize,
     available: usize,
 }
 
 impl Frames {
-    /// The frames in `usable` ranges of `ram`, and those of the image.
+    /// The frames in `usable` ranges of `ram`, each with the node that gives
+    /// it, and those of the image.
     pub(crate) fn new(
         ram: SharedMem,
-        usable: &[Range<u64>],
+        usable: &[(Range<u64>, u32)],
         image: Option<SharedMem>,
         image_base: u64,
     ) -> Self {
         let limit = ram.len() as u64;
-        let clip = |range: &Range<u64>| {
+        let clip = |(range, node): &(Range<u64>, u32)| {
             let start = range.start.next_multiple_of(PAGE_SIZE);
             let end = super::page_down(range.end.min(limit));
-            (start < end).then_some(start..end)
+            (start < end).then_some(Pool {
+                node: *node,
+                all: start..end,
+                free: Vec::new(),
+                fresh: start..end,
+            })
         };
-        let fresh: Vec<_> = usable.iter().filter_map(clip).collect();
-        let bytes: u64 = fresh.iter().map(|range| range.end - range.start).sum();
+        let pools: Vec<_> = usable.iter().filter_map(clip).collect();
+        let bytes: u64 = pools.iter().map(|pool| pool.all.end - pool.all.start).sum();
         let total = index(bytes / PAGE_SIZE);
         Self {
             counts: vec![0; ram.len() / PAGE],
             ram,
             image,
             image_base,
-            free: Vec::new(),
-            fresh,
+            pools,
+            leaving: Vec::new(),
+            preferred: 0,
             total,
             available: total,
         }
@@ -63,18 +97,13 @@ impl Frames {
 
     /// A frame of RAM with one use and any contents.
     pub(crate) fn alloc(&mut self) -> Option<Frame> {
-        let number = match self.free.pop() {
-            Some(number) => u64::from(number),
-            None => {
-                let range = self.fresh.last_mut()?;
-                let start = range.start;
-                range.start += PAGE_SIZE;
-                if range.is_empty() {
-                    self.fresh.pop();
-                }
-                start / PAGE_SIZE
-            }
-        };
+        let preferred = self.preferred;
+        let near = |pool: &&mut Pool| pool.node == preferred;
+        let mut number = self.pools.iter_mut().filter(near).find_map(Pool::take);
+        if number.is_none() {
+            number = self.pools.iter_mut().find_map(Pool::take);
+        }
+        let number = number?;
         self.available -= 1;
         self.counts[index(number)] = 1;
         Some(Frame(number * PAGE_SIZE))
@@ -114,7 +143,7 @@ impl Frames {
         }
     }
 
-    /// One use less; the last gives the frame back.
+    /// One use less; without any, the frame is free once things have settled.
     pub(crate) fn release(&mut self, frame: Frame) {
         let Some(number) = self.count(frame) else {
             return;
@@ -123,10 +152,26 @@ impl Frames {
             .checked_sub(1)
             .expect("only frames in use are released");
         if self.counts[number] == 0 {
-            self.available += 1;
-            self.free
+            self.leaving
                 .push(u32::try_from(number).expect("RAM has fewer frames"));
         }
+    }
+
+    /// Lets frames without a use be given again: no processor can reach them
+    /// any more.
+    pub(crate) fn settle(&mut self) {
+        self.available += self.leaving.len();
+        for number in self.leaving.drain(..) {
+            let address = u64::from(number) * PAGE_SIZE;
+            let mut pools = self.pools.iter_mut();
+            let pool = pools.find(|pool| pool.all.contains(&address));
+            pool.expect("frames come from pools").free.push(number);
+        }
+    }
+
+    /// Gives a node's frames first from now on.
+    pub(crate) fn prefer(&mut self, node: u32) {
+        self.preferred = node;
     }
 
     /// Whether a frame has a single use, so that it may be written.
@@ -194,7 +239,7 @@ pub(crate) mod testing {
         // SAFETY: leaked, aligned, and the only reference ends here.
         let ram = unsafe { SharedMem::new(base, count * PAGE) };
         let range = 0..(count * PAGE) as u64;
-        Frames::new(ram, &[range], None, 1 << 40)
+        Frames::new(ram, &[(range, 0)], None, 1 << 40)
     }
 }
 
@@ -216,9 +261,34 @@ mod tests {
         frames.release(all[3]);
         assert_eq!(frames.alloc(), None, "it has one use left");
         frames.release(all[3]);
+        assert_eq!(frames.alloc(), None, "others may still reach it");
+        frames.settle();
         assert_eq!(frames.alloc_zeroed(), Some(all[3]));
         let mut bytes = [1; 4096];
         frames.page(all[3]).read_bytes(0, &mut bytes).expect("all");
         assert_eq!(bytes, [0; 4096]);
+    }
+
+    #[test]
+    fn a_nodes_own_frames_are_given_first() {
+        use super::{Frames, PAGE_SIZE};
+        let one = frames(8);
+        let ranges = [(0..4 * PAGE_SIZE, 0), (4 * PAGE_SIZE..8 * PAGE_SIZE, 1)];
+        let mut frames = Frames::new(one.ram, &ranges, None, 1 << 40);
+        frames.prefer(1);
+        let far = frames.alloc().expect("some");
+        assert!(ranges[1].0.contains(&far.0));
+        frames.prefer(0);
+        let given: Vec<_> = std::iter::from_fn(|| frames.alloc()).collect();
+        assert!(
+            given[..4]
+                .iter()
+                .all(|frame| ranges[0].0.contains(&frame.0))
+        );
+        assert_eq!(given.len(), 7, "then the others'");
+        frames.release(far);
+        frames.release(given[0]);
+        frames.settle();
+        assert_eq!(frames.alloc(), Some(given[0]), "each goes back to its own");
     }
 }

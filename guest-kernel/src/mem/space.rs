@@ -108,7 +108,8 @@ pub(crate) enum Fault {
     NoMemory,
 }
 
-/// What the processor must forget before the program goes on.
+/// What processors must forget before the program goes on: see
+/// [`Kernel::run_next`](crate::Kernel::run_next).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Flush {
     /// Nothing.
@@ -352,8 +353,8 @@ impl Space {
             && (access != Access::Write || leaf.writable)
             && (access != Access::Execute || leaf.executable)
         {
-            // Another thread was faster, or the processor is behind.
-            self.flush.page(page);
+            // Another thread was faster. A processor that is behind forgets
+            // the translation when it faults.
             return Ok(leaf.frame);
         }
         let leaf = self.make_page(objects, start, region, page, access, mapped)?;
@@ -361,7 +362,11 @@ impl Space {
         match self.tables.set(&mut objects.frames, page, leaf) {
             Some(Some(old)) => {
                 objects.frames.release(old.frame);
-                self.flush.page(page);
+                // More rights to the same frame need no word to others: at
+                // worst they fault and look again.
+                if old.frame != frame {
+                    self.flush.page(page);
+                }
             }
             Some(None) => {}
             None => {

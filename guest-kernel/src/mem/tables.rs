@@ -231,6 +231,7 @@ mod tests {
         assert_eq!(seen, places);
         assert_eq!(tables.get(&frames, 0x1000), None);
         tables.free(&mut frames);
+        frames.settle();
         assert_eq!(frames.available(), before);
     }
 

@@ -241,7 +241,7 @@ impl Kernel {
         process.continued = false;
         let (threads, parent) = (process.threads.clone(), process.parent);
         for tid in threads {
-            self.forget_ready(tid);
+            self.scheduler.forget(tid);
             let thread = self.thread(tid);
             if !thread.waits {
                 thread.waits = true;

@@ -19,6 +19,7 @@ use crate::futex::{ANY, Scope};
 use crate::kernel::Kernel;
 use crate::machine::{Fpu, Registers};
 use crate::mem::space::Space;
+use crate::sched::CpuSet;
 use crate::wait::{Key, Tid};
 
 /// Process 1, which adopts orphans.
@@ -87,6 +88,9 @@ impl Kernel {
             gs_base: 0,
             waits: false,
             keys: Vec::new(),
+            allowed: CpuSet::ALL,
+            cpu: self.machine.cpu(),
+            yields: false,
             call: None,
             mask: 0,
             saved_mask: None,
@@ -145,6 +149,9 @@ impl Kernel {
             gs_base: parent.gs_base,
             waits: false,
             keys: Vec::new(),
+            allowed: parent.allowed,
+            cpu: parent.cpu,
+            yields: false,
             call: None,
             mask: parent.mask,
             saved_mask: None,
@@ -314,7 +321,7 @@ impl Kernel {
         };
         let deadline = thread.call.and_then(|call| call.deadline);
         self.queues.remove(tid, &thread.keys, deadline);
-        self.forget_ready(tid);
+        self.scheduler.forget(tid);
         self.machine.forget_fpu(tid);
         if let Some(process) = self.processes.get_mut(&thread.pid) {
             process.threads.retain(|other| *other != tid);

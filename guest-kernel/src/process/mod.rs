@@ -16,6 +16,7 @@ use linux_raw_sys::general::{
 use crate::fs::Place;
 use crate::fs::node::NodeId;
 use crate::machine::{Fpu, Registers};
+use crate::sched::CpuSet;
 use crate::wait::{Key, Tid};
 use files::Descriptors;
 use signal::{Actions, Pending};
@@ -167,6 +168,11 @@ pub(crate) struct Thread {
     /// It waits, or its process is stopped: it is not on the run queue.
     pub(crate) waits: bool,
     pub(crate) keys: Vec<Key>,
+    /// Where it may run, and where it did last.
+    pub(crate) allowed: CpuSet,
+    pub(crate) cpu: usize,
+    /// It lets others run first.
+    pub(crate) yields: bool,
     pub(crate) call: Option<Call>,
     /// Blocked signals, one bit each from bit 0 for signal 1.
     pub(crate) mask: u64,

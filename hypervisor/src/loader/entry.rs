@@ -47,7 +47,12 @@ pub(super) fn write(
     let gdt = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
     memory.write_bytes(GDT, gdt.as_bytes())?;
     write_page_tables(memory)?;
-    Ok(LinuxEntry {
+    Ok(state(rip, zero_page))
+}
+
+/// The state that uses the tables.
+pub(super) const fn state(rip: u64, zero_page: Gpa) -> LinuxEntry {
+    LinuxEntry {
         rip,
         rsi: zero_page.0,
         cr3: PAGE_TABLES.0,
@@ -56,7 +61,7 @@ pub(super) fn write(
             base: GDT.0,
             limit: 31,
         },
-    })
+    }
 }
 
 /// The first 4 GiB mapped to themselves with 2 MiB pages: one table of each

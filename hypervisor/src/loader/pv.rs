@@ -3,10 +3,12 @@
 //! What lies in low memory is as for Linux, with the boot information in
 //! place of the zero page. The first program follows the kernel.
 
+use core::mem::offset_of;
+
 use guest_image::{ByteSource, Image};
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
 use vmm_shared::control::{MAX_COMMAND_LINE, RingId};
-use vmm_shared::pv::{BOOT_MAGIC, BOOT_VERSION, BootInfo, Range};
+use vmm_shared::pv::{BOOT_MAGIC, BOOT_VERSION, BootInfo, Cpu, Range};
 use zerocopy::FromZeros;
 
 use super::{LinuxEntry, LoadError, copy, entry};
@@ -93,6 +95,7 @@ pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntr
     info.vcpus = topology.vcpus().into();
     info.tsc_khz = boot.tsc_khz;
     info.boot_wall_ns = boot.boot_wall_ns;
+    info.entry = image.entry.into();
     info.kernel = Range { gpa: 0, len: end };
     info.init = init;
     if let Some(image) = boot.platform.image {
@@ -119,8 +122,24 @@ pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntr
         slot.node = node.into();
         info.ram_count += 1;
     }
+    for (slot, vcpu) in info.cpu.iter_mut().zip(topology.vcpu_ids()) {
+        *slot = Cpu {
+            apic_id: topology.apic_id(vcpu).0,
+            node: topology.domain(vcpu).0.into(),
+        };
+    }
     memory.write(BOOT_INFO, &info)?;
-    entry::write(memory, image.entry.into(), BOOT_INFO)
+    entry::write(memory, info.entry, BOOT_INFO)
+}
+
+/// How a vCPU enters that is started with this page; `None` if nothing can be
+/// there. Where it enters is up to the guest.
+#[must_use]
+pub fn start_up(memory: &impl GuestMemory, page: u8) -> Option<LinuxEntry> {
+    let info = Gpa(u64::from(page) * PAGE_SIZE);
+    let at = Gpa(info.0 + offset_of!(BootInfo, entry) as u64);
+    let rip: u64 = memory.read(at).ok()?;
+    Some(entry::state(rip, info))
 }
 
 #[cfg(test)]
@@ -216,6 +235,11 @@ mod tests {
             .read_bytes(Gpa(info.init.gpa), &mut bytes[..4])
             .expect("fits");
         assert_eq!(&bytes[..4], b"init");
+        assert_eq!(info.entry, entry.rip);
+        let ids: Vec<_> = info.cpu[..3].iter().map(|cpu| cpu.apic_id).collect();
+        assert_eq!(ids, [0, 1, 0]);
+        let page = u8::try_from(entry.rsi >> 12).expect("a start-up page");
+        assert_eq!(start_up(&memory, page), Some(entry));
         assert_eq!(info.ram_count, 1);
         assert_eq!(
             info.ram[0].range,

@@ -230,9 +230,6 @@ fn machine(regions: &Regions, config: &BootConfig) -> Result<Machine, Reason> {
     let protocol = match BootBy::from_raw(config.boot_by) {
         Some(BootBy::Image) => loader::protocol(&image)
             .map_err(|why| format!("the guest cannot be loaded: it is {why}"))?,
-        Some(BootBy::Paravirtual) if config.data_nodes().count() > 1 => {
-            return Err(String::from("the paravirtual guest runs on one node"));
-        }
         Some(BootBy::Paravirtual) => Protocol::Paravirtual,
         None => return Err(format!("there is no way {} to boot", config.boot_by)),
     };

@@ -27,7 +27,7 @@ use self::registers::{Gpr, Registers};
 use self::step::Step;
 use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::vmcb::Vmcb;
-use crate::loader::GuestEntry;
+use crate::loader::{self, GuestEntry};
 use crate::platform::msr::StoredMsrs;
 use crate::vm::Vm;
 
@@ -151,7 +151,7 @@ impl Vcpu {
     }
 
     /// Does what another vCPU has requested, apart from interrupts.
-    fn obey(&mut self, signal: Signal) {
+    fn obey(&mut self, signal: Signal, vm: &Vm) {
         match signal {
             Signal::Init => {
                 self.lapic.reset();
@@ -163,8 +163,17 @@ impl Vcpu {
                 self.nmi = NmiState::default();
             }
             Signal::StartUp(page) if self.state == RunState::WaitForStartUp => {
-                self.start_at_page(page);
-                self.state = RunState::Running;
+                match vm.machine.is_paravirtual() {
+                    false => {
+                        self.start_at_page(page);
+                        self.state = RunState::Running;
+                    }
+                    true => {
+                        if let Some(entry) = loader::start_up(&vm.memory, page) {
+                            self.start(&GuestEntry::Linux(entry));
+                        }
+                    }
+                }
             }
             Signal::StartUp(_) => {}
             Signal::Unhalt => self.unhalted = true,

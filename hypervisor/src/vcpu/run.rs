@@ -106,7 +106,7 @@ impl Vcpu {
         }
         let posted = vm.posted(self.id);
         for signal in posted.take_signals() {
-            self.obey(signal);
+            self.obey(signal, vm);
             // A reset has changed it, perhaps.
             self.settle_apic(LapicEffect::Addressed, vm);
         }

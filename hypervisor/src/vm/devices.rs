@@ -259,12 +259,12 @@ impl Vm {
 
     /// Serves other nodes, moves what the launcher has sent into the devices,
     /// and what it has made room for out of them. The paravirtual guest does
-    /// that itself, and has no other nodes.
+    /// the latter itself.
     pub fn poll_devices(&self) {
+        self.serve_forwards();
         if self.machine.is_paravirtual() {
             return self.post(DOORBELL_VCPU, pv::DOORBELL_VECTOR);
         }
-        self.serve_forwards();
         self.feed_serial(&mut self.serial.lock());
         let mut agent = self.agent.lock();
         let effects = agent.poll(&self.memory, &mut self.agent_pipes());
