@@ -246,16 +246,23 @@ impl Kernel {
 
     /// Lets a waiting thread go on.
     pub(crate) fn wake_thread(&mut self, tid: Tid) {
+        if self.stop_waiting(tid) {
+            self.make_ready(tid);
+        }
+    }
+
+    /// Takes a thread off what it waits for; whether it waited.
+    pub(crate) fn stop_waiting(&mut self, tid: Tid) -> bool {
         let Some(thread) = self.threads.get_mut(&tid) else {
-            return;
+            return false;
         };
         if !core::mem::take(&mut thread.waits) {
-            return;
+            return false;
         }
         let keys = core::mem::take(&mut thread.keys);
         let deadline = thread.call.and_then(|call| call.deadline);
         self.queues.remove(tid, &keys, deadline);
-        self.make_ready(tid);
+        true
     }
 
     /// Lets all that wait for `key` look again.

@@ -212,20 +212,37 @@ impl Kernel {
             return false;
         }
         loop {
-            if self.has_signal(tid) {
+            // A call is begun even if a signal has come by then, as it may
+            // not have to wait.
+            let untried = self.thread(tid).call.is_some_and(|call| !call.tried);
+            if !untried && self.has_signal(tid) {
                 if !self.deliver_signals(tid) {
                     return false;
                 }
                 continue;
             }
-            let Some(call) = self.thread(tid).call else {
-                break;
+            let Some(call) = &mut self.thread(tid).call else {
+                return true;
             };
-            if !self.make_call(tid, call) {
+            call.tried = true;
+            let call = *call;
+            // Nobody wakes it for a signal that is there already.
+            if !self.make_call(tid, call) && !self.is_interrupted(tid) {
                 return false;
             }
         }
-        true
+    }
+
+    /// Whether a thread that has just begun to wait has a signal, which ends
+    /// that.
+    fn is_interrupted(&mut self, tid: Tid) -> bool {
+        if !self.threads.contains_key(&tid) || !self.has_signal(tid) {
+            return false;
+        }
+        let shared = self.process_of(tid).pending.set();
+        let pending = self.thread(tid).pending.set() | shared;
+        let is_killed = pending & 1 << (SIGKILL - 1) != 0;
+        (is_killed || !self.ignores_signals(tid)) && self.stop_waiting(tid)
     }
 
     /// Makes a system call; whether the thread can go on.
@@ -312,6 +329,7 @@ impl Kernel {
                         registers.r8,
                         registers.r9,
                     ],
+                    tried: false,
                     deadline: None,
                     done: 0,
                     woken: false,

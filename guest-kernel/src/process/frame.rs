@@ -156,16 +156,17 @@ impl Kernel {
 
     /// Lets a thread look at its signals, unless its process is stopped.
     fn wake_for_signal(&mut self, tid: Tid, signal: u8) {
-        let stopped = matches!(self.process_of(tid).state, State::Stopped(_));
-        let vfork = self
-            .thread(tid)
-            .keys
-            .iter()
-            .any(|key| matches!(key, Key::Vfork(_)));
-        if (stopped || vfork) && u32::from(signal) != SIGKILL {
-            return;
+        if u32::from(signal) == SIGKILL || !self.ignores_signals(tid) {
+            self.wake_thread(tid);
         }
-        self.wake_thread(tid);
+    }
+
+    /// Whether a thread waits such that only SIGKILL ends it: it is stopped,
+    /// or has lent its memory.
+    pub(crate) fn ignores_signals(&mut self, tid: Tid) -> bool {
+        let is_vfork = |key: &Key| matches!(key, Key::Vfork(_));
+        matches!(self.process_of(tid).state, State::Stopped(_))
+            || self.thread(tid).keys.iter().any(is_vfork)
     }
 
     /// A signal for what a thread has done itself: if it is blocked or

@@ -142,6 +142,8 @@ pub(crate) fn default_limits(memory: u64) -> [Limit; RLIM_NLIMITS as usize] {
 pub(crate) struct Call {
     pub(crate) number: u32,
     pub(crate) arguments: [u64; 6],
+    /// It has been made once, so that a signal may end it.
+    pub(crate) tried: bool,
     /// When it gives up, in ns; settled when it first waits.
     pub(crate) deadline: Option<u64>,
     /// How much it has done.
