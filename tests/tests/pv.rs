@@ -79,3 +79,103 @@ fn bytes_pass_unchanged_in_both_directions() {
     assert!(done.stdout == input, "the bytes differ");
     bench.assert_nothing_left();
 }
+
+/// Threads that hand a turn to each other, share a sum and fork, and a
+/// program of OpenMP; what they print is the same wherever they run.
+const THREADS: &str = r#"
+cd /tmp
+nproc; getconf _NPROCESSORS_ONLN; grep -c ^processor /proc/cpuinfo
+cat > threads.c <<'C'
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static pthread_barrier_t both;
+static long turn, sum;
+static void *play(void *argument) {
+    long me = (long)argument;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(me, &set);
+    if (sched_setaffinity(0, sizeof set, &set) || sched_getcpu() != me) return (void *)1;
+    for (long round = 0; round < 500; round++) {
+        pthread_mutex_lock(&lock);
+        while (turn % 2 != me) pthread_cond_wait(&changed, &lock);
+        sum += turn++ * (me + 1);
+        pthread_cond_broadcast(&changed);
+        pthread_mutex_unlock(&lock);
+    }
+    for (long round = 0; round < 100; round++) {
+        pthread_barrier_wait(&both);
+        __atomic_fetch_add(&sum, round, __ATOMIC_RELAXED);
+    }
+    return 0;
+}
+int main(void) {
+    pthread_t threads[2];
+    pthread_barrier_init(&both, 0, 2);
+    for (long me = 0; me < 2; me++) pthread_create(&threads[me], 0, play, (void *)me);
+    for (int me = 0; me < 2; me++) {
+        void *bad;
+        pthread_join(threads[me], &bad);
+        printf("thread %d: %s\n", me, bad ? "elsewhere" : "done");
+    }
+    printf("%ld turns, sum %ld\n", turn, sum);
+    double pi = 0;
+    int team = 0;
+#pragma omp parallel num_threads(2) reduction(+ : team)
+    team++;
+#pragma omp parallel for num_threads(2) reduction(+ : pi)
+    for (int i = 0; i < 1000000; i++) pi += (i & 1 ? -4.0 : 4.0) / (2 * i + 1);
+    printf("a team of %d: %.6f\n", team, pi);
+}
+C
+gcc -O1 -fopenmp threads.c -o threads && ./threads
+python3 - <<'PYTHON'
+import mmap, os, signal, subprocess, sys, threading, time
+failed = []
+def memory(number):
+    os.sched_setaffinity(0, {number % 2})
+    for round in range(50):
+        area = mmap.mmap(-1, 1 << 16)
+        area[::4096] = bytes([number]) * 16
+        if area[::4096] != bytes([number]) * 16 or sum(area[:]) != number * 16:
+            failed.append(number)
+        area.close()
+def commands(number):
+    for status in range(10):
+        done = subprocess.run(["sh", "-c", f"echo {number} | cat; exit {status}"], capture_output=True)
+        if (done.returncode, done.stdout) != (status, b"%d\n" % number):
+            failed.append(done)
+for work in memory, commands:
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    [t.start() for t in threads]; [t.join() for t in threads]
+    print(work.__name__, failed)
+# Threads that never come by themselves are stopped, continued and ended.
+spin = "import threading\ndef f():\n  while True: pass\n[threading.Thread(target=f).start() for _ in range(3)]\nprint('up', flush=True)\nf()"
+child = subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE)
+print(child.stdout.readline())
+child.send_signal(signal.SIGSTOP); print(os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1]))
+child.send_signal(signal.SIGCONT); child.kill(); print(child.wait())
+PYTHON
+"#;
+
+#[test]
+fn threads_on_all_vcpus_print_what_they_print_on_linux() {
+    let bench = Bench::new();
+    let run = |guest, nodes, cores| {
+        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
+        let words = ["run", "--guest", guest].into_iter().chain(shape);
+        bench.line(words).guest(["sh", "-c", THREADS]).finish()
+    };
+    let linux = run("linux", "1", "2");
+    for (nodes, cores) in [("1", "2"), ("2", "1")] {
+        let pv = run("pv", nodes, cores);
+        assert_eq!(pv.out(), linux.out(), "{nodes} nodes of {cores} vCPUs");
+        assert_eq!(pv.err(), linux.err(), "{nodes} nodes of {cores} vCPUs");
+        assert_eq!((pv.status, linux.status), (0, 0));
+    }
+    bench.assert_nothing_left();
+}
