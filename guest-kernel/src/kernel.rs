@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use vmm_shared::ring::ByteRing;
 
 use crate::errno::{Errno, Result, Stop};
+use crate::fs::locks::Locks;
 use crate::fs::node::{Maker, NodeId, Objects};
 use crate::fs::walk::Viewer;
 use crate::futex::Futexes;
@@ -84,6 +85,9 @@ pub struct Kernel {
     pub(crate) events: Table<u64>,
     pub(crate) queues: Queues,
     pub(crate) futexes: Futexes,
+    /// By `fcntl`, and by `flock`: they don't see each other.
+    pub(crate) record_locks: Locks,
+    pub(crate) whole_locks: Locks,
     pub(crate) scheduler: Scheduler,
     next_pid: Pid,
     pub(crate) powered_off: bool,
@@ -132,6 +136,8 @@ impl Kernel {
             events: Table::default(),
             queues: Queues::default(),
             futexes: Futexes::default(),
+            record_locks: Locks::default(),
+            whole_locks: Locks::default(),
             scheduler: Scheduler::new(&start.cpu_nodes),
             next_pid: 1,
             powered_off: false,

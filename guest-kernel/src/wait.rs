@@ -18,6 +18,8 @@ pub(crate) enum Key {
     Event(u32),
     /// The rings to and from the launcher.
     Launcher,
+    /// A lock on this file, or on a part of it.
+    Lock(u32),
     /// A child of this process.
     Children(u32),
     /// The program that this process is to start, after vfork.

@@ -46,6 +46,37 @@ signal.signal(signal.SIGALRM, lambda *_: print("alarm"))
 signal.setitimer(signal.ITIMER_REAL, 0.05); signal.pause()
 print(hashlib.sha256(open("/bin/ls", "rb").read()).hexdigest())
 PYTHON
+# Locks.
+python3 - <<'PYTHON'
+import fcntl, os, subprocess, sys, time
+f=open('locked','w+b'); f.write(b'x'*100); f.flush()
+fcntl.lockf(f, fcntl.LOCK_EX, 10, 20)
+other = lambda code: subprocess.run([sys.executable,'-c','import fcntl,struct\nf=open("locked","r+b")\n'+code],capture_output=True,text=True)
+T='''
+def t(*a):
+    try: fcntl.lockf(f,fcntl.LOCK_NB|a[0],*a[1:]); return "got"
+    except OSError as e: return e.errno
+print(t(fcntl.LOCK_EX,10,0),t(fcntl.LOCK_SH,1,25),t(fcntl.LOCK_EX,5,40))
+k=struct.unpack("hhqqi4x",fcntl.fcntl(f,fcntl.F_GETLK,struct.pack("hhqqi4x",fcntl.F_WRLCK,0,0,0,0)))
+print(k[:4],k[4]>0)
+'''
+print(other(T).stdout)
+fcntl.lockf(f, fcntl.LOCK_UN, 5, 22)
+print(other(T).stdout)
+r,w=os.pipe(); pid=os.fork()
+if pid==0:
+    g=open('locked','r+b'); os.write(w,b'w'); fcntl.lockf(g,fcntl.LOCK_EX); os._exit(7)
+os.read(r,1); time.sleep(.1); print(os.waitpid(pid,os.WNOHANG))
+open('locked').close()  # gives up all locks of this process
+print(os.waitstatus_to_exitcode(os.waitpid(pid,0)[1]))
+fcntl.flock(f,fcntl.LOCK_EX)
+print(other('''
+try: fcntl.flock(f,fcntl.LOCK_SH|fcntl.LOCK_NB); print("got")
+except OSError as e: print(e.errno)
+''').stdout)
+f.close()
+g=open('locked'); fcntl.flock(g,fcntl.LOCK_EX|fcntl.LOCK_NB); print('end')
+PYTHON
 exit 17
 "#;
 

@@ -3,12 +3,14 @@
 use alloc::boxed::Box;
 
 use linux_raw_sys::general::{
-    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_SETFD, F_SETFL, F_SETLK, F_SETLKW,
-    FD_CLOEXEC, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, RLIMIT_NOFILE,
+    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW,
+    F_SETFD, F_SETFL, F_SETLK, F_SETLKW, FD_CLOEXEC, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_RDONLY,
+    O_WRONLY, RLIMIT_NOFILE,
 };
 
 use super::low;
 use crate::errno::{Errno, Outcome, Result};
+use crate::fs::locks::Holder;
 use crate::kernel::Kernel;
 use crate::process::files::{Descriptor, FileId, Object, OpenFile};
 use crate::process::life::closes_on_exec;
@@ -63,6 +65,14 @@ impl Kernel {
             }
             _ => {}
         }
+        if let Some(node) = file.node() {
+            let holder = Holder::File(id);
+            let mut had = self.record_locks.release(node, holder);
+            had |= self.whole_locks.release(node, holder);
+            if had {
+                self.wake(Key::Lock(node));
+            }
+        }
         if let Some(place) = file.place {
             self.release_place(place);
         }
@@ -111,7 +121,8 @@ impl Kernel {
 
     pub(crate) fn close(&mut self, tid: Tid, number: u32) -> Outcome {
         let descriptor = self.process_of(tid).files.remove(number)?;
-        self.release_file(descriptor.file);
+        let pid = self.pid_of(tid);
+        self.drop_descriptor(pid, descriptor);
         Ok(0)
     }
 
@@ -165,7 +176,8 @@ impl Kernel {
             close_on_exec: closes_on_exec(flags),
         };
         if let Some(old) = self.process_of(tid).files.put(to, descriptor) {
-            self.release_file(old.file);
+            let pid = self.pid_of(tid);
+            self.drop_descriptor(pid, old);
         }
         Ok(to.into())
     }
@@ -196,12 +208,8 @@ impl Kernel {
                 file.flags = file.flags & !CHANGEABLE | low(argument) & CHANGEABLE;
                 Ok(0)
             }
-            // Record locks: with nobody to compete, all are granted.
-            F_SETLK | F_SETLKW => Ok(0),
-            F_GETLK => {
-                const F_UNLCK: u16 = 2;
-                self.put(tid, argument, &F_UNLCK)?;
-                Ok(0)
+            F_SETLK | F_SETLKW | F_GETLK | F_OFD_SETLK | F_OFD_SETLKW | F_OFD_GETLK => {
+                self.record_lock(tid, id, command, argument)
             }
             // F_SETPIPE_SZ and F_GETPIPE_SZ.
             1031 | 1032 => Ok(crate::streams::pipe::CAPACITY as u64),

@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod events;
+mod locks;
 mod memory;
 mod metadata;
 mod names;
@@ -104,7 +105,7 @@ calls! { k, tid, a, call;
     __NR_dup2 => k.dup_to(tid, low(a[0]), low(a[1]), 0, true),
     __NR_dup3 => k.dup_to(tid, low(a[0]), low(a[1]), low(a[2]), false),
     __NR_fcntl => k.fcntl(tid, low(a[0]), low(a[1]), a[2]),
-    __NR_flock => k.descriptor_exists(tid, low(a[0])),
+    __NR_flock => k.flock(tid, low(a[0]), low(a[1])),
     __NR_fsync => k.descriptor_exists(tid, low(a[0])),
     __NR_fdatasync => k.descriptor_exists(tid, low(a[0])),
     __NR_syncfs => k.descriptor_exists(tid, low(a[0])),

@@ -1,6 +1,7 @@
 //! The name space: one tree, in memory, over a read-only root image.
 
 pub(crate) mod ext4;
+pub(crate) mod locks;
 pub(crate) mod names;
 pub(crate) mod node;
 pub(crate) mod proc;

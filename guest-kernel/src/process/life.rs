@@ -359,7 +359,7 @@ impl Kernel {
         let leads = process.session == pid;
         let terminal = process.terminal;
         for (_, descriptor) in files.iter() {
-            self.release_file(descriptor.file);
+            self.drop_descriptor(pid, descriptor);
         }
         if let Some(space) = space {
             self.release_space(space);
