@@ -265,8 +265,8 @@ fn racks_and_guests_that_cannot_be() {
     both_refuse(&bench, &["--nodes", "0"], &["--nodes"]);
     both_refuse(
         &bench,
-        &["--guest", "pv", "--nodes", "2"],
-        &["pv", "one node", "--nodes 1"],
+        &["--guest", "pv"],
+        &["pv", "busybox", "--rootfs debian"],
     );
 }
 
