@@ -97,6 +97,7 @@ fn viaduct(nodes: u32, guest: &Guest, images: &BenchImages) -> Result<Outcome> {
         nodes: vec![node; nodes as usize],
     };
     let vm = VmSpec {
+        max_vcpus: guest.vcpus,
         vcpus: guest.vcpus,
         memory: guest.memory,
     };

@@ -23,8 +23,10 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::Signal;
-use vmm_shared::addr::{NodeId, VcpuId};
-use vmm_shared::control::{ControlRegion, Counter, NodeShare, NodeState, RingId, VmState};
+use vmm_shared::addr::NodeId;
+use vmm_shared::control::{
+    ControlRegion, Counter, NodeShare, NodeState, RingId, VmState, first_places,
+};
 use vmm_shared::membership::TICK_MS;
 use vmm_shared::region::{RegionError, RegionHeader, RegionKind};
 use vmm_shared::ring::ByteRing;
@@ -159,12 +161,9 @@ fn serve(control: &ControlRegion) -> ExitCode {
 
 /// Counts 42 exits of the first vCPU, 43 of the next, and so on.
 fn count_exits(control: &ControlRegion, shares: &[NodeShare], node: NodeId) {
-    let vcpus = |shares: &[NodeShare]| shares.iter().map(|share| share.vcpus).sum();
-    let first: u32 = vcpus(&shares[..usize::from(node.0)]);
-    for vcpu in first..first + shares[usize::from(node.0)].vcpus {
-        let id = VcpuId(u16::try_from(vcpu).expect("below the most"));
+    for (id, _) in first_places(shares).filter(|(_, at)| at.node == node) {
         let exits = control.counter(id, Counter::Exits).expect("below the most");
-        exits.store(42 + u64::from(vcpu), Ordering::Relaxed);
+        exits.store(42 + u64::from(id.0), Ordering::Relaxed);
     }
 }
 

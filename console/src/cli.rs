@@ -58,6 +58,10 @@ pub(crate) enum Command {
     Nodes(ShowArgs),
     /// The VM's vCPUs and what they have counted.
     Vcpus(ShowArgs),
+    /// Change the running VM's vCPUs past the cluster's tables: what the steps
+    /// of jobs come down to.
+    #[command(subcommand, hide = true)]
+    Direct(DirectCommand),
     /// The VM's memory and the nodes that give it.
     Memory(ShowArgs),
     /// Change the VM's size while it runs.
@@ -140,6 +144,10 @@ pub(crate) struct VmArgs {
     /// vCPUs [default: all cores of the rack].
     #[arg(long, value_name = "N")]
     vcpus: Option<u32>,
+    /// vCPUs that there is room for while the VM runs [default for "linux": all
+    /// cores of the rack; else none but --vcpus].
+    #[arg(long, value_name = "N")]
+    max_vcpus: Option<u32>,
     /// Memory, a multiple of 2M.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     memory: Size,
@@ -179,10 +187,80 @@ pub(crate) struct VmArgs {
 
 impl VmArgs {
     pub(crate) fn spec(&self, rack: &RackSpec) -> VmSpec {
+        let vcpus = self.vcpus.unwrap_or(rack.cores());
+        let room = match self.guest {
+            Guest::Linux => vcpus.max(rack.cores()),
+            Guest::Pv | Guest::Image(_) => vcpus,
+        };
         VmSpec {
-            vcpus: self.vcpus.unwrap_or(rack.cores()),
+            vcpus,
+            max_vcpus: self.max_vcpus.unwrap_or(room),
             memory: self.memory,
         }
+    }
+}
+
+/// Seconds that a guest gets to take or give a vCPU.
+const CHANGE_SECONDS: u64 = 60;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DirectCommand {
+    /// Make the VM have so many vCPUs.
+    Resize {
+        /// vCPUs.
+        #[arg(long, value_name = "N")]
+        vcpus: u32,
+        #[command(flatten)]
+        args: DirectArgs,
+    },
+    /// Give the guest a vCPU that it does not have.
+    Add {
+        /// The vCPU.
+        vcpu: u16,
+        /// The node that runs it [default: the one that the guest thinks it
+        /// near].
+        #[arg(long, value_name = "N")]
+        on: Option<u16>,
+        #[command(flatten)]
+        args: DirectArgs,
+    },
+    /// Ask the guest for a vCPU back; any but its first.
+    Remove {
+        /// The vCPU.
+        vcpu: u16,
+        #[command(flatten)]
+        args: DirectArgs,
+    },
+    /// Move a vCPU to another node or core while it runs.
+    Move {
+        /// The vCPU.
+        vcpu: u16,
+        /// The node, or node:core; without a core the emptiest.
+        #[arg(long, value_name = "N[:C]", value_parser = destination)]
+        to: (u16, Option<u16>),
+        #[command(flatten)]
+        args: DirectArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DirectArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Give up waiting after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = CHANGE_SECONDS)]
+    pub timeout: u64,
+}
+
+/// A node, or a node and a core.
+fn destination(text: &str) -> Result<(u16, Option<u16>), String> {
+    let number = |text: &str| {
+        let parsed = text.parse();
+        parsed.map_err(|_| format!("{text:?} is no number; use N or N:C"))
+    };
+    match text.split_once(':') {
+        Some((node, core)) => Ok((number(node)?, Some(number(core)?))),
+        None => Ok((number(text)?, None)),
     }
 }
 
@@ -505,6 +583,28 @@ mod tests {
         let args = run(&["--vcpus", "1", "--", "sh", "-c", "--memory x", "--"]);
         assert_eq!(args.command, ["sh", "-c", "--memory x", "--"]);
         assert!(run(&[]).command.is_empty());
+    }
+
+    #[test]
+    fn a_destination_is_a_node_or_one_of_its_cores() {
+        assert_eq!(destination("2"), Ok((2, None)));
+        assert_eq!(destination("1:3"), Ok((1, Some(3))));
+        for wrong in ["", "x", "1:", ":1", "1:2:3", "-1", "70000"] {
+            assert!(destination(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn there_is_room_for_as_many_vcpus_as_cores() {
+        let room = |words: &[&str]| {
+            let args = run(words);
+            let vm = args.vm.spec(&args.rack.spec().expect("legal"));
+            (vm.vcpus, vm.max_vcpus)
+        };
+        assert_eq!(room(&["--cores", "4", "--vcpus", "1"]), (1, 4));
+        assert_eq!(room(&["--cores", "2", "--vcpus", "5"]), (5, 5));
+        assert_eq!(room(&["--vcpus", "1", "--guest", "pv"]), (1, 1));
+        assert_eq!(room(&["--vcpus", "1", "--max-vcpus", "9"]), (1, 9));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::names::{RackName, RuntimeDir};
-use crate::protocol::{Envelope, Reply, Report, Request, VERSION, receive, send};
+use crate::protocol::{Direct, Envelope, Reply, Report, Request, VERSION, receive, send};
 use crate::tables::{Changed, ClusterReport, Event, JobReport, PlanReport, Wanted};
 
 /// How long a rack may take to answer a plain question.
@@ -142,6 +142,16 @@ pub(crate) fn join(name: &RackName, node: u16) -> Result<()> {
         Reply::Ready => Some(()),
         _ => None,
     })
+}
+
+/// Changes the VM's vCPUs, until the guest has confirmed it.
+pub(crate) fn direct(name: &RackName, change: Direct, seconds: u64) -> Result<()> {
+    // The rack gives up first, and says why.
+    let limit = Duration::from_secs(seconds.saturating_mul(2)) + ANSWER_LIMIT;
+    match ask(name, Request::Direct { change, seconds }, limit)? {
+        (_, Reply::Ready) => Ok(()),
+        _ => Err(unexpected(name)),
+    }
 }
 
 /// A connection that carries the agent's protocol from now on.

@@ -32,9 +32,9 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use guest_linux_config::agent_client::AgentClient;
 
-use cli::{Cli, Command, ConsoleArgs, ExecArgs, ShowArgs, StatusArgs, UpArgs};
+use cli::{Cli, Command, ConsoleArgs, DirectCommand, ExecArgs, ShowArgs, StatusArgs, UpArgs};
 use machine::Plan;
-use protocol::Report;
+use protocol::{Direct, Report};
 use session::Outcome;
 
 /// The exit status for Viaduct's own failures, as that of `docker run`.
@@ -107,6 +107,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Vcpus(args) => show(&args, show::vcpus, |report| {
             serde_json::to_value(&report.vcpus)
         }),
+        Command::Direct(command) => direct(command),
         Command::Memory(args) => show(&args, show::memory, |report| {
             serde_json::to_value(&report.nodes)
         }),
@@ -131,6 +132,21 @@ fn up(args: &UpArgs) -> Result<u8> {
     }
     let plan = Plan::make(&args.rack, &args.vm, &[])?;
     supervise::start(&args.target.name, plan).map(|()| 0)
+}
+
+fn direct(command: DirectCommand) -> Result<u8> {
+    let (change, args) = match command {
+        DirectCommand::Resize { vcpus, args } => (Direct::Resize { vcpus }, args),
+        DirectCommand::Add { vcpu, on, args } => (Direct::Add { vcpu, node: on }, args),
+        DirectCommand::Remove { vcpu, args } => (Direct::Remove { vcpu }, args),
+        DirectCommand::Move {
+            vcpu,
+            to: (node, core),
+            args,
+        } => (Direct::Move { vcpu, node, core }, args),
+    };
+    progress::say("waiting for the guest");
+    client::direct(&args.target.name, change, args.timeout).map(|()| 0)
 }
 
 fn exec(args: &ExecArgs) -> Result<u8> {

@@ -55,8 +55,29 @@ pub(crate) enum Request {
     Wait { job: u32, milliseconds: u64 },
     /// Start a node anew.
     Join { node: u16 },
+    /// Change the VM's vCPUs past the cluster's tables; it may take so many
+    /// seconds.
+    Direct { change: Direct, seconds: u64 },
     /// Stop; the guest gets so many seconds to switch itself off.
     Down { seconds: u64 },
+}
+
+/// What of the running VM's vCPUs is to change.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Direct {
+    /// How many there are.
+    Resize { vcpus: u32 },
+    /// One comes, to this node if it matters.
+    Add { vcpu: u16, node: Option<u16> },
+    /// One goes.
+    Remove { vcpu: u16 },
+    /// One goes elsewhere.
+    Move {
+        vcpu: u16,
+        node: u16,
+        core: Option<u16>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,7 +128,14 @@ pub(crate) struct VmReport {
     /// "starting", "running", "frozen", "powered-off", "reset", "crashed" or
     /// "failed".
     pub state: String,
+    /// vCPUs that the operator wants.
     pub vcpus: u32,
+    /// vCPUs that the nodes have given.
+    pub vcpus_granted: u32,
+    /// vCPUs that the guest has started.
+    pub vcpus_seen: u32,
+    /// vCPUs that there is room for.
+    pub vcpus_max: u32,
     pub memory_bytes: u64,
     /// Why it does not run any more.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,6 +176,11 @@ pub(crate) struct VcpuReport {
     pub id: u16,
     pub node: u16,
     pub core: u32,
+    /// "granted", "started" or "moving".
+    pub state: String,
+    /// Moves so far, and for how long the last one kept it from running.
+    pub moves: u64,
+    pub blackout_us: u64,
     /// In the order in which operators want to see them.
     pub counters: Vec<(String, u64)>,
 }

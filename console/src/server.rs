@@ -12,14 +12,14 @@ use anyhow::{Context, Result};
 use control_plane::cluster::Cluster;
 use control_plane::policy::text;
 use rack::{ConsoleLog, ConsoleRead, NodeStatus, RackError, RackStatus, RingWriter, Role};
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{NodeId, VcpuId};
 use vmm_shared::control::{NodeState, VmState};
 
 use crate::machine::Machine;
 use crate::names::HeldDir;
 use crate::protocol::{
-    Envelope, NodeReport, ReplicaReport, Reply, Report, Request, VERSION, VcpuReport, VmReport,
-    receive, send,
+    Direct, Envelope, NodeReport, ReplicaReport, Reply, Report, Request, VERSION, VcpuReport,
+    VmReport, receive, send,
 };
 use crate::{relay, tables};
 
@@ -167,6 +167,14 @@ impl Server {
                 client.set_write_timeout(None)?;
                 self.console(client, follow)
             }
+            Request::Direct { change, seconds } => {
+                client.set_read_timeout(None)?;
+                let reply = match self.direct(change, Duration::from_secs(seconds)) {
+                    Ok(()) => Reply::Ready,
+                    Err(why) => Reply::Refused(why),
+                };
+                send(&mut client, &reply)
+            }
             Request::Down { seconds } => {
                 self.machine.power_off(Duration::from_secs(seconds));
                 // The name is free before the client hears of it.
@@ -176,6 +184,31 @@ impl Server {
                 told
             }
         }
+    }
+
+    /// Changes the VM's vCPUs, until the guest has confirmed it.
+    fn direct(&self, change: Direct, limit: Duration) -> Result<(), String> {
+        if let Some(reason) = self.reason() {
+            return Err(reason);
+        }
+        let rack = &self.machine.rack;
+        let done = match change {
+            Direct::Resize { vcpus } => rack.resize_vcpus(vcpus, limit),
+            Direct::Add { vcpu, node } => {
+                rack.grant_vcpus(&[VcpuId(vcpu)], node.map(NodeId), limit)
+            }
+            Direct::Remove { vcpu } => rack.reclaim_vcpus(&[VcpuId(vcpu)], limit),
+            Direct::Move { vcpu, node, core } => {
+                rack.move_vcpu(VcpuId(vcpu), NodeId(node), core, limit)
+            }
+        };
+        done.map_err(|why| why.to_string())?;
+        if matches!(change, Direct::Move { .. }) {
+            return Ok(());
+        }
+        // It brings one up in one go: it answers when that is over.
+        let answered = self.machine.agent.ping(limit);
+        answered.map(drop).map_err(|why| why.to_string())
     }
 
     /// Why the VM takes no commands, if it has ended.
@@ -226,6 +259,9 @@ impl Server {
                     id: vcpu.id.0,
                     node: vcpu.node.0,
                     core: vcpu.core,
+                    state: vcpu.state.to_owned(),
+                    moves: vcpu.moves,
+                    blackout_us: vcpu.blackout_us,
                     counters: named(&vcpu.values),
                 })
                 .collect(),
@@ -320,7 +356,10 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
     };
     VmReport {
         state: state.to_owned(),
-        vcpus: status.vm_spec.vcpus,
+        vcpus: status.vcpus.desired,
+        vcpus_granted: status.vcpus.granted,
+        vcpus_seen: status.vcpus.seen,
+        vcpus_max: status.vcpus.most,
         memory_bytes: status.vm_spec.memory.0,
         reason,
     }

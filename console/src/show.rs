@@ -4,7 +4,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use rack::Size;
 
-use crate::protocol::Report;
+use crate::protocol::{Report, VmReport};
 use crate::tables::{Amount, ClusterReport, JobReport, PlanReport};
 
 fn table(header: &[&str]) -> Table {
@@ -33,13 +33,13 @@ fn duration(seconds: f64) -> String {
 pub(crate) fn status(report: &Report) -> String {
     let vm = &report.vm;
     let mut text = format!(
-        "rack  {}: {} node(s), {}, up {}\nvm    {}: {} vCPU(s), {} of memory\n",
+        "rack  {}: {} node(s), {}, up {}\nvm    {}: {}, {} of memory\n",
         report.name,
         report.nodes.len(),
         report.accelerator,
         duration(report.uptime_seconds),
         vm.state,
-        vm.vcpus,
+        vcpu_numbers(vm),
         Size(vm.memory_bytes),
     );
     if let Some(reason) = &vm.reason {
@@ -124,6 +124,18 @@ pub(crate) fn plan(plan: &PlanReport) -> String {
     text
 }
 
+/// How many vCPUs; if the sides disagree, what each says.
+fn vcpu_numbers(vm: &VmReport) -> String {
+    let all = [vm.vcpus_granted, vm.vcpus_seen];
+    match all.iter().all(|number| *number == vm.vcpus) {
+        true => format!("{} vCPU(s)", vm.vcpus),
+        false => format!(
+            "{} vCPU(s) wanted, {} granted, {} seen by the guest",
+            vm.vcpus, vm.vcpus_granted, vm.vcpus_seen
+        ),
+    }
+}
+
 pub(crate) fn nodes(report: &Report) -> String {
     let mut table = table(&["NODE", "ROLE", "STATE", "CORES", "VCPUS", "MEMORY", "PID"]);
     let rows = report.cluster.iter().flat_map(|cluster| &cluster.nodes);
@@ -189,6 +201,9 @@ pub(crate) fn vcpus(report: &Report) -> String {
             let place = [
                 ("node".to_owned(), vcpu.node.to_string()),
                 ("core".to_owned(), vcpu.core.to_string()),
+                ("state".to_owned(), vcpu.state.clone()),
+                ("moves".to_owned(), vcpu.moves.to_string()),
+                ("blackout_us".to_owned(), vcpu.blackout_us.to_string()),
             ];
             (vcpu.id, with_counters(place, &vcpu.counters))
         }),
@@ -246,7 +261,7 @@ fn columns(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{NodeReport, VcpuReport, VmReport};
+    use crate::protocol::{NodeReport, VcpuReport};
 
     fn report() -> Report {
         Report {
@@ -257,6 +272,9 @@ mod tests {
             vm: VmReport {
                 state: "running".into(),
                 vcpus: 2,
+                vcpus_granted: 2,
+                vcpus_seen: 2,
+                vcpus_max: 2,
                 memory_bytes: 1 << 30,
                 reason: None,
             },
@@ -284,6 +302,9 @@ mod tests {
                     id,
                     node: 0,
                     core: 0,
+                    state: "started".into(),
+                    moves: 0,
+                    blackout_us: 0,
                     counters: vec![("exits".into(), exits), ("exit_io".into(), 1)],
                 })
                 .collect(),
@@ -297,6 +318,15 @@ mod tests {
                         NODE  ROLE  STATE  CORES  VCPUS  MEMORY  PID\n\
                         0     data  ready  2      2      1G      4711\n";
         assert_eq!(status(&report()), expected);
+    }
+
+    #[test]
+    fn the_status_says_if_the_sides_disagree() {
+        let mut report = report();
+        report.vm.vcpus_granted = 1;
+        report.vm.vcpus_seen = 1;
+        let text = status(&report);
+        assert!(text.contains("2 vCPU(s) wanted, 1 granted, 1 seen by the guest, 1G"));
     }
 
     #[test]

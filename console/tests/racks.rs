@@ -195,10 +195,7 @@ fn racks_that_cannot_be_are_refused_in_one_line() {
         (&["--nodes", "4294967295"], "--nodes 8"),
         (&["--nodes", "2", "--cores", "0"], "node 0 has no cores"),
         (&["--nodes", "8", "--cores", "64"], "254"),
-        (
-            &["--nodes", "2", "--vcpus", "5"],
-            "time-shared cores are not there yet",
-        ),
+        (&["--nodes", "2", "--vcpus", "33"], "--vcpus 32 or fewer"),
         (
             &["--nodes", "2", "--node-memory", "32M"],
             "--memory 64M or less",

@@ -17,7 +17,7 @@ use vmm_shared::addr::{MAX_NODES, MAX_VCPUS, NodeId, VcpuId};
 use vmm_shared::coherence::{Access, CoherenceMap, NodeSet};
 use vmm_shared::control::{
     BUNDLE_OFFSET, BootConfig, ControlRegion, Counter, NodeState, RingId, VmState,
-    coherence_geometry, needed_nodes,
+    coherence_geometry, first_places,
 };
 use vmm_shared::membership::Watch;
 use vmm_shared::region::{CONTENT_OFFSET, RegionHeader};
@@ -111,10 +111,13 @@ fn configuration(control: &ControlRegion, config: &BootConfig) {
     }
     let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
     let shares = config.shares.get(..nodes).unwrap_or(&config.shares);
-    let _ = needed_nodes(shares);
+    let _ = first_places(shares).count();
+    for (node, share) in (0..).map(NodeId).zip(shares) {
+        let _ = control.needs(node, share);
+    }
     let _ = coherence_geometry(shares).table_size();
     let node = |share: &vmm_shared::control::NodeShare| PlatformNode {
-        vcpus: u16::try_from(share.vcpus).unwrap_or(u16::MAX),
+        vcpus: u16::try_from(share.max_vcpus).unwrap_or(u16::MAX),
         memory: share.memory,
     };
     match Topology::new(shares.iter().map(node).collect()) {
@@ -152,7 +155,7 @@ fn vcpu_home(control: &ControlRegion, vcpu: VcpuId, bytes: &[u8]) {
         let _ = posted.post(*vector);
     }
     let _ = posted.take_vectors();
-    assert!(posted.take_signals().count() <= 3);
+    assert!(posted.take_signals().count() <= 5);
     let slot = Slot::new(home).expect("homes are large enough");
     if let Some(access) = slot.question() {
         slot.ask(&access);
@@ -220,6 +223,8 @@ fn coherence(control: &ControlRegion, region: SharedMem, input: &Input) {
         memory: 32 << 20,
         cores: 1,
         vcpus: 1,
+        max_vcpus: 1,
+        reserved: 0,
     };
     let Some(map) = CoherenceMap::new(table, coherence_geometry(&[share, share])) else {
         panic!("the table has room for two nodes");

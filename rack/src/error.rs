@@ -108,15 +108,27 @@ pub enum RackError {
     /// A VM without vCPUs.
     #[error("a VM needs at least one vCPU; use --vcpus 1 or more")]
     NoVcpus,
-    /// More vCPUs than there are cores.
+    /// More vCPUs than the cores can share.
     #[error(
-        "{vcpus} vCPUs do not fit the rack's {cores} core(s), and time-shared cores are not there yet; use --vcpus {cores} or fewer, or a rack with more --cores"
+        "{vcpus} vCPUs are too many for the rack's {cores} core(s); use --vcpus {most} or fewer, or a rack with more --cores"
     )]
     TooManyVcpus {
         /// vCPUs asked for.
         vcpus: u32,
         /// Cores in the rack.
         cores: u32,
+        /// The most that they run.
+        most: u32,
+    },
+    /// Room for fewer vCPUs than there are, or for more than can be.
+    #[error("there can't be room for {max_vcpus} vCPUs; use --max-vcpus from {least} to {most}")]
+    MaxVcpus {
+        /// Room asked for.
+        max_vcpus: u32,
+        /// vCPUs at the start.
+        least: u32,
+        /// The most that the rack's cores run.
+        most: u32,
     },
     /// Less memory than a guest can boot in.
     #[error("{memory} of memory is too little for a VM; use --memory {least} or more")]

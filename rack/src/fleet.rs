@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use vmm_shared::addr::NodeId;
 use vmm_shared::coherence::NodeSet;
-use vmm_shared::control::{ControlRegion, VmState};
+use vmm_shared::control::{ControlRegion, NodeShare, VmState};
 use vmm_shared::log::Log;
 
 use crate::doorbell::Doorbells;
@@ -39,8 +39,8 @@ pub(crate) struct Stake {
     pub doorbells: Arc<Doorbells>,
     /// All nodes of the rack.
     pub nodes: NodeSet,
-    /// Those that the VM can't do without.
-    pub needed: NodeSet,
+    /// What they give.
+    pub shares: Vec<NodeShare>,
     /// What they all follow.
     pub log: Log,
 }
@@ -183,7 +183,8 @@ impl Stake {
         if let Some(life) = membership.life(node) {
             membership.fence(life);
         }
-        let is_needed = self.needed.contains(node);
+        let share = self.shares.get(usize::from(node.0));
+        let is_needed = share.is_some_and(|share| self.control.needs(node, share));
         if is_needed {
             self.control.freeze_vm();
         }

@@ -47,11 +47,12 @@ pub(crate) fn found<C: Clock>(
 ) -> Result<Founding, RackError> {
     let mut draft = Draft::default();
     let total = share(vm.vcpus, vm.memory.0);
+    let crowd = vm.vcpus.div_ceil(rack.cores().max(1)).max(1);
     for (node, spec) in (0..).map(NodeId).zip(&rack.nodes) {
         draft.change(Change::Join {
             node,
             domain: node.0,
-            size: size(spec, vm),
+            size: size(spec, vm, crowd),
         })?;
     }
     let policy = text::parse(DEFAULT_POLICY).map_err(|why| RackError::NoPlacement {
@@ -60,7 +61,7 @@ pub(crate) fn found<C: Clock>(
     draft.append(Change::LoadPolicy.into(), policy.as_bytes().to_vec())?;
     draft.change(Change::CreateVm {
         vm: VM,
-        most: share(rack.cores(), rack.memory(vm).0),
+        most: share(rack.cores() * crowd, rack.memory(vm).0),
         least: share(1, LEAST_MEMORY.0),
     })?;
     draft.place(Wish::Resize { vm: VM, to: total }, clock)?;
@@ -78,12 +79,37 @@ pub(crate) fn found<C: Clock>(
             memory: u64::from(share.slices) * LARGE_PAGE_SIZE,
             cores: spec.cores,
             vcpus: share.vcpus,
+            max_vcpus: share.vcpus,
+            reserved: 0,
         }
     };
+    let mut shares: Vec<NodeShare> = (0..).map(NodeId).zip(&rack.nodes).map(given).collect();
+    let vcpus: Vec<_> = shares.iter().map(|share| share.vcpus).collect();
+    for (share, room) in shares.iter_mut().zip(room(vm.max_vcpus, &vcpus, rack)) {
+        share.max_vcpus = room;
+    }
     Ok(Founding {
-        shares: (0..).map(NodeId).zip(&rack.nodes).map(given).collect(),
+        shares,
         entries: draft.entries,
     })
+}
+
+/// Room for `max` vCPUs, `vcpus` of which are there: each that may come later
+/// goes where it makes the cores of a data node least crowded.
+fn room(max: u32, vcpus: &[u32], rack: &RackSpec) -> Vec<u32> {
+    let mut room = vcpus.to_vec();
+    let is_data = |node: &usize| rack.nodes[*node].role == Role::Data;
+    for _ in room.iter().sum::<u32>()..max {
+        let crowded = |node: &usize| {
+            let cores = u64::from(rack.nodes[*node].cores.max(1));
+            (u64::from(room[*node]) + 1) * 1_000_000 / cores
+        };
+        match (0..room.len()).filter(is_data).min_by_key(crowded) {
+            Some(node) => room[node] += 1,
+            None => break,
+        }
+    }
+    room
 }
 
 /// So many vCPUs and bytes in the scheduler's units.
@@ -92,10 +118,10 @@ fn share(vcpus: u32, memory: u64) -> Share {
     Share::new(vcpus, slices)
 }
 
-/// What a node can give.
-fn size(node: &NodeSpec, vm: &VmSpec) -> Share {
+/// What a node can give, if so many vCPUs share a core.
+fn size(node: &NodeSpec, vm: &VmSpec, crowd: u32) -> Share {
     match node.role {
-        Role::Data => share(node.cores, node.memory.unwrap_or(vm.memory).0),
+        Role::Data => share(node.cores * crowd, node.memory.unwrap_or(vm.memory).0),
         Role::Control => Share::NONE,
     }
 }

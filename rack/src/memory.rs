@@ -2,6 +2,7 @@
 //! gives.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vmm_shared::addr::{MAX_NODES, NodeId, PAGE_SIZE};
@@ -9,7 +10,7 @@ use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::cluster::ClusterLayout;
 use vmm_shared::control::{
     BUNDLE_OFFSET, Blob, BootBy, BootConfig, ControlRegion, MAX_COMMAND_LINE, MAX_MODULES, Module,
-    NodeShare, Platform, coherence_geometry,
+    NodeShare, Place, Platform, coherence_geometry, first_places,
 };
 use vmm_shared::region::RegionKind;
 use vmm_shared::shm::SharedMem;
@@ -104,6 +105,14 @@ impl Memory {
             BootBySpec::Image => BootBy::Image,
             BootBySpec::Paravirtual => BootBy::Paravirtual,
         };
+        for (vcpu, at) in first_places(shares) {
+            let record = self.control.vcpu(vcpu);
+            record.expect("checked to be few").set_place(Place::New(at));
+        }
+        let desired = self.control.vm();
+        desired
+            .desired_vcpus()
+            .store(vm.vcpus.into(), Ordering::Relaxed);
         self.control.set_boot_config(&BootConfig {
             nodes: u32::try_from(shares.len()).expect("checked to be few"),
             vcpus: vm.vcpus,
@@ -253,6 +262,7 @@ mod tests {
         let rack = RackSpec::equal(2, NodeSpec::data(2, None)).expect("few");
         let vm = VmSpec {
             vcpus: 3,
+            max_vcpus: 4,
             memory: Size::mib(130),
         };
         let shares = found(&rack, &vm, &HostClock::new()).expect("placed").shares;

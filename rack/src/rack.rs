@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use control_plane::cluster::{Change, VmPhase};
 use control_plane::optimise::Share;
-use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId, VcpuId};
+use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
-    BUNDLE_OFFSET, Counter, Digest, NodeShare, NodeState, RingId, VmState, needed_nodes,
+    BUNDLE_OFFSET, ControlRegion, Counter, Digest, NodeShare, NodeState, Place, RingId, VmState,
 };
 use vmm_shared::region::RegionKind;
 
@@ -20,6 +20,7 @@ use crate::boot::BootFiles;
 use crate::cluster::{self, ClusterMember, HostClock, Ticker};
 use crate::console::ConsoleLog;
 use crate::doorbell::{BellThread, Doorbells, Plug};
+use crate::elastic::VcpuStatus;
 use crate::error::RackError;
 use crate::fault::{FaultKind, Faults};
 use crate::fleet::{Fleet, Stake};
@@ -32,7 +33,7 @@ use crate::qemu::{Atomics, NodeConfig, arguments};
 use crate::region::Region;
 use crate::size::Size;
 use crate::spec::{RackSpec, Role, VmSpec};
-use crate::status::{NodeStatus, RackStatus, VcpuCounters};
+use crate::status::{NodeStatus, RackStatus, VcpuCounters, VcpuNumbers};
 use crate::stream::{Link, RingReader, RingWriter};
 use crate::watch::Watcher;
 
@@ -204,7 +205,7 @@ impl Rack {
             control: memory.control,
             doorbells: Arc::clone(&doorbells),
             nodes: members,
-            needed: needed_nodes(&shares),
+            shares: shares.clone(),
             log: log.clone(),
         };
         let audience = Audience {
@@ -574,6 +575,15 @@ impl Rack {
         let nodes = self.nodes();
         let count = nodes.len();
         let deciding = self.memory.control.boot_config().control_nodes();
+        let places: Vec<_> = self
+            .vcpus()
+            .iter()
+            .filter_map(|vcpu| vcpu.place.location())
+            .collect();
+        let on_node = |node| {
+            let here = places.iter().filter(|at| at.node == node);
+            u32::try_from(here.count()).expect("few")
+        };
         let mut offset = 0;
         let node_status = |(node, share): (&Node, &NodeShare)| {
             let memory_offset = offset;
@@ -582,7 +592,7 @@ impl Rack {
                 id: node.id(),
                 state: state(node),
                 cores: share.cores,
-                vcpus: share.vcpus,
+                vcpus: on_node(node.id()),
                 memory: share.memory,
                 memory_offset,
                 pid: node.pid(),
@@ -601,6 +611,7 @@ impl Rack {
             nodes: nodes.iter().zip(&self.shares).map(node_status).collect(),
             vm: self.vm_state(),
             vm_spec: self.vm.clone(),
+            vcpus: self.vcpu_numbers(),
             uptime: self.started.elapsed(),
         }
     }
@@ -610,6 +621,18 @@ impl Rack {
         self.memory.control.node(node)?.digest().get()
     }
 
+    fn vcpu_numbers(&self) -> VcpuNumbers {
+        let vcpus = self.vcpus();
+        let number = |count: usize| u32::try_from(count).expect("few");
+        let desired = self.control().vm().desired_vcpus().load(Ordering::Relaxed);
+        VcpuNumbers {
+            desired: u32::try_from(desired).unwrap_or(u32::MAX),
+            granted: number(vcpus.len()),
+            seen: number(vcpus.iter().filter(|vcpu| vcpu.has_started).count()),
+            most: self.max_vcpus(),
+        }
+    }
+
     /// What each vCPU has counted so far.
     #[must_use]
     pub fn counters(&self) -> Vec<VcpuCounters> {
@@ -617,16 +640,22 @@ impl Rack {
             let cell = self.memory.control.counter(id, counter);
             cell.map_or(0, |cell| cell.load(Ordering::Relaxed))
         };
-        let place =
-            |(node, share): (NodeId, &NodeShare)| (0..share.vcpus).map(move |core| (node, core));
-        let places = (0..).map(NodeId).zip(&self.shares).flat_map(place);
-        (0..)
-            .map(VcpuId)
-            .zip(places)
-            .map(|(id, (node, core))| VcpuCounters {
+        let here = |vcpu: VcpuStatus| Some((vcpu, vcpu.place.location()?));
+        self.vcpus()
+            .into_iter()
+            .filter_map(here)
+            .map(|(vcpu, at)| (vcpu.id, vcpu, at))
+            .map(|(id, vcpu, at)| VcpuCounters {
                 id,
-                node,
-                core,
+                node: at.node,
+                core: at.core.into(),
+                state: match vcpu.place {
+                    Place::Moving(_) => "moving",
+                    _ if vcpu.has_started => "started",
+                    _ => "granted",
+                },
+                moves: vcpu.moves,
+                blackout_us: vcpu.blackout_us,
                 rip: self.memory.control.last_rip(id).load(Ordering::Relaxed),
                 values: Counter::ALL
                     .iter()
@@ -648,6 +677,29 @@ impl Rack {
         let nodes = self.nodes();
         let node = nodes.get(usize::from(node.0));
         node.map_or_else(Vec::new, |node| node.shared().log())
+    }
+
+    pub(crate) fn control(&self) -> &ControlRegion {
+        &self.memory.control
+    }
+
+    pub(crate) fn shares(&self) -> &[NodeShare] {
+        &self.shares
+    }
+
+    /// Makes the devices' node look at shared memory.
+    pub(crate) fn ring_devices(&self) {
+        self.doorbells.kick(FIRST);
+    }
+
+    /// How often nodes have rung the launcher.
+    pub(crate) fn rings(&self) -> u64 {
+        self.bell.rings()
+    }
+
+    /// Waits until they have rung since `seen`, or `timeout` is over.
+    pub(crate) fn wait_ring(&self, seen: u64, timeout: Duration) {
+        self.bell.wait(seen, timeout);
     }
 
     fn link(&self) -> Link {

@@ -118,6 +118,7 @@ mod tests {
     #[test]
     fn what_can_be_read_and_not_built_is_refused_by_the_check() {
         let usual = VmSpec {
+            max_vcpus: 1,
             vcpus: 1,
             memory: Size::mib(1024),
         };

@@ -14,6 +14,11 @@ use crate::size::Size;
 pub(crate) const LEAST_MEMORY: Size = Size::mib(128);
 /// The most cores of one node: xAPIC ids must address them all.
 const MOST_CORES: u32 = 64;
+/// The most vCPUs of a VM.
+const MOST_VCPUS: u32 = 254;
+const _: () = assert!(MOST_VCPUS as usize == MAX_VCPUS);
+/// The most vCPUs that may share a core.
+const VCPUS_PER_CORE: u32 = 8;
 /// The most nodes of an emulated rack. Shared layouts have room for
 /// [`MAX_NODES`]; a node needs a PCI slot for each, and there are 32 on a bus.
 const MOST_NODES: u32 = 8;
@@ -62,6 +67,8 @@ impl Default for RackSpec {
 pub struct VmSpec {
     /// Its vCPUs.
     pub vcpus: u32,
+    /// vCPUs that it has room for while it runs.
+    pub max_vcpus: u32,
     /// Its memory.
     pub memory: Size,
 }
@@ -219,10 +226,19 @@ impl RackSpec {
         if vm.vcpus == 0 {
             return Err(RackError::NoVcpus);
         }
-        if vm.vcpus > cores {
+        let most = cores.saturating_mul(VCPUS_PER_CORE).min(MOST_VCPUS);
+        if vm.vcpus > most {
             return Err(RackError::TooManyVcpus {
                 vcpus: vm.vcpus,
                 cores,
+                most,
+            });
+        }
+        if vm.max_vcpus < vm.vcpus || vm.max_vcpus > most {
+            return Err(RackError::MaxVcpus {
+                max_vcpus: vm.max_vcpus,
+                least: vm.vcpus,
+                most,
             });
         }
         if vm.memory < LEAST_MEMORY {
@@ -327,7 +343,11 @@ mod tests {
     use super::*;
 
     fn vm(vcpus: u32, memory: Size) -> VmSpec {
-        VmSpec { vcpus, memory }
+        VmSpec {
+            vcpus,
+            max_vcpus: vcpus,
+            memory,
+        }
     }
 
     fn uniform(nodes: u32, cores: u32, mib: Option<u64>) -> RackSpec {
@@ -350,7 +370,17 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_nearest_legal_value() {
         let rack = RackSpec::default();
         let usual = Size::mib(1024);
-        assert!(refusal(&rack, &vm(3, usual)).contains("--vcpus 2 or fewer"));
+        assert!(rack.check(&vm(16, usual)).is_ok(), "eight share a core");
+        assert!(refusal(&rack, &vm(17, usual)).contains("--vcpus 16 or fewer"));
+        let room = |max_vcpus| VmSpec {
+            max_vcpus,
+            ..vm(2, usual)
+        };
+        assert!(rack.check(&room(16)).is_ok());
+        for max_vcpus in [1, 17] {
+            let refusal = refusal(&rack, &room(max_vcpus));
+            assert!(refusal.contains("--max-vcpus from 2 to 16"), "{refusal}");
+        }
         assert!(refusal(&rack, &vm(0, usual)).contains("--vcpus 1"));
         assert!(refusal(&rack, &vm(1, Size::mib(64))).contains("--memory 128M"));
         assert!(refusal(&rack, &vm(1, Size::mib(1023))).contains("--memory 1022M or 1G"));
@@ -377,8 +407,8 @@ mod tests {
         assert!(refusal(&uniform(1, 65, None), &usual).contains("64 or fewer"));
         assert!(refusal(&uniform(8, 64, None), &usual).contains("254"));
         assert!(refusal(&uniform(2, 1, Some(0)), &usual).contains("node 0"));
-        let many = vm(3, usual.memory);
-        assert!(refusal(&uniform(2, 1, None), &many).contains("--vcpus 2 or fewer"));
+        let many = vm(17, usual.memory);
+        assert!(refusal(&uniform(2, 1, None), &many).contains("--vcpus 16 or fewer"));
     }
 
     #[test]

@@ -17,10 +17,25 @@ pub struct RackStatus {
     pub nodes: Vec<NodeStatus>,
     /// What the VM is doing.
     pub vm: VmState,
-    /// Its size.
+    /// The size that it was started with.
     pub vm_spec: VmSpec,
+    /// Its vCPUs now.
+    pub vcpus: VcpuNumbers,
     /// Since the rack was started.
     pub uptime: Duration,
+}
+
+/// How many vCPUs a VM has, as each side sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuNumbers {
+    /// What the operator wants.
+    pub desired: u32,
+    /// What the nodes have given it.
+    pub granted: u32,
+    /// What the guest has started.
+    pub seen: u32,
+    /// What there is room for.
+    pub most: u32,
 }
 
 /// A node as it is now.
@@ -63,6 +78,12 @@ pub struct VcpuCounters {
     pub node: NodeId,
     /// The core of that node, counted from 0.
     pub core: u32,
+    /// "granted", "started" (by the guest) or "moving".
+    pub state: &'static str,
+    /// How often it has moved.
+    pub moves: u64,
+    /// For how long its last move kept it from running, in µs.
+    pub blackout_us: u64,
     /// Where it was at its last exit.
     pub rip: u64,
     /// Names and values, in the order of

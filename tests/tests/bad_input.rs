@@ -241,20 +241,25 @@ fn memory_that_no_vm_can_have() {
 }
 
 #[test]
-fn more_vcpus_than_cores() {
+fn more_vcpus_than_cores_can_share() {
     let bench = Bench::new();
     both_refuse(
         &bench,
-        &["--vcpus", "3"],
-        &["3 vCPUs", "2 core", "--vcpus 2"],
+        &["--vcpus", "17"],
+        &["17 vCPUs", "2 core", "--vcpus 16"],
     );
     both_refuse(&bench, &["--vcpus", "0"], &["vCPU", "--vcpus 1"]);
     both_refuse(&bench, &["--cores", "0"], &["--cores"]);
     both_refuse(&bench, &["--cores", "100000"], &["100000 cores", "64"]);
     both_refuse(
         &bench,
-        &["--cores", "4", "--vcpus", "5"],
-        &["5 vCPUs", "4 core"],
+        &["--cores", "4", "--vcpus", "33"],
+        &["33 vCPUs", "4 core"],
+    );
+    both_refuse(
+        &bench,
+        &["--vcpus", "2", "--max-vcpus", "1"],
+        &["--max-vcpus from 2 to 16"],
     );
 }
 

@@ -69,6 +69,15 @@ address!(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u16);
 
+/// A core of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The node.
+    pub node: NodeId,
+    /// The core, counted within its node.
+    pub core: u16,
+}
+
 /// A virtual CPU of the VM, counted over all nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VcpuId(pub u16);

@@ -11,6 +11,7 @@
 //!   0x040000  rings: console out, console in, agent out, agent in
 //!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
 //!   0x360000  node counters, 1 KiB each: see `NodeCounters`
+//!   0x400000  vCPU images, 8 KiB each: all state of a vCPU that moves
 //!   0x700000  membership             see `Membership`
 //!   0x710000  proofs of each node, 8 KiB each: words and code
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
@@ -20,12 +21,13 @@
 pub mod cluster;
 mod node_counters;
 mod replica_digest;
+mod vcpu;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
+use crate::addr::{Location, MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
 use crate::coherence::{Geometry, MAX_SLOTS, NodeSet};
 use crate::membership::Membership;
 use crate::region::CONTENT_OFFSET;
@@ -35,6 +37,8 @@ use crate::shm::SharedMem;
 use node_counters::NODE_COUNTERS_SIZE;
 pub use node_counters::{NodeCounter, NodeCounters};
 pub use replica_digest::{Digest, ReplicaDigest};
+use vcpu::VCPU_RECORD_SIZE;
+pub use vcpu::{Busy, Order, Outcome, Place, VcpuRecord};
 
 const BOOT_CONFIG: usize = 0;
 const NODE_RECORDS: usize = 0x1000;
@@ -51,6 +55,11 @@ const PROOF_SIZE: usize = 8 << 10;
 const NODE_COUNTERS: usize = 0x36_0000;
 /// Offset in a vCPU's home.
 const LAST_RIP: usize = 0x100;
+/// Offset in a vCPU's home.
+const VCPU_RECORD: usize = 0x140;
+const VCPU_IMAGES: usize = 0x40_0000;
+/// Bytes of room for a vCPU's image.
+pub const VCPU_IMAGE_SIZE: usize = 8 << 10;
 /// Where the launcher puts kernel and initramfs, in bytes of content.
 pub const BUNDLE_OFFSET: u64 = 8 << 20;
 
@@ -142,8 +151,13 @@ pub struct NodeShare {
     pub memory: u64,
     /// Cores that the node has.
     pub cores: u32,
-    /// vCPUs that it runs. They are numbered through, node after node.
+    /// vCPUs that it runs when the VM starts.
     pub vcpus: u32,
+    /// vCPUs that it has room for: the first `vcpus` of them are there when
+    /// the VM starts. All nodes' are numbered through, node after node.
+    pub max_vcpus: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What the VM is and what it boots.
@@ -152,7 +166,7 @@ pub struct NodeShare {
 pub struct BootConfig {
     /// Nodes in the rack.
     pub nodes: u32,
-    /// vCPUs of the VM.
+    /// vCPUs that the VM starts with.
     pub vcpus: u32,
     /// Guest memory in bytes, a multiple of 2 MiB.
     pub memory: u64,
@@ -188,7 +202,7 @@ pub struct BootConfig {
 }
 
 const _: () =
-    assert!(size_of::<BootConfig>() == 120 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 16 * MAX_NODES);
+    assert!(size_of::<BootConfig>() == 120 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 24 * MAX_NODES);
 const _: () = assert!(size_of::<BootConfig>() <= NODE_RECORDS - BOOT_CONFIG);
 
 impl BootConfig {
@@ -214,15 +228,22 @@ const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
 
-/// The nodes without which the VM can't go on: those that give it vCPUs or
-/// memory, and the first, which owns its devices.
-#[must_use]
-pub fn needed_nodes(shares: &[NodeShare]) -> NodeSet {
+/// Where the vCPUs are when the VM starts: on the cores of their nodes by
+/// turns.
+pub fn first_places(shares: &[NodeShare]) -> impl Iterator<Item = (VcpuId, Location)> {
+    let on_node = |(node, share): (u16, &NodeShare)| {
+        let cores = u16::try_from(share.cores).unwrap_or(u16::MAX).max(1);
+        let vcpus = share.vcpus;
+        (0..share.max_vcpus).map(move |vcpu| {
+            let core = u16::try_from(vcpu).unwrap_or(u16::MAX) % cores;
+            let node = NodeId(node);
+            (vcpu < vcpus).then_some(Location { node, core })
+        })
+    };
     (0..)
-        .map(NodeId)
-        .zip(shares)
-        .filter(|(node, share)| *node == NodeId(0) || share.vcpus > 0 || share.memory > 0)
-        .fold(NodeSet::EMPTY, |set, (node, _)| set.with(node))
+        .map(VcpuId)
+        .zip((0..).zip(shares).flat_map(on_node))
+        .filter_map(|(vcpu, at)| Some((vcpu, at?)))
 }
 
 /// What the table of instruction coherence is about, if the nodes give these
@@ -407,7 +428,9 @@ const _: () = assert!(0x9_0000 + ring_size(1 << 12) <= 0x10_0000);
 const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
 const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
 const _: () = assert!(VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE <= NODE_COUNTERS);
-const _: () = assert!(NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE <= MEMBERSHIP);
+const _: () = assert!(VCPU_RECORD + VCPU_RECORD_SIZE <= VCPU_HOME_SIZE);
+const _: () = assert!(NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE <= VCPU_IMAGES);
+const _: () = assert!(VCPU_IMAGES + MAX_VCPUS * VCPU_IMAGE_SIZE <= MEMBERSHIP);
 const _: () = assert!(MEMBERSHIP + Membership::SIZE <= PROOFS);
 const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET);
 
@@ -419,6 +442,7 @@ const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET)
 ///   16   digest of its replica             see `ReplicaDigest`
 ///   64   clock answer: that number         node 0 writes
 ///   72   clock answer: node 0's TSC then   node 0 writes
+///   96   vCPUs sent to its cores so far    who sends one
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct NodeRecord(SharedMem);
@@ -447,6 +471,12 @@ impl NodeRecord {
         self.word(64)
     }
 
+    /// How many vCPUs have been sent to cores of this node.
+    #[must_use]
+    pub fn arrivals(&self) -> &AtomicU64 {
+        self.word(96)
+    }
+
     /// Node 0's TSC when it answered.
     #[must_use]
     pub fn clock_answer(&self) -> &AtomicU64 {
@@ -464,6 +494,8 @@ impl NodeRecord {
 ///   32   vectors of level-triggered pins, 256 bits   node 0 writes
 ///   64   vCPUs that wait for a device access, one bit each
 ///   96   whether all fetch coherently: 0 unknown      node 0 writes
+///   104  orders for vCPUs that have got further       who changes one
+///   112  vCPUs that the operator wants                launcher writes
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord(SharedMem);
@@ -490,6 +522,19 @@ impl VmRecord {
     #[must_use]
     pub fn fetch(&self) -> &AtomicU64 {
         self.word(96)
+    }
+
+    /// vCPUs that the operator wants.
+    #[must_use]
+    pub fn desired_vcpus(&self) -> &AtomicU64 {
+        self.word(112)
+    }
+
+    /// How often an order for a vCPU has been left or has got further: the
+    /// devices' node looks at them when this has changed.
+    #[must_use]
+    pub fn orders(&self) -> &AtomicU64 {
+        self.word(104)
     }
 
     /// What the guest wrote to its exit port, if it is [`VmState::Exited`].
@@ -654,6 +699,39 @@ impl ControlRegion {
         }
         self.content
             .window(VCPU_HOMES + vcpu * VCPU_HOME_SIZE, VCPU_HOME_SIZE)
+    }
+
+    /// Where a vCPU is and what is asked for it; the id must be below
+    /// [`MAX_VCPUS`].
+    #[must_use]
+    pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuRecord> {
+        let home = self.vcpu_home(vcpu)?;
+        VcpuRecord::new(home.window(VCPU_RECORD, VCPU_RECORD_SIZE)?)
+    }
+
+    /// Room for all the state of a vCPU that moves; the id must be below
+    /// [`MAX_VCPUS`].
+    #[must_use]
+    pub fn vcpu_image(&self, vcpu: VcpuId) -> Option<SharedMem> {
+        let vcpu = usize::from(vcpu.0);
+        if vcpu >= MAX_VCPUS {
+            return None;
+        }
+        self.content
+            .window(VCPU_IMAGES + vcpu * VCPU_IMAGE_SIZE, VCPU_IMAGE_SIZE)
+    }
+
+    /// Whether the VM can't go on without a node that gives it this: it gives
+    /// memory or has a vCPU, or is the first, which owns the devices.
+    #[must_use]
+    pub fn needs(&self, node: NodeId, share: &NodeShare) -> bool {
+        let is_there = |vcpu| {
+            let place = self.vcpu(vcpu).and_then(|record| record.place());
+            place
+                .and_then(Place::location)
+                .is_some_and(|at| at.node == node)
+        };
+        node == NodeId(0) || share.memory > 0 || (0..).map(VcpuId).take(MAX_VCPUS).any(is_there)
     }
 
     /// The memory of one of the byte rings, in whole pages that hold nothing

@@ -167,6 +167,7 @@ fn start(wishes: &Wishes<'_>, first: u32, log: LogSink) -> Result<Rack> {
     let node = NodeSpec::data(1, None);
     let vm = VmSpec {
         vcpus: wishes.nodes,
+        max_vcpus: wishes.nodes,
         memory: Size::mib(u64::from(wishes.nodes) * 128),
     };
     let only = wishes.only.map(|word| format!(" only={word}"));

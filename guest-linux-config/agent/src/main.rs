@@ -12,6 +12,7 @@
 mod boot;
 mod console;
 mod params;
+mod processors;
 mod server;
 mod session;
 mod spawn;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::params::{Bench, Params, Root};
+use crate::processors::Processors;
 use crate::server::{Server, Stop};
 use crate::wire::Wire;
 
@@ -73,7 +75,8 @@ fn run_as_init(
         boot::bring_up(&params)?;
     }
     let console = console::Console::open();
-    let mut server = Server::new(None, console)
+    let processors = Processors::new();
+    let mut server = Server::new(None, console, processors)
         .map_err(|error| boot::BootError::new("can't catch signals", &error))?;
     match server.run() {
         Ok(Stop::PowerOff | Stop::Closed) => boot::power_off(),
@@ -84,6 +87,6 @@ fn run_as_init(
 fn serve_stdio() -> std::io::Result<()> {
     let input = std::io::stdin().as_fd().try_clone_to_owned()?;
     let output = std::io::stdout().as_fd().try_clone_to_owned()?;
-    Server::new(Some(Wire::new(input, output)?), None)?.run()?;
+    Server::new(Some(Wire::new(input, output)?), None, None)?.run()?;
     Ok(())
 }

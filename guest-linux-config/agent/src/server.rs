@@ -18,6 +18,7 @@ use vmm_shared::agent::{
 };
 
 use crate::console::Console;
+use crate::processors::Processors;
 use crate::session::{Overrun, Session};
 use crate::spawn;
 use crate::wire::{Outgoing, Wire, WireState};
@@ -46,6 +47,7 @@ enum Token {
     WireIn,
     WireOut,
     Console,
+    Processors,
     Stdin(u32),
     Output(u32, usize),
     Leftover(u64),
@@ -77,11 +79,16 @@ pub(crate) struct Server {
     leftovers: BTreeMap<u64, OwnedFd>,
     last_leftover: u64,
     console: Option<Console>,
+    processors: Option<Processors>,
 }
 
 impl Server {
     /// Serves on `wire`, or on the guest's port if there is none.
-    pub(crate) fn new(wire: Option<Wire>, console: Option<Console>) -> io::Result<Self> {
+    pub(crate) fn new(
+        wire: Option<Wire>,
+        console: Option<Console>,
+        processors: Option<Processors>,
+    ) -> io::Result<Self> {
         let (children, signalled) = UnixStream::pair()?;
         children.set_nonblocking(true)?;
         signal_hook::low_level::pipe::register(SIGCHLD, signalled)?;
@@ -97,6 +104,7 @@ impl Server {
             leftovers: BTreeMap::new(),
             last_leftover: 0,
             console,
+            processors,
         };
         if let Some(wire) = &mut server.wire {
             announce(&mut wire.outgoing, 0);
@@ -157,6 +165,9 @@ impl Server {
         if let Some(tty) = self.console.as_ref().and_then(Console::wants_to_read) {
             set.add(Token::Console, tty, PollFlags::IN);
         }
+        if let Some(processors) = &self.processors {
+            set.add(Token::Processors, processors.fd(), PollFlags::IN);
+        }
         for (stream, session) in &self.sessions {
             if let Some(fd) = session.wants_to_write() {
                 set.add(Token::Stdin(*stream), fd, PollFlags::OUT);
@@ -189,6 +200,11 @@ impl Server {
             Token::Console => {
                 if let Some(console) = &mut self.console {
                     console.start_shell();
+                }
+            }
+            Token::Processors => {
+                if let Some(processors) = &self.processors {
+                    processors.take();
                 }
             }
             Token::Stdin(stream) => {

@@ -9,6 +9,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
+use vmm_shared::addr::NodeId;
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::membership::{Life, Membership, TICK_MS, Watch};
 
@@ -27,8 +28,9 @@ pub enum Held {
 pub struct Keeper {
     membership: Membership,
     life: Life,
-    /// The nodes without which the VM can't go on.
-    needed: NodeSet,
+    /// Of the nodes that have been lost, those that the VM did not need. A
+    /// node that is lost never gets anything again.
+    harmless: AtomicU64,
     /// TSC ticks between heartbeats.
     period: u64,
     /// The TSC at which the next heartbeat is due.
@@ -41,11 +43,11 @@ pub struct Keeper {
 impl Keeper {
     /// Keeps `life`, from [`start`](Self::start) on.
     #[must_use]
-    pub fn new(membership: Membership, life: Life, needed: NodeSet, tsc_khz: u32) -> Self {
+    pub fn new(membership: Membership, life: Life, tsc_khz: u32) -> Self {
         Self {
             membership,
             life,
-            needed,
+            harmless: AtomicU64::new(0),
             period: u64::from(tsc_khz) * TICK_MS,
             next: AtomicU64::new(u64::MAX),
             lost: AtomicU64::new(0),
@@ -105,15 +107,24 @@ impl Keeper {
         NodeSet::from_bits(self.lost.load(Ordering::Acquire))
     }
 
-    /// Whether this node's vCPUs must stay out of the guest, and why.
+    /// Whether this node's vCPUs must stay out of the guest, and why; `needs`
+    /// says whether the VM can't go on without a node.
     #[must_use]
-    pub fn held(&self) -> Option<Held> {
+    pub fn held(&self, needs: impl Fn(NodeId) -> bool) -> Option<Held> {
         if !self.membership.is_in(self.life) {
             return Some(Held::Fenced);
         }
-        let lost = self.lost();
-        let needs = |node| self.needed.contains(node);
-        (!lost.is_empty() && { lost }.any(needs)).then_some(Held::Frozen)
+        // Relaxed: whoever does not see it yet finds out for itself.
+        let harmless = self.harmless.load(Ordering::Relaxed);
+        let doubtful = NodeSet::from_bits(self.lost().bits() & !harmless);
+        if doubtful.is_empty() {
+            return None;
+        }
+        if { doubtful }.any(needs) {
+            return Some(Held::Frozen);
+        }
+        self.harmless.fetch_or(doubtful.bits(), Ordering::Relaxed);
+        None
     }
 
     /// The TSC at which [`attend`](Self::attend) has something to do, if ever.
@@ -128,7 +139,6 @@ impl Keeper {
 mod tests {
     use super::*;
     use core::ptr::NonNull;
-    use vmm_shared::addr::NodeId;
     use vmm_shared::membership::SILENT_TICKS;
     use vmm_shared::shm::SharedMem;
 
@@ -149,12 +159,17 @@ mod tests {
             .fold(NodeSet::EMPTY, |set, node| set.with(NodeId(*node)))
     }
 
+    /// What the VM needs.
+    fn needs(node: NodeId) -> bool {
+        node != NodeId(2)
+    }
+
     /// Keepers of nodes 0 to 2, of which the VM needs 0 and 1.
     fn rack() -> (Membership, [Keeper; 3]) {
         let record = record();
         let keepers = [0, 1, 2].map(|node| {
             let life = record.join(NodeId(node)).expect("free");
-            Keeper::new(record, life, set(&[0, 1]), KHZ)
+            Keeper::new(record, life, KHZ)
         });
         for (node, keeper) in (0..).zip(&keepers) {
             keeper.start(set(&[0, 1, 2]).without(NodeId(node)), 0);
@@ -169,18 +184,18 @@ mod tests {
         let mut ticks = 0;
         one.attend(0);
         for tick in 0..=u64::from(SILENT_TICKS) {
-            assert_eq!(zero.held(), None);
+            assert_eq!(zero.held(needs), None);
             two.attend(tick * PERIOD);
             found = zero.attend(tick * PERIOD);
             ticks = tick;
         }
         assert_eq!(found, Some(set(&[1])), "after {ticks} ticks");
         assert!(ticks * TICK_MS <= 2000);
-        assert_eq!(zero.held(), Some(Held::Frozen));
+        assert_eq!(zero.held(needs), Some(Held::Frozen));
         assert_eq!(two.lost(), set(&[1]));
         assert_eq!(two.look(), NodeSet::EMPTY, "told once");
-        assert_eq!(two.held(), Some(Held::Frozen));
-        assert_eq!(one.held(), Some(Held::Fenced), "when it wakes up");
+        assert_eq!(two.held(needs), Some(Held::Frozen));
+        assert_eq!(one.held(needs), Some(Held::Fenced), "when it wakes up");
     }
 
     #[test]
@@ -188,9 +203,9 @@ mod tests {
         let (record, [zero, one, two]) = rack();
         record.fence(record.life(NodeId(2)).expect("in"));
         assert_eq!(zero.look(), set(&[2]));
-        assert_eq!((zero.held(), one.held()), (None, None));
+        assert_eq!((zero.held(needs), one.held(needs)), (None, None));
         assert_eq!(zero.lost(), set(&[2]));
-        assert_eq!(two.held(), Some(Held::Fenced));
+        assert_eq!(two.held(needs), Some(Held::Fenced));
     }
 
     #[test]
@@ -205,7 +220,7 @@ mod tests {
             one.attend(tick * 2 * PERIOD);
         }
         assert!(record.is_in(one.life) && record.is_in(zero.life));
-        let alone = Keeper::new(record, zero.life, set(&[0]), KHZ);
+        let alone = Keeper::new(record, zero.life, KHZ);
         alone.start(NodeSet::EMPTY, 0);
         assert_eq!((alone.next_due(), alone.attend(u64::MAX)), (None, None));
     }

@@ -11,10 +11,10 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::addr::{Location, NodeId, VcpuId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
-    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeState, RingId, VmState, needed_nodes,
+    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeShare, NodeState, RingId, VmState,
 };
 use vmm_shared::membership::JoinError;
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
@@ -27,7 +27,7 @@ use crate::arch::pci::{self, Window, WindowKind};
 use crate::arch::time::Clocks;
 use crate::arch::{apic, cpu};
 use crate::mem::coherent::Bells;
-use crate::vcpu::posted::{Location, PostedInterrupts};
+use crate::vcpu::posted::PostedInterrupts;
 
 /// Why a node can't take part in its rack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,8 +83,10 @@ pub struct Fabric {
     keeper: Keeper,
     /// A node that is alone has none.
     cluster: Option<Box<ClusterMember>>,
-    /// Nodes in the rack.
-    nodes: u16,
+    /// What each node gives.
+    shares: Vec<NodeShare>,
+    /// The nodes that run no vCPUs.
+    deciding: NodeSet,
 }
 
 fn content(region: SharedMem, header: &RegionHeader) -> Option<SharedMem> {
@@ -207,7 +209,6 @@ impl Fabric {
         }
         let nodes = u16::try_from(config.nodes).unwrap_or(0);
         let shares = config.shares.get(..usize::from(nodes)).unwrap_or_default();
-        let needed = needed_nodes(shares);
         let cluster = ClusterMember::attach(life, &control, config, clocks, doorbell.as_ref());
         let fabric = Self {
             node,
@@ -215,8 +216,9 @@ impl Fabric {
             control,
             doorbell,
             cluster,
-            keeper: Keeper::new(membership, life, needed, clocks.tsc_khz),
-            nodes,
+            keeper: Keeper::new(membership, life, clocks.tsc_khz),
+            shares: shares.to_vec(),
+            deciding: config.control_nodes(),
         };
         fabric.set_state(NodeState::Joined);
         Ok(fabric)
@@ -234,7 +236,8 @@ impl Fabric {
 
     /// The nodes of the rack.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + Clone + use<> {
-        (0..self.nodes).map(NodeId)
+        let nodes = u16::try_from(self.shares.len()).expect("at most 64");
+        (0..nodes).map(NodeId)
     }
 
     /// Begins to watch the others, which have all joined, and to follow the
@@ -297,7 +300,10 @@ impl Fabric {
     /// Why no vCPU may run here, if none may.
     #[must_use]
     pub fn held(&self) -> Option<Held> {
-        self.keeper.held()
+        self.keeper.held(|node| {
+            let share = self.shares.get(usize::from(node.0));
+            share.is_some_and(|share| self.control.needs(node, share))
+        })
     }
 
     /// The TSC at which [`attend`](Self::attend) has something to do, if ever.
@@ -334,6 +340,43 @@ impl Fabric {
             .vcpu_home(vcpu)
             .expect("the VM's vCPUs have homes");
         PostedInterrupts::new(home).expect("homes are large enough")
+    }
+
+    /// Room for all the state of a vCPU that moves.
+    ///
+    /// # Panics
+    /// If the id is beyond the control region's table.
+    #[must_use]
+    pub fn image(&self, vcpu: VcpuId) -> SharedMem {
+        let image = self.control.vcpu_image(vcpu);
+        image.expect("the VM's vCPUs have room for images")
+    }
+
+    /// How many vCPUs have been sent to cores of this node.
+    #[must_use]
+    pub fn arrivals(&self) -> u64 {
+        let record = self.control.node(self.node);
+        let record = record.expect("`join` has checked the id");
+        // Acquire: the records that say so are visible.
+        record.arrivals().load(Ordering::Acquire)
+    }
+
+    /// Tells a core that a record says that a vCPU has been sent to it.
+    pub fn announce_arrival(&self, at: Location) {
+        if let Some(record) = self.control.node(at.node) {
+            // Release: who sees the count sees the record.
+            record.arrivals().fetch_add(1, Ordering::Release);
+        }
+        self.kick(at);
+    }
+
+    /// Whether a core is one of this rack, and its node has not been lost.
+    #[must_use]
+    pub fn has_core(&self, at: Location) -> bool {
+        let share = self.shares.get(usize::from(at.node.0));
+        share.is_some_and(|share| u32::from(at.core) < share.cores)
+            && !self.deciding.contains(at.node)
+            && !self.keeper.lost().contains(at.node)
     }
 
     /// Another vCPU's slot for device accesses.

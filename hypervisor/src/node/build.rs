@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use vmm_shared::addr::{Gpa, Hpa, NodeId, PAGE_SIZE, VcpuId};
+use vmm_shared::addr::{Gpa, Hpa, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{CoherenceMap, Rights};
 use vmm_shared::control::{
     BootBy, BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, Platform, coherence_geometry,
@@ -50,7 +50,10 @@ pub(super) fn build(
     trial::check_caching(windows)?;
     let config = regions.control.boot_config();
     let topology = topology(&config)?;
-    let vcpus = local_vcpus(&topology, id, cores.len())?;
+    if usize::from(id.0) >= topology.nodes().len() {
+        let (here, nodes) = (id.0, topology.nodes().len());
+        return Err(format!("this is node {here} of a rack with {nodes} nodes"));
+    }
     let fabric = Fabric::join(
         id,
         regions.control,
@@ -73,9 +76,6 @@ pub(super) fn build(
     let nested_root = nested.root();
     let memory = Slices::new(slices);
 
-    let apic_ids: Vec<_> = (0..topology.vcpus())
-        .map(|vcpu| topology.apic_id(VcpuId(vcpu)))
-        .collect();
     let platform = platform(topology, image, machine);
     let cpuid_config = CpuidConfig {
         topology: &platform.topology,
@@ -106,9 +106,9 @@ pub(super) fn build(
             .map_err(|why| format!("instruction coherence: {why}"))?;
     }
     let vm = Vm::new(VmParts {
-        apic_ids,
-        machine,
         firmware: FwCfg::new(platform.topology.vcpus(), config.memory),
+        topology: platform.topology,
+        machine,
         memory,
         cpuid,
         clocks,
@@ -124,8 +124,11 @@ pub(super) fn build(
         maps,
         entry,
         cores,
-        vcpus,
     })
+}
+
+fn few(number: u32) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
 }
 
 /// The shape of the VM as the launcher has configured it.
@@ -136,35 +139,19 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
         .get(..nodes)
         .ok_or_else(|| format!("a rack of {nodes} nodes is too large"))?;
     let node = |share: &NodeShare| PlatformNode {
-        vcpus: u16::try_from(share.vcpus).unwrap_or(u16::MAX),
+        vcpus: few(share.max_vcpus),
         memory: share.memory,
     };
     let topology = Topology::new(shares.iter().map(node).collect())
-        .map_err(|why| format!("the VM cannot be: {why}"))?;
-    if u32::from(topology.vcpus()) != config.vcpus || topology.memory() != config.memory {
+        .map_err(|why| format!("the VM cannot be: {why}"))?
+        .starting_with(shares.iter().map(|share| few(share.vcpus)));
+    let vcpus = topology
+        .vcpu_ids()
+        .filter(|vcpu| topology.is_present(*vcpu));
+    if vcpus.count() as u64 != u64::from(config.vcpus) || topology.memory() != config.memory {
         return Err(String::from("the nodes' shares are not the VM"));
     }
     Ok(topology)
-}
-
-/// The vCPUs that run on a node.
-fn local_vcpus(
-    topology: &Topology,
-    node: NodeId,
-    cores: usize,
-) -> Result<core::ops::Range<u16>, Reason> {
-    let here = usize::from(node.0);
-    let Some(mine) = topology.nodes().get(here).map(|node| node.vcpus) else {
-        return Err(format!(
-            "this is node {here} of a rack with {} nodes",
-            topology.nodes().len()
-        ));
-    };
-    if usize::from(mine) > cores {
-        return Err(format!("{mine} vCPUs asked of a node with {cores} cores"));
-    }
-    let first = topology.nodes()[..here].iter().map(|node| node.vcpus).sum();
-    Ok(first..first + mine)
 }
 
 /// Lays the nodes' memories into the guest's RAM ranges.

@@ -24,7 +24,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::{Hpa, NodeId, VcpuId};
+use vmm_shared::addr::{Hpa, Location, NodeId};
 use vmm_shared::control::{NodeState, VmState};
 
 use crate::arch::boot::Machine;
@@ -35,9 +35,8 @@ use crate::arch::time::Clocks;
 use crate::arch::{apic, boot, cpu, descriptors};
 use crate::fabric::keeper::Held;
 use crate::loader::GuestEntry;
-use crate::vcpu::Vcpu;
 use crate::vcpu::exit::StopReason;
-use crate::vcpu::posted::Location;
+use crate::vcpu::host_core::{Core, CoreParts};
 use crate::vm::{DEVICE_NODE, Vm};
 
 /// The most that a node sleeps before it looks whether the VM has started.
@@ -57,8 +56,6 @@ pub struct Node {
     entry: Option<GuestEntry>,
     /// APIC ids of the cores; a core's number is its place here.
     cores: Vec<u8>,
-    /// The vCPUs that run here, one for each of the first cores.
-    vcpus: core::ops::Range<u16>,
 }
 
 /// Takes the boot core through the rest of its life.
@@ -120,40 +117,36 @@ fn wake_all_nodes(node: &Node) {
     }
 }
 
-/// Runs a vCPU on the calling core, or parks it.
+/// Runs the vCPUs that are sent to the calling core.
 pub fn run_core(node: &'static Node) -> ! {
     let core = node.cores.iter().position(|id| *id == apic::id());
-    let core = core.and_then(|core| u16::try_from(core).ok());
-    let vcpu = core.and_then(|core| node.vcpus.clone().nth(usize::from(core)));
-    let (Some(core), Some(vcpu)) = (core, vcpu) else {
-        cpu::interrupts_on();
-        match core {
-            Some(0) => keep(node),
-            _ => park(),
-        }
+    let Some(core) = core.and_then(|core| u16::try_from(core).ok()) else {
+        park()
     };
     if let Err(why) = switch::enable() {
         log::error!("core {core}: {why}");
         io::exit(NodeExit::BootFailure);
     }
-    let id = VcpuId(vcpu);
-    let location = Location {
+    let here = Location {
         node: node.vm.fabric().node(),
         core,
     };
-    node.vm.posted(id).set_location(location);
-    let mut vcpu = Vcpu::new(id, usize::from(core), &node.vm, node.maps, node.nested_root);
-    if let (VcpuId(0), Some(entry)) = (id, &node.entry) {
-        vcpu.start(entry);
-        // What the launcher sent before this node could hear is waiting.
-        descriptors::set_doorbell();
-    }
+    // What others sent before this node could hear is waiting.
+    descriptors::set_doorbell();
     cpu::interrupts_on();
-    let reason = vcpu.run(&node.vm, &node.clocks);
+    let reason = Core::new(CoreParts {
+        here,
+        vm: &node.vm,
+        clocks: &node.clocks,
+        maps: node.maps,
+        root: node.nested_root,
+        entry: node.entry.as_ref(),
+    })
+    .run();
     stop(node, reason)
 }
 
-/// The node's first core when it runs no vCPU: answers for the node.
+/// The first core of a node whose VM is frozen: answers for the node.
 fn keep(node: &Node) -> ! {
     let fabric = node.vm.fabric();
     loop {
@@ -177,7 +170,7 @@ fn keep(node: &Node) -> ! {
     }
 }
 
-/// Any other core without a vCPU sleeps.
+/// Any other core of it sleeps.
 fn park() -> ! {
     loop {
         cpu::interrupts_off();

@@ -75,6 +75,8 @@ pub const COM_PORTS: u16 = 8;
 /// Sleep control, sleep status and reset register in one. Before it sleeps, a
 /// guest writes 0x80 here to clear the wake status: no effect.
 pub const SLEEP_PORT: u16 = 0x600;
+/// First port of the register block for vCPUs that come and go.
+pub const CPU_HOTPLUG_PORT: u16 = 0x620;
 /// First of the four ports of the ACPI timer, in a machine that has one.
 pub const PM_TIMER_PORT: u16 = 0x608;
 /// Written to [`SLEEP_PORT`]: switch off (SLP_EN with sleep type 5).

@@ -78,6 +78,12 @@ impl Machine {
         matches!(self.protocol, Protocol::Paravirtual)
     }
 
+    /// Whether its vCPUs can come and go: its guest has a driver for that.
+    #[must_use]
+    pub const fn has_cpu_hotplug(self) -> bool {
+        matches!(self.protocol, Protocol::Linux)
+    }
+
     /// Whether it has a PC's old devices.
     #[must_use]
     pub const fn is_legacy(self) -> bool {

@@ -6,6 +6,8 @@
 //! host. Registers of features that [`cpuid`](super::cpuid) hides are left
 //! out on purpose.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use super::Machine;
 
 /// What happens on a write to a register whose value never changes.
@@ -162,7 +164,7 @@ impl StoredMsr {
 }
 
 /// One vCPU's values of the registers that only remember.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct StoredMsrs([u64; StoredMsr::COUNT]);
 

@@ -27,7 +27,7 @@ const APIC_ID_LIMIT: u32 = 255;
 /// What one node of the rack gives to the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlatformNode {
-    /// vCPUs; none if the node only gives memory.
+    /// vCPUs that it has room for; none if the node only gives memory.
     pub vcpus: u16,
     /// RAM in bytes, a multiple of 2 MiB; 0 if the node only gives vCPUs.
     pub memory: u64,
@@ -44,6 +44,8 @@ pub struct Topology {
     nodes: Vec<PlatformNode>,
     /// For each node, how many vCPUs come before its own; then all vCPUs.
     first_vcpu: Vec<u16>,
+    /// For each node, how many of its vCPUs are there from the start.
+    present: Vec<u16>,
     core_bits: u32,
 }
 
@@ -104,6 +106,7 @@ impl Topology {
         let largest = nodes.iter().map(|node| node.vcpus).max().unwrap_or(0);
         let core_bits = largest.next_power_of_two().trailing_zeros();
         let topology = Self {
+            present: nodes.iter().map(|node| node.vcpus).collect(),
             nodes,
             first_vcpu,
             core_bits,
@@ -123,6 +126,26 @@ impl Topology {
         Self::new(vec![PlatformNode { vcpus, memory }])
     }
 
+    /// The same, but of each node only the first so many vCPUs are there from
+    /// the start.
+    #[must_use]
+    pub fn starting_with(mut self, present: impl IntoIterator<Item = u16>) -> Self {
+        for (number, present) in self.present.iter_mut().zip(present) {
+            *number = present.min(*number);
+        }
+        self
+    }
+
+    /// Whether a vCPU is there from the start.
+    ///
+    /// # Panics
+    /// If there is no room for such a vCPU.
+    #[must_use]
+    pub fn is_present(&self, vcpu: VcpuId) -> bool {
+        let Domain(node) = self.domain(vcpu);
+        vcpu.0 - self.first_vcpu[usize::from(node)] < self.present[usize::from(node)]
+    }
+
     /// What each node gives, in the order of their domains.
     #[must_use]
     pub fn nodes(&self) -> &[PlatformNode] {
@@ -134,7 +157,7 @@ impl Topology {
         (0..).map(Domain).zip(self.nodes.iter().copied())
     }
 
-    /// All vCPUs.
+    /// All vCPUs that there is room for.
     #[must_use]
     pub fn vcpus(&self) -> u16 {
         *self.first_vcpu.last().expect("starts with a zero")
@@ -294,6 +317,17 @@ mod tests {
                 assert_eq!(here.count(), usize::from(node.vcpus));
             }
         }
+    }
+
+    #[test]
+    fn of_each_node_the_first_are_there() {
+        let topology = of(&[3, 0, 2]).expect("possible").starting_with([1, 0, 9]);
+        let present: Vec<_> = topology
+            .vcpu_ids()
+            .filter(|vcpu| topology.is_present(*vcpu))
+            .collect();
+        assert_eq!(present, [VcpuId(0), VcpuId(3), VcpuId(4)]);
+        assert_eq!(ids(&topology), ids(&of(&[3, 0, 2]).expect("possible")));
     }
 
     #[test]

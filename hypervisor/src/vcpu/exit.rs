@@ -1,6 +1,6 @@
 //! Why a guest exited and what follows from it, in no processor's terms.
 
-use vmm_shared::addr::Gpa;
+use vmm_shared::addr::{Gpa, VcpuId};
 use vmm_shared::control::Counter;
 
 use crate::fabric::keeper::Held;
@@ -170,6 +170,11 @@ pub enum StopReason {
     UnknownExit {
         /// The processor's code for it.
         code: u64,
+    },
+    /// A vCPU that was sent here can't be taken over.
+    BadImage {
+        /// Which.
+        vcpu: VcpuId,
     },
     /// No vCPU may run on this node any more.
     Held(Held),

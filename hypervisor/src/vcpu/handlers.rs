@@ -399,7 +399,7 @@ impl Vcpu {
 
 /// What XSETBV accepts: x87 always, AVX only with SSE, AVX-512 as a whole and
 /// only with AVX (manual vol. 1, 11.5.2), and nothing that CPUID hides.
-fn is_legal_xcr0(value: u64, supported: u64) -> bool {
+pub(super) fn is_legal_xcr0(value: u64, supported: u64) -> bool {
     const X87: u64 = 1;
     const SSE: u64 = 1 << 1;
     const AVX: u64 = 1 << 2;

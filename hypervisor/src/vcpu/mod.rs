@@ -4,6 +4,8 @@ pub mod decode;
 pub mod exit;
 pub mod halt_poll;
 mod handlers;
+pub mod host_core;
+mod image;
 pub mod lapic;
 mod mmio;
 mod nmi;
@@ -25,6 +27,7 @@ use self::posted::Signal;
 use self::pv::PvState;
 use self::registers::{Gpr, Registers};
 use self::step::Step;
+use crate::arch::resident::Resident;
 use crate::arch::svm::bitmaps::PermissionMaps;
 use crate::arch::svm::vmcb::Vmcb;
 use crate::loader::{self, GuestEntry};
@@ -38,13 +41,25 @@ const RDX_RESET: u64 = 0x00a0_0f10;
 
 /// Whether a vCPU executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 enum RunState {
     /// It executes instructions.
-    Running,
+    Running = 0,
     /// It has executed HLT.
-    Halted,
+    Halted = 1,
     /// It waits for a start-up request.
-    WaitForStartUp,
+    WaitForStartUp = 2,
+}
+
+impl RunState {
+    const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Running),
+            1 => Some(Self::Halted),
+            2 => Some(Self::WaitForStartUp),
+            _ => None,
+        }
+    }
 }
 
 /// An interrupt by its vector and where it comes from.
@@ -77,6 +92,8 @@ pub struct Vcpu {
     lapic: Lapic,
     pv: PvState,
     msrs: StoredMsrs,
+    /// What else it has in the core's registers, while it is in none.
+    resident: Resident,
     state: RunState,
     /// DR7 as the guest sees it, where the real one is kept from it.
     dr7: u64,
@@ -86,6 +103,8 @@ pub struct Vcpu {
     must_load: bool,
     /// A kick came while nothing was halted: the next HLT returns at once.
     unhalted: bool,
+    /// Somebody wants it elsewhere, or gone.
+    is_ordered: bool,
     nmi: NmiState,
     step: Step,
 }
@@ -118,11 +137,13 @@ impl Vcpu {
             lapic: Lapic::new(vm.apic_id(id), vm.tsc_khz, apic_base(id, vm)),
             pv: PvState::default(),
             msrs: StoredMsrs::new(),
+            resident: Resident::default(),
             state: RunState::WaitForStartUp,
             dr7: handlers::DR7_RESET,
             offered: None,
             must_load: true,
             unhalted: false,
+            is_ordered: false,
             nmi: NmiState::default(),
             step: Step::default(),
         };
@@ -178,6 +199,41 @@ impl Vcpu {
             Signal::StartUp(_) => {}
             Signal::Unhalt => self.unhalted = true,
             Signal::Nmi(count) => self.nmi.request(count),
+            Signal::Order => self.is_ordered = true,
+        }
+    }
+
+    /// Whether it executes instructions as soon as it has a core.
+    fn is_runnable(&self) -> bool {
+        self.state == RunState::Running
+    }
+
+    /// When something is due for it, in guest TSC ticks.
+    fn next_event(&self, vm: &Vm) -> Option<u64> {
+        let ticks = [self.lapic.next_timer(), vm.next_tick(self.id)];
+        ticks.into_iter().flatten().min()
+    }
+
+    /// Takes everything that others have left for it, and what is due.
+    fn take_requests(&mut self, vm: &Vm) {
+        let posted = vm.posted(self.id);
+        for signal in posted.take_signals() {
+            let waited = self.state == RunState::WaitForStartUp;
+            self.obey(signal, vm);
+            if waited && self.is_runnable() {
+                vm.record(self.id).set_started(true);
+                vm.fabric().ring_launcher();
+            }
+            // A reset has changed it, perhaps.
+            self.settle_apic(LapicEffect::Addressed, vm);
+        }
+        self.lapic.request_all(posted.take_vectors());
+        if self.lapic.next_timer().is_some() {
+            self.lapic.run_timer(vm.guest_tsc());
+        }
+        vm.run_ticks(self.id);
+        if self.state == RunState::Halted && self.may_go_on(vm) {
+            self.state = RunState::Running;
         }
     }
 

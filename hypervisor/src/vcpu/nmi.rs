@@ -9,6 +9,8 @@
 //!   Open ── delivered ──> Masked ── IRET exits ──> Returning ── it is over ──> Open
 //! ```
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// What an NMI has to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Gate {
@@ -50,6 +52,15 @@ pub(super) enum Readiness {
 pub(super) struct NmiState {
     waiting: u8,
     gate: Gate,
+}
+
+/// As they are kept in a vCPU's image.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct NmiImage {
+    waiting: u32,
+    gate: u32,
+    rip: u64,
 }
 
 impl NmiState {
@@ -106,6 +117,32 @@ impl NmiState {
         returned
     }
 
+    /// All of it, for a vCPU that moves.
+    pub(super) fn image(&self) -> NmiImage {
+        let (gate, rip) = match self.gate {
+            Gate::Open => (0, 0),
+            Gate::Masked => (1, 0),
+            Gate::Returning { rip } => (2, rip),
+        };
+        NmiImage {
+            waiting: self.waiting.into(),
+            gate,
+            rip,
+        }
+    }
+
+    /// That of an image.
+    pub(super) fn from_image(image: &NmiImage) -> Self {
+        Self {
+            waiting: u8::try_from(image.waiting).unwrap_or(2).min(2),
+            gate: match image.gate {
+                0 => Gate::Open,
+                1 => Gate::Masked,
+                _ => Gate::Returning { rip: image.rip },
+            },
+        }
+    }
+
     /// An IRET is about to be executed.
     pub(super) fn returns(&mut self, rip: u64) {
         self.gate = Gate::Returning { rip };
@@ -134,6 +171,17 @@ mod tests {
         assert!(nmi.leave(true, 0x2000));
         deliver(&mut nmi);
         assert_eq!(nmi.waiting, 0);
+    }
+
+    #[test]
+    fn an_image_holds_all_of_it() {
+        let mut nmi = NmiState::default();
+        assert_eq!(NmiState::from_image(&nmi.image()), nmi);
+        nmi.request(2);
+        deliver(&mut nmi);
+        assert_eq!(NmiState::from_image(&nmi.image()), nmi);
+        nmi.returns(0x1000);
+        assert_eq!(NmiState::from_image(&nmi.image()), nmi);
     }
 
     #[test]

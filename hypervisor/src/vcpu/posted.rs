@@ -14,10 +14,15 @@
 //!
 //! Both sides write one word and read the other, sequentially consistent, so
 //! at least one sees the other's write: no request is left behind.
+//!
+//! A vCPU that moves is not armed until its new core has it. That core first
+//! publishes where the vCPU is, then arms, then looks at the requests; so who
+//! takes the new arm kicks the new core, and what was requested before is
+//! found there. Who has taken the old arm may kick either core in vain.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{Location, NodeId};
 use vmm_shared::shm::SharedMem;
 
 use super::lapic::LogicalAddress;
@@ -33,6 +38,8 @@ pub enum Signal {
     Unhalt,
     /// So many non-maskable interrupts; more than two make no difference.
     Nmi(u8),
+    /// Look at the order for this vCPU.
+    Order,
 }
 
 const SIGNALS: usize = 32;
@@ -47,6 +54,7 @@ const UNHALT: u32 = 1 << 10;
 /// Non-maskable interrupts: none, one, or two of them.
 const NMI_SHIFT: u32 = 11;
 const NMI_MASK: u32 = 3 << NMI_SHIFT;
+const ORDER: u32 = 1 << 13;
 const STARTUP_PAGE: u32 = 0xff;
 
 /// Whether the sender must kick the vCPU's core.
@@ -72,15 +80,6 @@ pub enum Kick {
 #[derive(Clone, Copy, Debug)]
 pub struct PostedInterrupts {
     home: SharedMem,
-}
-
-/// Where a vCPU runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// The node.
-    pub node: NodeId,
-    /// The core, counted within its node.
-    pub core: u16,
 }
 
 impl PostedInterrupts {
@@ -176,6 +175,7 @@ impl PostedInterrupts {
         match signal {
             Signal::Init => self.signals().fetch_or(INIT, Ordering::SeqCst),
             Signal::Unhalt => self.signals().fetch_or(UNHALT, Ordering::SeqCst),
+            Signal::Order => self.signals().fetch_or(ORDER, Ordering::SeqCst),
             Signal::Nmi(count) => {
                 let with_count = |old: u32| {
                     let waiting = (old & NMI_MASK) >> NMI_SHIFT;
@@ -229,6 +229,19 @@ impl PostedInterrupts {
         self.armed().store(0, Ordering::Relaxed);
     }
 
+    /// Whether the core is armed: nobody has kicked it since it was.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        // Relaxed: who takes the arm interrupts the core.
+        self.armed().load(Ordering::Relaxed) != 0
+    }
+
+    /// Forgets all requests, those for a vCPU that was here before.
+    pub fn clear(&self) {
+        let _ = self.take_vectors();
+        let _ = self.take_signals().count();
+    }
+
     /// Whether nothing is requested.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -258,6 +271,7 @@ impl PostedInterrupts {
             (signals & STARTUP != 0).then_some(Signal::StartUp(page)),
             (signals & UNHALT != 0).then_some(Signal::Unhalt),
             (nmis != 0).then_some(Signal::Nmi(nmis)),
+            (signals & ORDER != 0).then_some(Signal::Order),
         ]
         .into_iter()
         .flatten()

@@ -5,7 +5,7 @@
 //! guest's; an address that it got wrong is ignored, as if the page were off.
 
 use vmm_shared::addr::Gpa;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::mem::GuestMemory;
 
@@ -80,7 +80,8 @@ struct StealTimePage {
 }
 
 /// One vCPU's paravirtual registers.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 pub struct PvState {
     /// The clock page's MSR as written.
     pub system_time: u64,
@@ -91,7 +92,7 @@ pub struct PvState {
     /// The end-of-interrupt word's MSR as written.
     pub eoi: u64,
     /// The guest has been told that it may end its interrupt in memory.
-    eoi_offered: bool,
+    eoi_offered: u64,
 }
 
 impl PvState {
@@ -147,7 +148,7 @@ impl PvState {
     /// The guest named the word in which it ends interrupts.
     pub fn set_eoi(&mut self, value: u64) {
         self.eoi = value;
-        self.eoi_offered = false;
+        self.eoi_offered = 0;
     }
 
     fn eoi_word(&self) -> Option<Gpa> {
@@ -160,7 +161,7 @@ impl PvState {
     pub fn offer_eoi(&mut self, memory: &impl GuestMemory) {
         if let Some(word) = self.eoi_word() {
             let offer = 1_u32.to_le_bytes();
-            self.eoi_offered = memory.write_bytes_now(word, &offer).is_ok();
+            self.eoi_offered = memory.write_bytes_now(word, &offer).is_ok().into();
         }
     }
 
@@ -168,7 +169,7 @@ impl PvState {
     /// If it has not, it will do so by its APIC.
     #[must_use]
     pub fn take_eoi(&mut self, memory: &impl GuestMemory) -> bool {
-        if !core::mem::take(&mut self.eoi_offered) {
+        if core::mem::take(&mut self.eoi_offered) == 0 {
             return false;
         }
         let Some(word) = self.eoi_word() else {

@@ -1,9 +1,9 @@
-//! The run loop: the only place that enters the guest, sleeps or stops.
+//! The run loop of a vCPU that has a core: the only place that enters the
+//! guest. [`Core`] decides whose turn it is, and sleeps.
 //!
 //! ```text
-//!   take requests, timer, doorbell ──> halted? ──> sleep ──┐
-//!     ▲  ▲                               │                 │
-//!     │  └───────────────────────────────┼─────────────────┘
+//!   take requests, timer, doorbell ──> halted, asked away, another's turn?
+//!     ▲                                  │                        └──> core
 //!     │                                  ▼
 //!     │                       hold interrupts, arm, deliver
 //!     │                                  │
@@ -16,72 +16,44 @@
 use vmm_shared::control::Counter;
 
 use super::exit::{Exit, Outcome, StopReason};
-use super::halt_poll::HaltPoll;
-use super::lapic::LapicEffect;
+use super::host_core::{Core, Yield};
 use super::nmi::{NmiEntry, Readiness};
 use super::{Interrupt, RunState, Vcpu};
+use crate::arch::apic;
 use crate::arch::svm::state::Injection;
 use crate::arch::svm::{exit, switch};
-use crate::arch::time::Clocks;
-use crate::arch::{apic, cpu, descriptors};
-use crate::vm::{DOORBELL_VCPU, Vm};
-
-/// The core that hears the node's doorbell.
-const DOORBELL_CORE: usize = 0;
-
-/// Looks for work between two looks at the clock: a few microseconds.
-const LOOKS: usize = 64;
-
-/// The core's own timer.
-#[derive(Clone, Copy, Debug)]
-struct HostTimer {
-    apic_id: u8,
-    /// The guest TSC for which it is set, if it is.
-    due: Option<u64>,
-}
-
-impl HostTimer {
-    /// Sets the timer for this guest TSC, unless it is set for that and has
-    /// not run out.
-    fn set(&mut self, due: u64, vm: &Vm, clocks: &Clocks) {
-        let ran_out = descriptors::timer_ran_out(self.apic_id);
-        if ran_out || self.due != Some(due) {
-            descriptors::forget_timer(self.apic_id);
-            clocks.set_timer(due.saturating_sub(vm.guest_tsc()));
-            self.due = Some(due);
-        }
-    }
-}
+use crate::vm::Vm;
 
 impl Vcpu {
-    /// Runs this vCPU on the calling core until the VM stops.
-    pub fn run(&mut self, vm: &Vm, clocks: &Clocks) -> StopReason {
-        let mut timer = HostTimer {
-            apic_id: apic::id(),
-            due: None,
-        };
-        let mut halt_poll = HaltPoll::new(vm.tsc_khz);
+    /// Runs this vCPU, whose registers the core has, until it gives it up.
+    pub(super) fn run(&mut self, core: &mut Core<'_>) -> Yield {
+        let vm = core.vm();
         loop {
+            core.look_around();
             self.take_requests(vm);
             if let Some(why) = vm.fabric().held() {
-                return StopReason::Held(why);
+                return Yield::Stop(StopReason::Held(why));
             }
-            if self.state != RunState::Running {
-                self.set_timer(vm, clocks, &mut timer);
-                self.sleep(vm, &timer, &mut halt_poll);
-                continue;
+            if self.is_ordered {
+                return Yield::Ordered;
             }
-            self.set_timer(vm, clocks, &mut timer);
+            if !self.is_runnable() {
+                return Yield::Halted;
+            }
+            if core.wants_turn() {
+                return Yield::Turn;
+            }
+            core.set_timer(self.next_event(vm));
             switch::hold_interrupts();
             // What came since it was looked for would not end the guest's run.
-            if self.is_called(vm, &timer) || !vm.posted(self.id).arm() {
+            if core.is_called() || !vm.posted(self.id).arm() {
                 switch::release_interrupts();
                 continue;
             }
-            let exit = vm.memory.barrier.enter(self.core).map(|tables| {
+            let exit = vm.memory.barrier.enter(core.number).map(|tables| {
                 self.deliver(vm);
-                let exit = self.run_guest(tables, vm, clocks, &mut timer);
-                vm.memory.barrier.leave(self.core);
+                let exit = self.run_guest(tables, core);
+                vm.memory.barrier.leave(core.number);
                 exit
             });
             vm.posted(self.id).disarm();
@@ -89,78 +61,25 @@ impl Vcpu {
             if let Some(exit) = exit
                 && let Some(reason) = self.after_exit(exit, vm)
             {
-                return reason;
+                return Yield::Stop(reason);
             }
         }
     }
 
-    /// Takes everything that others have left for this vCPU.
-    fn take_requests(&mut self, vm: &Vm) {
-        vm.fabric().attend();
-        if self.core == DOORBELL_CORE && descriptors::take_doorbell() {
-            vm.fabric().look_for_losses();
-            vm.serve_revocations();
-            if self.id == DOORBELL_VCPU {
-                vm.poll_devices();
-            }
+    /// Takes its state out of the core's registers.
+    pub(super) fn leave_core(&mut self, mask: u64) {
+        // Registers that have been set from outside are not loaded yet.
+        if !core::mem::replace(&mut self.must_load, true) {
+            switch::save(&mut self.vmcb);
         }
-        let posted = vm.posted(self.id);
-        for signal in posted.take_signals() {
-            self.obey(signal, vm);
-            // A reset has changed it, perhaps.
-            self.settle_apic(LapicEffect::Addressed, vm);
-        }
-        self.lapic.request_all(posted.take_vectors());
-        if self.lapic.next_timer().is_some() {
-            self.lapic.run_timer(vm.guest_tsc());
-        }
-        vm.run_ticks(self.id);
-        if self.state == RunState::Halted && self.may_go_on(vm) {
-            self.state = RunState::Running;
-        }
+        self.resident.save(mask);
     }
 
-    /// Whether an interrupt of this core has left something to do, or the
-    /// guest must not be entered at all.
-    fn is_called(&self, vm: &Vm, timer: &HostTimer) -> bool {
-        let doorbell = self.core == DOORBELL_CORE && descriptors::doorbell_rung();
-        doorbell
-            || vm.fabric().held().is_some()
-            || timer.due.is_some() && descriptors::timer_ran_out(timer.apic_id)
-    }
-
-    /// Waits until there is something to do: looks for it, then sleeps until
-    /// the core is interrupted.
-    fn sleep(&self, vm: &Vm, timer: &HostTimer, halt_poll: &mut HaltPoll) {
-        let posted = vm.posted(self.id);
-        let start = cpu::rdtsc();
-        let is_called = || self.is_called(vm, timer) || !posted.is_idle();
-        // Under TCG a PAUSE and a look at the clock take locks that the
-        // others need: seldom.
-        while cpu::rdtsc() - start < halt_poll.window() && !(0..LOOKS).any(|_| is_called()) {
-            core::hint::spin_loop();
-        }
-        cpu::interrupts_off();
-        if !self.is_called(vm, timer) && posted.arm() {
-            cpu::sleep_until_interrupt();
-            posted.disarm();
-        }
-        cpu::interrupts_on();
-        halt_poll.learn(cpu::rdtsc() - start);
-    }
-
-    /// Sets the core's timer for the guest's, and on the node's first core for
-    /// its next sign of life; without any it is left alone.
-    fn set_timer(&self, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) {
-        let beat = match self.core {
-            DOORBELL_CORE => vm.next_beat(),
-            _ => None,
-        };
-        let ticks = [self.lapic.next_timer(), vm.next_tick(self.id), beat];
-        match ticks.into_iter().flatten().min() {
-            Some(due) => timer.set(due, vm, clocks),
-            None => timer.due = None,
-        }
+    /// Puts its state into the core's registers.
+    pub(super) fn come_to_core(&mut self, mask: u64) {
+        self.resident.load(mask);
+        // The translations that the core remembers are another's.
+        self.tables = 0;
     }
 
     /// Chooses what the next entry delivers. An event put back or raised by
@@ -233,7 +152,8 @@ impl Vcpu {
     /// In between the vCPU stays armed and the core in the barrier, as if the
     /// guest had not been left: a kick that comes then ends the next run as
     /// soon as it has begun.
-    fn run_guest(&mut self, tables: u64, vm: &Vm, clocks: &Clocks, timer: &mut HostTimer) -> Exit {
+    fn run_guest(&mut self, tables: u64, core: &mut Core<'_>) -> Exit {
+        let vm = core.vm();
         loop {
             self.enter(tables);
             let exit = exit::decode(&self.vmcb.control);
@@ -245,7 +165,7 @@ impl Vcpu {
             }
             // Of what is answered so, only the deadline's MSR changes it.
             if exit == Exit::WriteMsr {
-                self.set_timer(vm, clocks, timer);
+                core.set_timer(self.next_event(vm));
             }
         }
     }

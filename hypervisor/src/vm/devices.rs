@@ -7,7 +7,7 @@ use vmm_shared::control::{Counter, RingId};
 use vmm_shared::pv::{self, Hypercall};
 use vmm_shared::ring::ByteRing;
 
-use super::{DEVICE_NODE, DOORBELL_VCPU, Vm, Woken};
+use super::{DEVICE_CORE, DEVICE_NODE, DOORBELL_VCPU, Vm, Woken};
 use crate::arch::{cpu, descriptors};
 use crate::devices::pipe::Pipes;
 use crate::devices::uart::{Uart, UartEffect};
@@ -18,7 +18,7 @@ use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::layout;
 use crate::platform::ports::{self, PortRule};
 use crate::vcpu::exit::{Direction, StopReason};
-use crate::vcpu::posted::{Kick, Location};
+use crate::vcpu::posted::Kick;
 
 /// How long a vCPU's core looks for an answer before it sleeps: about as long
 /// as one takes from a node that has nothing else to do.
@@ -79,10 +79,7 @@ impl Vm {
             word.fetch_or(1 << (index % 64), Ordering::Release);
         }
         let ring = || {
-            self.fabric().kick(Location {
-                node: DEVICE_NODE,
-                core: 0,
-            });
+            self.fabric().kick(DEVICE_CORE);
         };
         ring();
         let asked_at = cpu::rdtsc();
@@ -166,6 +163,7 @@ impl Vm {
             PortRule::FwCfgData if width == Width::Byte => {
                 (self.firmware.lock().read().into(), Request::None)
             }
+            PortRule::CpuHotplug(offset) => (self.hotplug_in(offset, width), Request::None),
             PortRule::Scratch(offset) => (self.scratch.lock().read(offset, width), Request::None),
             rule @ (PortRule::Pic(_)
             | PortRule::Pit(_)
@@ -208,6 +206,10 @@ impl Vm {
             PortRule::FwCfgSelect if width == Width::Word => {
                 let [low, high, ..] = value.to_le_bytes();
                 self.firmware.lock().select(u16::from_le_bytes([low, high]));
+                Request::None
+            }
+            PortRule::CpuHotplug(offset) => {
+                self.hotplug_out(offset, width, value);
                 Request::None
             }
             PortRule::Scratch(offset) => {
@@ -265,6 +267,7 @@ impl Vm {
         if self.machine.is_paravirtual() {
             return self.post(DOORBELL_VCPU, pv::DOORBELL_VECTOR);
         }
+        self.serve_orders();
         self.feed_serial(&mut self.serial.lock());
         let mut agent = self.agent.lock();
         let effects = agent.poll(&self.memory, &mut self.agent_pipes());
@@ -306,7 +309,7 @@ impl Vm {
         }
         if effects.contains(Effects::AGAIN) {
             descriptors::set_doorbell();
-            self.nudge(DOORBELL_VCPU);
+            self.fabric().kick(DEVICE_CORE);
         }
         self.set_line(layout::GSI_VIRTIO, agent.irq_level());
     }
@@ -334,7 +337,7 @@ impl Vm {
             .for_each(|message| self.deliver(message));
     }
 
-    fn set_line(&self, gsi: u32, level: IrqLevel) {
+    pub(super) fn set_line(&self, gsi: u32, level: IrqLevel) {
         self.set_legacy_line(gsi, level);
         let pin = usize::try_from(gsi).expect("a small number");
         let message = self.ioapic.lock().set_line(pin, level);

@@ -26,7 +26,8 @@ impl Vm {
         self.kick(&posted, posted.nudge());
     }
 
-    fn vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
+    /// All vCPUs that there is room for.
+    pub fn vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
         (0_u16..).map(VcpuId).take(self.apic_ids.len())
     }
 
@@ -35,7 +36,7 @@ impl Vm {
         self.kick(&posted, posted.post(vector));
     }
 
-    fn signal(&self, vcpu: VcpuId, signal: Signal) {
+    pub(super) fn signal(&self, vcpu: VcpuId, signal: Signal) {
         let posted = self.posted(vcpu);
         self.kick(&posted, posted.signal(signal));
     }

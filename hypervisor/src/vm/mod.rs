@@ -1,6 +1,7 @@
 //! The virtual machine: what all its vCPUs share.
 
 mod devices;
+mod elastic;
 mod interrupts;
 mod legacy;
 
@@ -8,9 +9,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use spin::Mutex;
-use vmm_shared::addr::{ApicId, NodeId, VcpuId};
+use vmm_shared::addr::{ApicId, Location, NodeId, VcpuId};
 use vmm_shared::control::Counter;
 
+use self::elastic::Hotplug;
 use self::legacy::Legacy;
 use crate::arch::time::Clocks;
 use crate::arch::{apic, cpu, descriptors};
@@ -22,16 +24,22 @@ use crate::devices::uart::Uart;
 use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
 use crate::mem::coherent::MappedMemory;
-use crate::platform::Machine;
 use crate::platform::cpuid::CpuidTable;
+use crate::platform::{Machine, Topology};
 use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
 use crate::vcpu::pv::ClockScale;
 
-/// The vCPU whose core serves the node's doorbell.
+/// The vCPU that devices without a destination of their own interrupt.
 pub const DOORBELL_VCPU: VcpuId = VcpuId(0);
 /// The node that owns the devices.
 pub const DEVICE_NODE: NodeId = NodeId(0);
+
+/// The core that serves them.
+pub const DEVICE_CORE: Location = Location {
+    node: DEVICE_NODE,
+    core: 0,
+};
 
 /// Why a core sleeps no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +51,7 @@ pub enum Woken {
 }
 
 /// Locks, in the order in which they may be taken together:
-/// a device (agent or serial port), then the old devices, then the IOAPIC,
+/// a device (agent, serial port or the block for vCPUs), then the old devices, then the IOAPIC,
 /// then one of guest memory's (the nested tables or a core's hold). Nobody
 /// holds a lock while it enters the guest or sleeps, and interrupt handlers
 /// take none.
@@ -74,13 +82,14 @@ pub struct Vm {
     firmware: Mutex<FwCfg>,
     scratch: Mutex<Scratch>,
     legacy: Mutex<Legacy>,
+    hotplug: Mutex<Hotplug>,
 }
 
 /// What a VM is made of.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "as in `Vm`")]
 pub struct VmParts {
-    pub apic_ids: Vec<ApicId>,
+    pub topology: Topology,
     pub machine: Machine,
     pub firmware: FwCfg,
     pub memory: MappedMemory<Fabric>,
@@ -103,7 +112,14 @@ impl Vm {
             clock: ClockScale::new(parts.tsc_khz),
             tsc_offset: parts.tsc_offset,
             boot_wall_ns: parts.boot_wall_ns,
-            apic_ids: parts.apic_ids,
+            apic_ids: parts
+                .topology
+                .vcpu_ids()
+                .map(|vcpu| parts.topology.apic_id(vcpu))
+                .collect(),
+            hotplug: Mutex::new(Hotplug::new(parts.topology.vcpus(), |vcpu| {
+                parts.topology.is_present(vcpu)
+            })),
             machine: parts.machine,
             firmware: Mutex::new(parts.firmware),
             scratch: Mutex::new(Scratch::default()),

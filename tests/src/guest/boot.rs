@@ -124,6 +124,7 @@ fn start(machine: &Machine, kernel: PathBuf) -> Rack {
     let node = NodeSpec::data(machine.vcpus, None);
     let spec = RackSpec { nodes: vec![node] };
     let vm = VmSpec {
+        max_vcpus: machine.vcpus,
         vcpus: machine.vcpus,
         memory: MEMORY,
     };

@@ -9,5 +9,6 @@ pub mod io;
 pub mod mtrr;
 pub mod paging;
 pub mod pci;
+pub mod resident;
 pub mod svm;
 pub mod time;

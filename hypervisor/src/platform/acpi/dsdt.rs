@@ -1,8 +1,8 @@
 //! DSDT: the devices that cannot be found by probing.
 
 use acpi_tables::aml::{
-    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Package, Path,
-    ResourceTemplate, Scope,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, MethodCall, Name,
+    Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
@@ -11,13 +11,12 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use vmm_shared::addr::VcpuId;
-
+use super::processors::{self, Processors};
 use super::{nfit, table};
 use crate::platform::layout::{
     COM_PORTS, COM1_PORT, GSI_GED, GSI_SERIAL, GSI_VIRTIO, VIRTIO_COUNT, VIRTIO_SIZE, virtio_window,
 };
-use crate::platform::{Domain, PlatformConfig, PmemInterface, Topology};
+use crate::platform::{Machine, PlatformConfig, PmemInterface};
 
 /// Integers in AML are 64 bits wide from this revision on.
 const REVISION: u8 = 2;
@@ -26,11 +25,11 @@ const SLEEP_TYPE_S5: u8 = 5;
 
 pub(super) fn build(config: &PlatformConfig) -> Sdt {
     let mut devices: Vec<Box<dyn Aml + '_>> = vec![
-        Box::new(Processors {
-            topology: &config.topology,
-        }),
+        Box::new(Processors { config }),
         Box::new(Serial),
-        Box::new(EventDevice),
+        Box::new(EventDevice {
+            machine: config.machine,
+        }),
     ];
     for index in 0..VIRTIO_COUNT {
         devices.push(Box::new(Virtio { index }));
@@ -59,47 +58,6 @@ fn edge_interrupt(gsi: u32) -> Interrupt {
     Interrupt::new(consumer, edge, active_low, shared, gsi)
 }
 
-/// The container of all vCPUs.
-struct Processors<'a> {
-    topology: &'a Topology,
-}
-
-impl Aml for Processors<'_> {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let hid = Name::new("_HID".into(), &"ACPI0010");
-        let cid = Name::new("_CID".into(), &EISAName::new("PNP0A05"));
-        let one_node = self.topology.nodes().len() == 1;
-        let processor = |vcpu: VcpuId| Processor {
-            uid: vcpu.0,
-            domain: (!one_node).then(|| self.topology.domain(vcpu)),
-        };
-        let processors: Vec<Processor> = self.topology.vcpu_ids().map(processor).collect();
-        let mut children: Vec<&dyn Aml> = vec![&hid, &cid];
-        children.extend(processors.iter().map(|processor| -> &dyn Aml { processor }));
-        Device::new("CPUS".into(), children).to_aml_bytes(sink);
-    }
-}
-
-/// One vCPU; its number is that of its MADT entry.
-struct Processor {
-    uid: u16,
-    /// Its proximity domain, if there is more than one.
-    domain: Option<Domain>,
-}
-
-impl Aml for Processor {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let hid = Name::new("_HID".into(), &"ACPI0007");
-        let uid = Name::new("_UID".into(), &u32::from(self.uid));
-        let domain = self.domain.map(|domain| u32::from(domain.0));
-        let pxm = domain.map(|domain| Name::new("_PXM".into(), &domain));
-        let mut children: Vec<&dyn Aml> = vec![&hid, &uid];
-        children.extend(pxm.iter().map(|pxm| -> &dyn Aml { pxm }));
-        let name = format!("C{:03X}", self.uid);
-        Device::new(Path::new(&name), children).to_aml_bytes(sink);
-    }
-}
-
 /// COM1.
 struct Serial;
 
@@ -116,18 +74,24 @@ impl Aml for Serial {
     }
 }
 
-/// The generic event device: its method runs when its interrupt comes.
-/// Hot-plug scans will be called from there.
-struct EventDevice;
+/// The generic event device: its method runs when its interrupt comes. The
+/// line stays up until all events have been seen.
+struct EventDevice {
+    machine: Machine,
+}
 
 impl Aml for EventDevice {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid = Name::new("_HID".into(), &"ACPI0013");
         let uid = Name::new("_UID".into(), &0_u8);
-        let interrupt = edge_interrupt(GSI_GED);
+        let (consumer, edge, active_low, shared) = (true, false, false, false);
+        let interrupt = Interrupt::new(consumer, edge, active_low, shared, GSI_GED);
         let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt]));
         let is_ours = Equal::new(&Arg(0), &GSI_GED);
-        let dispatch = If::new(&is_ours, vec![]);
+        let scan = MethodCall::new(processors::SCAN.into(), vec![]);
+        let hot = self.machine.has_cpu_hotplug();
+        let scans = hot.then_some(&scan).into_iter();
+        let dispatch = If::new(&is_ours, scans.map(|scan| -> &dyn Aml { scan }).collect());
         let evt = Method::new("_EVT".into(), 1, true, vec![&dispatch]);
         Device::new("GED_".into(), vec![&hid, &uid, &crs, &evt]).to_aml_bytes(sink);
     }

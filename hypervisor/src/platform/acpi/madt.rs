@@ -4,14 +4,17 @@ use acpi_tables::Aml;
 use acpi_tables::madt::IoApic;
 use acpi_tables::sdt::Sdt;
 use alloc::vec::Vec;
+use vmm_shared::addr::VcpuId;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::table;
-use crate::platform::PlatformConfig;
 use crate::platform::layout::{GSI_SERIAL, IOAPIC_BASE, LAPIC_BASE};
+use crate::platform::{PlatformConfig, Topology};
 
 const REVISION: u8 = 6;
 const ENABLED: u32 = 1;
+/// Not there, but may come.
+const ONLINE_CAPABLE: u32 = 1 << 1;
 /// Active high, edge-triggered.
 const EDGE_HIGH: u16 = 1 | 1 << 2;
 /// ISA interrupts.
@@ -48,15 +51,11 @@ pub(super) fn build(config: &PlatformConfig) -> Sdt {
     // Flags: no dual 8259.
     body.extend_from_slice(&0_u32.to_le_bytes());
     for vcpu in config.topology.vcpu_ids() {
-        let cpu = LocalX2Apic {
-            kind: 9,
-            len: 16,
-            reserved: [0; 2],
-            apic_id: config.topology.apic_id(vcpu).0,
-            flags: ENABLED,
-            uid: vcpu.0.into(),
+        let flags = match config.topology.is_present(vcpu) {
+            true => ENABLED,
+            false => ONLINE_CAPABLE,
         };
-        body.extend_from_slice(cpu.as_bytes());
+        body.extend_from_slice(entry(&config.topology, vcpu, flags).as_bytes());
     }
     IoApic::new(0, low_u32(IOAPIC_BASE.0), 0).to_aml_bytes(&mut body);
     // By default the serial port's interrupt would be what the bus says: the
@@ -72,6 +71,22 @@ pub(super) fn build(config: &PlatformConfig) -> Sdt {
     };
     body.extend_from_slice(serial.as_bytes());
     table(*b"APIC", REVISION, &body)
+}
+
+/// The entry of a vCPU that is there: what its `_MAT` gives.
+pub(super) fn processor(topology: &Topology, vcpu: VcpuId) -> Vec<u8> {
+    entry(topology, vcpu, ENABLED).as_bytes().to_vec()
+}
+
+fn entry(topology: &Topology, vcpu: VcpuId, flags: u32) -> LocalX2Apic {
+    LocalX2Apic {
+        kind: 9,
+        len: 16,
+        reserved: [0; 2],
+        apic_id: topology.apic_id(vcpu).0,
+        flags,
+        uid: vcpu.0.into(),
+    }
 }
 
 /// A device address below 4 GiB.

@@ -11,6 +11,7 @@ mod distance;
 mod dsdt;
 mod madt;
 mod nfit;
+mod processors;
 mod srat;
 #[cfg(test)]
 mod tests;

@@ -35,7 +35,7 @@ pub enum Role {
 
 /// The contents of APIC_BASE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ApicBase(u64);
+pub struct ApicBase(pub(super) u64);
 
 impl ApicBase {
     /// In this mode, with the window at its usual place.

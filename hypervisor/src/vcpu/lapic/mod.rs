@@ -4,6 +4,7 @@
 //! loop does it. Time is the guest's TSC. Manual: AMD64 vol. 2, chapter 16.
 
 mod base;
+pub mod image;
 mod ipi;
 #[cfg(test)]
 mod tests;

@@ -4,10 +4,12 @@
 
 use core::mem::offset_of;
 
-use zerocopy::FromZeros;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// A segment register with its hidden part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Segment {
     /// Selector.
@@ -58,7 +60,7 @@ pub struct Control {
 }
 
 /// The state save area.
-#[derive(Debug, FromZeros)]
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the fields are the manual's")]
 pub struct Save {
