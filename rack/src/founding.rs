@@ -225,6 +225,7 @@ mod tests {
         let nodes: Vec<_> = cores.iter().map(|cores| (*cores, None)).collect();
         let vm = VmSpec {
             vcpus,
+            max_vcpus: vcpus,
             memory: Size::mib(1024),
         };
         let shares = founded(&rack(&nodes), &vm).shares;
@@ -235,6 +236,7 @@ mod tests {
         let nodes: Vec<_> = limits.iter().map(|limit| (1, *limit)).collect();
         let vm = VmSpec {
             vcpus: 1,
+            max_vcpus: 1,
             memory: Size::mib(memory),
         };
         let shares = founded(&rack(&nodes), &vm).shares;
@@ -246,6 +248,7 @@ mod tests {
         let rack = rack(&[(2, None), (2, None)]).with_control(1).expect("few");
         let vm = VmSpec {
             vcpus: 3,
+            max_vcpus: 3,
             memory: Size::mib(512),
         };
         let founding = founded(&rack, &vm);
@@ -282,6 +285,30 @@ mod tests {
         assert_eq!(vcpus(&[1, 3], 2), [1, 1]);
         assert_eq!(vcpus(&[1, 1, 1], 1), [1, 0, 0]);
         assert_eq!(vcpus(&[4], 2), [2]);
+    }
+
+    #[test]
+    fn there_is_room_where_cores_are_free() {
+        let room = |cores: &[u32], vcpus, max_vcpus| {
+            let nodes: Vec<_> = cores.iter().map(|cores| (*cores, None)).collect();
+            let vm = VmSpec {
+                vcpus,
+                max_vcpus,
+                memory: Size::mib(1024),
+            };
+            let shares = founded(&rack(&nodes), &vm).shares;
+            let room = shares.iter().map(|share| share.max_vcpus);
+            room.collect::<Vec<_>>()
+        };
+        assert_eq!(room(&[2, 2], 1, 4), [2, 2]);
+        assert_eq!(room(&[1, 3], 1, 4), [1, 3]);
+        assert_eq!(room(&[1, 1], 4, 6), [3, 3]);
+        assert_eq!(room(&[2], 2, 2), [2]);
+    }
+
+    #[test]
+    fn vcpus_share_cores_if_there_are_more() {
+        assert_eq!(vcpus(&[1, 1], 4), [2, 2]);
     }
 
     #[test]

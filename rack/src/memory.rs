@@ -316,6 +316,7 @@ mod tests {
         let fixed = 1 << 20;
         let vm = VmSpec {
             vcpus: 2,
+            max_vcpus: 2,
             memory: Size(1 << 30),
         };
         for (nodes, deciding) in [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1)] {
