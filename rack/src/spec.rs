@@ -417,7 +417,7 @@ mod tests {
         assert_eq!((rack.nodes.len(), rack.cores()), (3, 4));
         assert_eq!(rack.control_nodes(), NodeSet::only(NodeId(2)));
         assert!(rack.check(&vm(4, Size::mib(1024))).is_ok());
-        assert!(refusal(&rack, &vm(5, Size::mib(1024))).contains("--vcpus 4"));
+        assert!(refusal(&rack, &vm(33, Size::mib(1024))).contains("--vcpus 32 or fewer"));
         assert!(uniform(7, 1, None).with_control(2).is_err());
         let alone = RackSpec {
             nodes: vec![NodeSpec::control(1)],
