@@ -28,6 +28,24 @@ impl Kernel {
         Ok(self.process_of(tid).files.get(number)?.file)
     }
 
+    /// The same, if it was opened for reading.
+    pub(crate) fn readable_file(&mut self, tid: Tid, number: u32) -> Result<FileId> {
+        let id = self.file_id(tid, number)?;
+        match self.file(id).may_read() {
+            true => Ok(id),
+            false => Err(Errno::EBADF),
+        }
+    }
+
+    /// The same, if it was opened for writing.
+    pub(crate) fn writable_file(&mut self, tid: Tid, number: u32) -> Result<FileId> {
+        let id = self.file_id(tid, number)?;
+        match self.file(id).may_write() {
+            true => Ok(id),
+            false => Err(Errno::EBADF),
+        }
+    }
+
     /// An open file that exists.
     pub(crate) fn file(&mut self, id: FileId) -> &mut OpenFile {
         self.files

@@ -437,10 +437,7 @@ impl Kernel {
         offset: u64,
         len: u64,
     ) -> Outcome {
-        let id = self.file_id(tid, number)?;
-        if !self.file(id).may_write() {
-            return Err(Errno::EBADF.into());
-        }
+        let id = self.writable_file(tid, number)?;
         let node = self.file(id).node().ok_or(Errno::ENODEV)?;
         match mode {
             0 => {

@@ -27,18 +27,12 @@ enum Moved {
 
 impl Kernel {
     pub(crate) fn read_call(&mut self, tid: Tid, number: u32, address: u64, len: u64) -> Outcome {
-        let id = self.file_id(tid, number)?;
-        if !self.file(id).may_read() {
-            return Err(Errno::EBADF.into());
-        }
+        let id = self.readable_file(tid, number)?;
         self.read_file(tid, id, &[(address, len.min(MOST_BYTES))])
     }
 
     pub(crate) fn readv(&mut self, tid: Tid, number: u32, address: u64, count: u64) -> Outcome {
-        let id = self.file_id(tid, number)?;
-        if !self.file(id).may_read() {
-            return Err(Errno::EBADF.into());
-        }
+        let id = self.readable_file(tid, number)?;
         let pieces = self.pieces(tid, address, count)?;
         self.read_file(tid, id, &pieces)
     }
@@ -238,18 +232,12 @@ impl Kernel {
     }
 
     pub(crate) fn write_call(&mut self, tid: Tid, number: u32, address: u64, len: u64) -> Outcome {
-        let id = self.file_id(tid, number)?;
-        if !self.file(id).may_write() {
-            return Err(Errno::EBADF.into());
-        }
+        let id = self.writable_file(tid, number)?;
         self.write_file(tid, id, &[(address, len.min(MOST_BYTES))])
     }
 
     pub(crate) fn writev(&mut self, tid: Tid, number: u32, address: u64, count: u64) -> Outcome {
-        let id = self.file_id(tid, number)?;
-        if !self.file(id).may_write() {
-            return Err(Errno::EBADF.into());
-        }
+        let id = self.writable_file(tid, number)?;
         let pieces = self.pieces(tid, address, count)?;
         self.write_file(tid, id, &pieces)
     }
