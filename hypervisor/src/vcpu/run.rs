@@ -160,7 +160,9 @@ impl Vcpu {
             vm.count_exit(self.id, &exit, self.registers.rip);
             self.vmcb.requeue_interrupted_event();
             let is_busy = self.vmcb.has_event() || self.nmi.is_busy() || self.step.is_under_way();
-            if is_busy || !self.answer(exit, vm) {
+            // A node that has slept may wake up here, put out in the meantime.
+            let is_held = vm.fabric().held().is_some();
+            if is_busy || is_held || !self.answer(exit, vm) {
                 return exit;
             }
             // Of what is answered so, only the deadline's MSR changes it.
