@@ -137,6 +137,8 @@ pub(crate) struct VmReport {
     /// vCPUs that there is room for.
     pub vcpus_max: u32,
     pub memory_bytes: u64,
+    /// Shared memory besides that, which the nodes need to share it.
+    pub metadata_bytes: u64,
     /// Why it does not run any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -361,6 +361,7 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
         vcpus_seen: status.vcpus.seen,
         vcpus_max: status.vcpus.most,
         memory_bytes: status.vm_spec.memory.0,
+        metadata_bytes: status.metadata,
         reason,
     }
 }

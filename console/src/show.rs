@@ -189,7 +189,15 @@ pub(crate) fn memory(report: &Report) -> String {
             (node.id, with_counters([first], &node.counters))
         }),
     );
-    print(&table) + "\n" + &counters
+    let metadata = report.vm.metadata_bytes;
+    let hundredths = metadata.saturating_mul(10_000) / total.max(1);
+    let overhead = format!(
+        "shared metadata: {} KiB, {}.{:02}% of the VM's memory\n",
+        metadata / 1024,
+        hundredths / 100,
+        hundredths % 100,
+    );
+    [print(&table), overhead, counters].join("\n")
 }
 
 /// Where each vCPU runs and what it has counted; and interrupts from node to
@@ -276,6 +284,7 @@ mod tests {
                 vcpus_seen: 2,
                 vcpus_max: 2,
                 memory_bytes: 1 << 30,
+                metadata_bytes: 4 << 20,
                 reason: None,
             },
             cluster: None,
@@ -335,6 +344,8 @@ mod tests {
                         0     0     1G     100%   512M  75%    0%\n";
         assert!(memory(&report()).starts_with(expected));
         assert!(memory(&report()).contains("memory_mapped_bytes        536870912\n"));
+        let overhead = "\nshared metadata: 4096 KiB, 0.39% of the VM's memory\n";
+        assert!(memory(&report()).contains(overhead));
         let mut report = report();
         report.nodes[0].counters.clear();
         assert!(memory(&report).contains("0     -      -"), "nothing yet");

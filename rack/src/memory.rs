@@ -31,6 +31,8 @@ pub(crate) struct Memory {
     deciding: NodeSet,
     cluster: Blob,
     control_region: Region,
+    /// Bytes of that region for the files to boot, all of them touched.
+    files: u64,
     /// In the order of the nodes.
     pub given: Vec<Region>,
 }
@@ -75,6 +77,7 @@ impl Memory {
             deciding,
             cluster,
             control_region: region,
+            files: bundle.coherence_blob(shares, deciding).offset - BUNDLE_OFFSET,
             given: (0..).zip(shares).map(give).collect::<Result<_, _>>()?,
         })
     }
@@ -132,6 +135,14 @@ impl Memory {
             modules,
             shares: all_shares,
         });
+    }
+
+    /// Bytes of the control region that have been touched, without the files
+    /// to boot.
+    pub(crate) fn metadata(&self) -> u64 {
+        // It can always be looked at: this process made it.
+        let touched = self.control_region.touched().unwrap_or_default();
+        touched.saturating_sub(self.files)
     }
 
     /// Where the cluster's log and queues are.

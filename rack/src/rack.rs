@@ -612,6 +612,7 @@ impl Rack {
             vm: self.vm_state(),
             vm_spec: self.vm.clone(),
             vcpus: self.vcpu_numbers(),
+            metadata: self.memory.metadata(),
             uptime: self.started.elapsed(),
         }
     }

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "a mapping becomes a window of shared memory")]
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
@@ -113,6 +113,15 @@ impl Region {
     /// Bytes in all, a power of two.
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Bytes of it that take memory: pages that somebody has touched.
+    pub(crate) fn touched(&self) -> Result<u64, RackError> {
+        let metadata = self.file.metadata();
+        // In units of 512 bytes, whatever the file system's own.
+        metadata
+            .map(|metadata| metadata.blocks() * 512)
+            .map_err(RackError::host("look at a shared memory region"))
     }
 
     /// Maps the region into this process, for as long as the process lives:

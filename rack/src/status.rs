@@ -21,6 +21,9 @@ pub struct RackStatus {
     pub vm_spec: VmSpec,
     /// Its vCPUs now.
     pub vcpus: VcpuNumbers,
+    /// Bytes of shared memory that only serve to share the rest: what has
+    /// been touched of the control region, without the files to boot.
+    pub metadata: u64,
     /// Since the rack was started.
     pub uptime: Duration,
 }

@@ -71,6 +71,10 @@ fn two_nodes_are_one_machine_and_say_what_they_do() {
         // A late core may serve the same once more.
         assert!(asked > 0 && served >= asked, "{asked} and {served}");
     }
+    let vm = &shown(&bench, "two", "status")["vm"];
+    let metadata = vm["metadata_bytes"].as_u64().expect("a number");
+    // At most a hundredth, also of a small VM.
+    assert!(0 < metadata && metadata * 100 <= 512 << 20, "{vm}");
     let vcpus = shown(&bench, "two", "vcpus");
     assert_eq!(
         (&vcpus[0]["node"], &vcpus[1]["node"]),
