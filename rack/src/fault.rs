@@ -1,8 +1,10 @@
 //! Faults put into a starting rack, to try that it says what is wrong.
 
 use std::str::FromStr;
+use std::sync::atomic::Ordering;
 
 use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
+use vmm_shared::control::{ControlRegion, NodeShare, first_places};
 use vmm_shared::region::RegionHeader;
 use zerocopy::FromZeros;
 
@@ -34,7 +36,15 @@ pub(crate) enum FaultKind {
     /// The node's locked instructions are not atomic towards other nodes. For
     /// nodes with one core.
     Atomics,
+    /// What the node's vCPUs are asked for, and what they ask for, is nonsense
+    /// when the nodes start.
+    Nonsense,
 }
+
+/// Where a vCPU's home has its signals and its question to the devices' node
+/// (see the hypervisor's `vcpu::posted` and `fabric::forward`).
+const SIGNALS: usize = 32;
+const QUESTION: usize = 128;
 
 /// The faults to put in, none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,6 +83,24 @@ impl Faults {
         }
         Ok(())
     }
+
+    /// Puts nonsense where vCPUs of the nodes are spoken to.
+    pub(crate) fn apply_to_homes(&self, control: &ControlRegion, shares: &[NodeShare]) {
+        let vm = control.vm();
+        let asked = vm.waiting_for_devices().next().expect("at least one word");
+        for (vcpu, at) in first_places(shares) {
+            if !self.has(FaultKind::Nonsense, at.node) {
+                continue;
+            }
+            let home = control.vcpu_home(vcpu).expect("checked to be few");
+            let word = |offset| home.atomic_u32(offset).expect("inside a home");
+            word(SIGNALS).store(1 << 31, Ordering::Relaxed);
+            word(QUESTION).store(1, Ordering::Relaxed);
+            word(QUESTION + 4).store(u32::MAX, Ordering::Relaxed);
+            // By this one, and by one that there is not.
+            asked.fetch_or(1 << (vcpu.0 % 63) | 1 << 63, Ordering::Relaxed);
+        }
+    }
 }
 
 impl FromStr for Faults {
@@ -92,6 +120,7 @@ impl FromStr for Faults {
                 "atomics" => FaultKind::Atomics,
                 "doorbell" => FaultKind::Doorbell,
                 "paused" => FaultKind::Paused,
+                "nonsense" => FaultKind::Nonsense,
                 _ => return None,
             };
             Some((kind, NodeId(node.parse().ok()?)))

@@ -223,6 +223,7 @@ impl Rack {
         for (node, region) in (0..).map(NodeId).zip(&memory.given) {
             options.faults.apply_to_header(node, region)?;
         }
+        options.faults.apply_to_homes(&memory.control, &shares);
         let started = Instant::now();
         let mut running = Vec::new();
         let starter = Starter {

@@ -182,6 +182,32 @@ fn a_vm_goes_on_without_a_node_that_gives_it_nothing() {
 }
 
 #[test]
+fn nonsense_in_shared_memory_is_refused_and_counted() {
+    let bench = Bench::new();
+    let line = bench.line([&["up", "--name", "mad"], &TWO[..]].concat());
+    let line = line.env("VIADUCT_FAULT", "nonsense@1");
+    line.finish().well();
+    let rack = Up {
+        bench: &bench,
+        name: "mad",
+    };
+    let nodes = rack.json("memory");
+    let garbage = |node: usize| {
+        let counters = nodes[node]["counters"].as_array().expect("a list");
+        let found = counters.iter().find(|pair| pair[0] == "garbage");
+        found.and_then(|pair| pair[1].as_u64()).expect("a number")
+    };
+    // The devices' node: a question of a vCPU that there is not, and one that
+    // is none, unless its vCPU has asked something better in time.
+    assert!((1..=2).contains(&garbage(0)), "{nodes}");
+    // The other: a signal that is none.
+    assert_eq!(garbage(1), 1, "{nodes}");
+    let done = bench.exec("mad", &["echo", "alive"]).finish().well();
+    assert_eq!(done.out(), "alive\n");
+    rack.down();
+}
+
+#[test]
 fn a_node_that_cannot_take_part_is_named_with_the_cause() {
     let bench = Bench::new();
     for (fault, facts) in [

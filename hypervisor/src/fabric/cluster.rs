@@ -11,7 +11,7 @@ use control_plane::cluster::Cluster;
 use spin::Mutex;
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::cluster::{ClusterLayout, MAX_PEERS, MEMBER};
-use vmm_shared::control::{BootConfig, ControlRegion, LAUNCHER_PEER};
+use vmm_shared::control::{BootConfig, ControlRegion, LAUNCHER_PEER, NodeCounter};
 use vmm_shared::log::{Clock, Config, Log, MemberId, Replica, ReplicaError};
 use vmm_shared::membership::{Life, Membership};
 use vmm_shared::rpc::{Doorbell, Endpoint, Kind, Queue, Request};
@@ -91,6 +91,8 @@ struct Parts {
     calls: Calls,
     /// The log position of the tables that were published last.
     published: Option<u64>,
+    /// Messages that were none, as far as they have been counted.
+    garbage: u64,
 }
 
 /// One node's membership in the cluster.
@@ -166,6 +168,7 @@ impl ClusterMember {
                 follower: None,
                 calls,
                 published: None,
+                garbage: 0,
             }),
         }))
     }
@@ -281,6 +284,11 @@ impl ClusterMember {
             follower, calls, ..
         } = &mut *parts;
         let done = work(follower.as_deref()?, calls);
+        let garbage = calls.dropped().garbage;
+        let new = garbage - core::mem::replace(&mut parts.garbage, garbage);
+        if let Some(counters) = self.control.node_counters(self.node()) {
+            counters.add(NodeCounter::Garbage, new);
+        }
         self.publish(&mut parts);
         Some(done)
     }

@@ -14,7 +14,8 @@ use core::sync::atomic::Ordering;
 use vmm_shared::addr::{Location, NodeId, VcpuId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
-    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeShare, NodeState, RingId, VmState,
+    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeCounter, NodeShare, NodeState, RingId,
+    VmState,
 };
 use vmm_shared::membership::JoinError;
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
@@ -320,12 +321,22 @@ impl Fabric {
 
     /// Makes a core leave the guest or its sleep, wherever it is.
     pub fn kick(&self, core: Location) {
-        if core.node != self.node {
+        let share = self.shares.get(usize::from(core.node.0));
+        if share.is_none_or(|share| u32::from(core.core) >= share.cores) {
+            self.refuse_garbage(1);
+        } else if core.node != self.node {
             if let Some(doorbell) = &self.doorbell {
                 pci::ring(doorbell, core.node.0, core.core);
             }
         } else if let Some(apic_id) = self.cores.get(usize::from(core.core)) {
             apic::kick(*apic_id);
+        }
+    }
+
+    /// Counts what this node has found in shared memory, and refused.
+    pub fn refuse_garbage(&self, words: u64) {
+        if let Some(counters) = self.control.node_counters(self.node) {
+            counters.add(NodeCounter::Garbage, words);
         }
     }
 

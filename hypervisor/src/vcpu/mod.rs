@@ -217,7 +217,11 @@ impl Vcpu {
     /// Takes everything that others have left for it, and what is due.
     fn take_requests(&mut self, vm: &Vm) {
         let posted = vm.posted(self.id);
-        for signal in posted.take_signals() {
+        let signals = posted.take_signals();
+        if signals.has_garbage() {
+            vm.fabric().refuse_garbage(1);
+        }
+        for signal in signals.iter() {
             let waited = self.state == RunState::WaitForStartUp;
             self.obey(signal, vm);
             if waited && self.is_runnable() {

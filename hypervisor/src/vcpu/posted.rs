@@ -56,6 +56,8 @@ const NMI_SHIFT: u32 = 11;
 const NMI_MASK: u32 = 3 << NMI_SHIFT;
 const ORDER: u32 = 1 << 13;
 const STARTUP_PAGE: u32 = 0xff;
+/// Bits that somebody sets.
+const KNOWN: u32 = INIT | STARTUP | UNHALT | NMI_MASK | ORDER | STARTUP_PAGE;
 
 /// Whether the sender must kick the vCPU's core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +241,7 @@ impl PostedInterrupts {
     /// Forgets all requests, those for a vCPU that was here before.
     pub fn clear(&self) {
         let _ = self.take_vectors();
-        let _ = self.take_signals().count();
+        let _ = self.take_signals();
     }
 
     /// Whether nothing is requested.
@@ -258,12 +260,31 @@ impl PostedInterrupts {
         })
     }
 
-    /// Takes the other requests, in the order in which they take effect.
-    pub fn take_signals(&self) -> impl Iterator<Item = Signal> {
-        let signals = match self.signals().load(Ordering::Relaxed) {
+    /// Takes the other requests.
+    #[must_use]
+    pub fn take_signals(&self) -> Signals {
+        Signals(match self.signals().load(Ordering::Relaxed) {
             0 => 0,
+            // Acquire: as in `take_vectors`.
             _ => self.signals().swap(0, Ordering::Acquire),
-        };
+        })
+    }
+}
+
+/// Signals that were taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals(u32);
+
+impl Signals {
+    /// Whether somebody has set bits that mean nothing.
+    #[must_use]
+    pub const fn has_garbage(self) -> bool {
+        self.0 & !KNOWN != 0
+    }
+
+    /// The signals, in the order in which they take effect.
+    pub fn iter(self) -> impl Iterator<Item = Signal> {
+        let Self(signals) = self;
         let [page, ..] = signals.to_le_bytes();
         let [nmis, ..] = ((signals & NMI_MASK) >> NMI_SHIFT).to_le_bytes();
         [
@@ -309,22 +330,36 @@ mod tests {
         let _ = posted.signal(Signal::StartUp(8));
         let _ = posted.signal(Signal::StartUp(9));
         let _ = posted.signal(Signal::Init);
-        let signals: Vec<_> = posted.take_signals().collect();
+        let signals: Vec<_> = posted.take_signals().iter().collect();
         assert_eq!(signals, [Signal::Init, Signal::StartUp(9)]);
-        assert_eq!(posted.take_signals().count(), 0);
+        assert_eq!(posted.take_signals().iter().count(), 0);
+    }
+
+    #[test]
+    fn bits_that_mean_nothing_are_told_apart() {
+        let posted = posted();
+        let _ = posted.signal(Signal::StartUp(8));
+        assert!(!posted.take_signals().has_garbage());
+        posted.signals().store(1 << 14 | UNHALT, Ordering::Relaxed);
+        let signals = posted.take_signals();
+        assert!(signals.has_garbage());
+        assert_eq!(signals.iter().collect::<Vec<_>>(), [Signal::Unhalt]);
     }
 
     #[test]
     fn two_nmis_are_as_good_as_more() {
         let posted = posted();
         let _ = posted.signal(Signal::Nmi(1));
-        assert_eq!(posted.take_signals().collect::<Vec<_>>(), [Signal::Nmi(1)]);
+        assert_eq!(
+            posted.take_signals().iter().collect::<Vec<_>>(),
+            [Signal::Nmi(1)]
+        );
         for _ in 0..3 {
             let _ = posted.signal(Signal::Nmi(1));
         }
         let _ = posted.signal(Signal::StartUp(8));
         let expected = [Signal::StartUp(8), Signal::Nmi(2)];
-        assert_eq!(posted.take_signals().collect::<Vec<_>>(), expected);
+        assert_eq!(posted.take_signals().iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

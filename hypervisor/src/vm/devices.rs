@@ -112,6 +112,7 @@ impl Vm {
     /// shows again at this node's own next fault, which stops the VM.
     pub fn serve_revocations(&self) {
         if let Err(why) = self.memory.serve() {
+            self.fabric().refuse_garbage(1);
             log::error!("instruction coherence: {why}");
         }
     }
@@ -131,12 +132,16 @@ impl Vm {
                 waiting &= !(1 << bit);
                 let vcpu = VcpuId(base + u16::try_from(bit).expect("below 64"));
                 if usize::from(vcpu.0) >= self.apic_ids.len() {
+                    self.fabric().refuse_garbage(1);
                     continue;
                 }
                 let slot = self.fabric().slot(vcpu);
                 let (value, request) = match slot.question() {
                     Some(access) => self.access_here(&access),
-                    None => (u64::MAX, Request::Unknown),
+                    None => {
+                        self.fabric().refuse_garbage(1);
+                        (u64::MAX, Request::Unknown)
+                    }
                 };
                 if slot.answer(value, request) == Kick::Needed {
                     self.fabric().kick(self.posted(vcpu).location());

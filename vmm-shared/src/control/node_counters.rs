@@ -32,17 +32,21 @@ pub enum NodeCounter {
     ShootdownExits,
     /// Revocations that waited until a guest had used what it was granted.
     Holds,
+    /// Words of shared memory that nobody writes who heeds its rules, found
+    /// and refused by this node.
+    Garbage,
 }
 
 impl NodeCounter {
     /// All counters with the names operators see.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::MemoryMapped, "memory_mapped_bytes"),
         (Self::MemoryMappedLarge, "memory_mapped_large_bytes"),
         (Self::MemoryMappedRemote, "memory_mapped_remote_bytes"),
         (Self::Shootdowns, "shootdowns"),
         (Self::ShootdownExits, "shootdown_exits"),
         (Self::Holds, "holds"),
+        (Self::Garbage, "garbage"),
     ];
 }
 
