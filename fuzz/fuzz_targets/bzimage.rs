@@ -6,20 +6,18 @@
 
 #![no_main]
 
-mod sparse;
-
 use hypervisor::loader::{LinuxBoot, load_linux};
 use hypervisor::mem::GuestMemory;
+use hypervisor::mem::sparse::SparseMemory;
 use hypervisor::platform::{Machine, PlatformConfig, Topology};
 use libfuzzer_sys::fuzz_target;
-use sparse::Sparse;
 use vmm_shared::addr::Gpa;
 
 const MEMORY: u64 = 512 << 20;
 const INITRAMFS: &[u8] = &[0x5a; 5000];
 
 fuzz_target!(|kernel: &[u8]| {
-    let memory = Sparse::new(MEMORY);
+    let memory = SparseMemory::new(MEMORY);
     let platform = PlatformConfig {
         topology: Topology::one_node(2, MEMORY).expect("a possible machine"),
         image: None,

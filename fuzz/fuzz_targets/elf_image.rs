@@ -7,13 +7,11 @@
 
 #![no_main]
 
-mod sparse;
-
 use hypervisor::loader::{BareBoot, Module, Protocol, PvBoot, load_bare, load_pv, protocol};
 use hypervisor::mem::GuestMemory;
+use hypervisor::mem::sparse::SparseMemory;
 use hypervisor::platform::{Machine, PlatformConfig, Topology};
 use libfuzzer_sys::fuzz_target;
-use sparse::Sparse;
 use vmm_shared::addr::Gpa;
 
 const MEMORY: u64 = 128 << 20;
@@ -24,7 +22,7 @@ fuzz_target!(|image: &[u8]| {
     let Ok(protocol) = protocol(&image) else {
         return;
     };
-    let memory = Sparse::new(MEMORY);
+    let memory = SparseMemory::new(MEMORY);
     let platform = platform(protocol);
     let module = Module {
         content: &&[0x5a; 5000][..],
@@ -57,7 +55,7 @@ fn platform(protocol: Protocol) -> PlatformConfig {
 }
 
 fn paravirtual(image: &[u8]) {
-    let memory = Sparse::new(MEMORY);
+    let memory = SparseMemory::new(MEMORY);
     let boot = PvBoot {
         platform: &platform(Protocol::Paravirtual),
         kernel: &image,

@@ -4,19 +4,18 @@
 //! panic or go on for ever, and after a reset the device works again.
 #![no_main]
 
-use std::cell::RefCell;
-
 use hypervisor::devices::Width;
 use hypervisor::devices::pipe::{ByteSink, ByteSource, Pipes};
 use hypervisor::devices::virtio::console::{Console, Effects};
 use hypervisor::devices::virtio::mmio::TransportEffect;
-use hypervisor::mem::{GuestMemory, GuestMemoryError};
+use hypervisor::mem::GuestMemory;
+use hypervisor::mem::sparse::SparseMemory;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use vmm_shared::addr::Gpa;
 
 /// Few bytes, so that random addresses hit something.
-const MEMORY: usize = 0x1_0000;
+const MEMORY: u64 = 0x1_0000;
 const QUEUES: u64 = 6;
 
 #[derive(Arbitrary, Debug)]
@@ -71,32 +70,6 @@ enum Step {
     },
 }
 
-struct Memory(RefCell<Vec<u8>>);
-
-impl Memory {
-    fn range(&self, gpa: Gpa, len: usize) -> Result<std::ops::Range<usize>, GuestMemoryError> {
-        usize::try_from(gpa.0)
-            .ok()
-            .and_then(|start| Some(start..start.checked_add(len)?))
-            .filter(|range| range.end <= MEMORY)
-            .ok_or(GuestMemoryError { gpa, len })
-    }
-}
-
-impl GuestMemory for Memory {
-    fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
-        let range = self.range(gpa, into.len())?;
-        into.copy_from_slice(&self.0.borrow()[range]);
-        Ok(())
-    }
-
-    fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        let range = self.range(gpa, from.len())?;
-        self.0.borrow_mut()[range].copy_from_slice(from);
-        Ok(())
-    }
-}
-
 /// Only counts: what the bytes are does not matter here.
 struct Pipe {
     fill: usize,
@@ -147,7 +120,7 @@ impl ByteSource for Pipe {
 }
 
 struct Machine {
-    memory: Memory,
+    memory: SparseMemory,
     console: Console,
     pipes: Pipes<Pipe, Pipe>,
     available: [u16; QUEUES as usize],
@@ -276,7 +249,7 @@ impl Machine {
 
 fuzz_target!(|steps: Vec<Step>| {
     let mut machine = Machine {
-        memory: Memory(RefCell::new(vec![0; MEMORY])),
+        memory: SparseMemory::new(MEMORY),
         console: Console::new(),
         pipes: Pipes {
             to_host: Pipe { fill: 0 },

@@ -1,7 +1,8 @@
 //! Loading multiboot and PVH images.
 
-use super::tests::{MEMORY, Sparse, memory, platform};
+use super::tests::{MEMORY, memory, platform};
 use super::*;
+use crate::mem::sparse::SparseMemory;
 
 const LOAD: u32 = 0x10_0000;
 
@@ -35,7 +36,7 @@ fn pvh() -> Vec<u8> {
     image([4, 4, 18, name, LOAD + 0xc4], LOAD)
 }
 
-fn load(memory: &Sparse, image: &[u8], module: &[u8]) -> Result<BareEntry, LoadError> {
+fn load(memory: &SparseMemory, image: &[u8], module: &[u8]) -> Result<BareEntry, LoadError> {
     let module = Module {
         content: &module,
         words: b"its words",
@@ -49,11 +50,11 @@ fn load(memory: &Sparse, image: &[u8], module: &[u8]) -> Result<BareEntry, LoadE
     load_bare(memory, &boot)
 }
 
-fn word(memory: &Sparse, at: u64) -> u32 {
+fn word(memory: &SparseMemory, at: u64) -> u32 {
     memory.read(Gpa(at)).expect("inside of memory")
 }
 
-fn text(memory: &Sparse, at: u32) -> String {
+fn text(memory: &SparseMemory, at: u32) -> String {
     let byte = |offset: u64| memory.read::<u8>(Gpa(u64::from(at) + offset)).ok();
     let bytes = (0..).map_while(byte).take_while(|byte| *byte != 0);
     String::from_utf8(bytes.collect()).expect("text")

@@ -146,7 +146,7 @@ pub fn start_up(memory: &impl GuestMemory, page: u8) -> Option<LinuxEntry> {
 mod tests {
     use super::*;
     use crate::loader::Protocol;
-    use crate::mem::testing::FlatMemory;
+    use crate::mem::sparse::SparseMemory;
     use crate::platform::{Machine, Topology};
 
     const MEMORY: u64 = 128 << 20;
@@ -175,7 +175,7 @@ mod tests {
         file
     }
 
-    fn load(memory: &FlatMemory, kernel: &[u8], init: &[u8]) -> Result<LinuxEntry, LoadError> {
+    fn load(memory: &SparseMemory, kernel: &[u8], init: &[u8]) -> Result<LinuxEntry, LoadError> {
         let platform = PlatformConfig {
             topology: Topology::one_node(2, MEMORY).expect("possible"),
             image: None,
@@ -197,8 +197,8 @@ mod tests {
         )
     }
 
-    fn memory() -> FlatMemory {
-        FlatMemory::new(usize::try_from(MEMORY).expect("64-bit"))
+    fn memory() -> SparseMemory {
+        SparseMemory::new(MEMORY)
     }
 
     #[test]

@@ -2,10 +2,9 @@
 
 use super::bzimage::field;
 use super::*;
+use crate::mem::sparse::SparseMemory;
 use crate::platform::layout::{MIN_MEMORY, PMEM_BASE, RamRange};
 use crate::platform::{Machine, PlatformNode, PmemInterface, PmemRange, Topology, golden};
-use std::cell::RefCell;
-use std::collections::HashMap;
 
 pub(super) const MEMORY: u64 = MIN_MEMORY;
 const SETUP_SECTORS: usize = 3;
@@ -62,63 +61,12 @@ fn kernel_with(at: usize, bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// Memory of any size, of which only what was written takes room.
-pub(super) struct Sparse {
-    len: u64,
-    pages: RefCell<HashMap<u64, [u8; 4096]>>,
-}
-
-impl Sparse {
-    /// Calls `access` for each page of the range, with the bytes of the page and
-    /// where in the whole access they are.
-    fn each(
-        &self,
-        gpa: Gpa,
-        len: usize,
-        mut access: impl FnMut(&mut [u8], usize),
-    ) -> Result<(), GuestMemoryError> {
-        let end = gpa.checked_add(len as u64);
-        if end.is_none_or(|end| end.0 > self.len) {
-            return Err(GuestMemoryError { gpa, len });
-        }
-        let mut pages = self.pages.borrow_mut();
-        let mut done = 0;
-        while done < len {
-            let at = gpa.0 + done as u64;
-            let offset = usize::try_from(at % 4096).expect("small");
-            let size = (4096 - offset).min(len - done);
-            let page = pages.entry(at / 4096).or_insert([0; 4096]);
-            access(&mut page[offset..offset + size], done);
-            done += size;
-        }
-        Ok(())
-    }
-}
-
-impl GuestMemory for Sparse {
-    fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
-        self.each(gpa, into.len(), |bytes, at| {
-            into[at..at + bytes.len()].copy_from_slice(bytes);
-        })
-    }
-
-    fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        self.each(gpa, from.len(), |bytes, at| {
-            let len = bytes.len();
-            bytes.copy_from_slice(&from[at..at + len]);
-        })
-    }
-}
-
-pub(super) fn memory() -> Sparse {
-    Sparse {
-        len: MEMORY,
-        pages: RefCell::default(),
-    }
+pub(super) const fn memory() -> SparseMemory {
+    SparseMemory::new(MEMORY)
 }
 
 fn load_into(
-    memory: &Sparse,
+    memory: &SparseMemory,
     kernel: &dyn ByteSource,
     initramfs: &dyn ByteSource,
     command_line: &[u8],
@@ -136,7 +84,7 @@ fn load(kernel: &[u8]) -> Result<LinuxEntry, LoadError> {
     load_into(&memory(), &kernel, &&b"initramfs"[..], b"quiet")
 }
 
-fn bytes_at(memory: &Sparse, at: u64, len: usize) -> Vec<u8> {
+fn bytes_at(memory: &SparseMemory, at: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     memory
         .read_bytes(Gpa(at), &mut bytes)
@@ -144,7 +92,7 @@ fn bytes_at(memory: &Sparse, at: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-fn zero_page_u32(memory: &Sparse, at: usize) -> u32 {
+fn zero_page_u32(memory: &SparseMemory, at: usize) -> u32 {
     memory
         .read(Gpa(ZERO_PAGE.0 + at as u64))
         .expect("inside of memory")
@@ -495,7 +443,7 @@ fn memory_that_is_not_there_is_noticed() {
 
 /// What must hold of whatever was accepted: the pieces are inside of RAM and do
 /// not overlap, and the entry point is in the kernel.
-fn check_accepted(memory: &Sparse, entry: &LinuxEntry, initramfs_len: u64) {
+fn check_accepted(memory: &SparseMemory, entry: &LinuxEntry, initramfs_len: u64) {
     let load = u64::from(zero_page_u32(memory, field::CODE32_START));
     let size = u64::from(zero_page_u32(memory, field::INIT_SIZE));
     assert_eq!(entry.rip, load + 0x200);

@@ -5,9 +5,8 @@ pub mod coherent;
 mod guest;
 mod holds;
 pub mod slices;
+#[cfg(any(test, feature = "testing"))]
+pub mod sparse;
 pub mod walk;
 
 pub use guest::{GuestMemory, GuestMemoryError};
-
-#[cfg(test)]
-pub(crate) use guest::testing;

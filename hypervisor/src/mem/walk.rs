@@ -351,7 +351,7 @@ fn frame(format: Format, level: u32, entry: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::guest::testing::FlatMemory;
+    use crate::mem::sparse::SparseMemory;
 
     const READ: Access = Access {
         kind: AccessKind::Read,
@@ -379,8 +379,8 @@ mod tests {
         rflags: 2,
     };
 
-    fn memory(entries: &[(u64, u64)]) -> FlatMemory {
-        let memory = FlatMemory::new(0x10000);
+    fn memory(entries: &[(u64, u64)]) -> SparseMemory {
+        let memory = SparseMemory::new(0x10000);
         for (at, entry) in entries {
             memory.write(Gpa(*at), entry).expect("inside");
         }
@@ -395,7 +395,7 @@ mod tests {
     }
 
     /// Maps virtual 0x1234_5678_9000 at physical 0x7000 with these last rights.
-    fn four_levels(leaf: u64) -> FlatMemory {
+    fn four_levels(leaf: u64) -> SparseMemory {
         let gva = 0x1234_5678_9000_u64;
         memory(&[
             (0x1000 + ((gva >> 39) & 0x1ff) * 8, 0x2000 | ALL),
@@ -565,7 +565,7 @@ mod tests {
             efer: 0,
             rflags: 2,
         };
-        let memory = FlatMemory::new(0x10000);
+        let memory = SparseMemory::new(0x10000);
         let entries: [(u64, u32); 3] = [
             (0x1000, 0x2007),
             (0x1004, 0x0080_0087 | 1 << 13),

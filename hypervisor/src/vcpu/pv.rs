@@ -189,7 +189,7 @@ impl PvState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::testing::FlatMemory;
+    use crate::mem::sparse::SparseMemory;
 
     #[test]
     fn ticks_become_nanoseconds_at_any_rate() {
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_interrupt_ended_in_memory_is_noticed_once() {
-        let memory = FlatMemory::new(4096);
+        let memory = SparseMemory::new(4096);
         let mut pv = PvState::default();
         assert!(!pv.take_eoi(&memory), "not switched on");
         pv.set_eoi(0x101);
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn an_offer_that_was_not_taken_is_withdrawn() {
-        let memory = FlatMemory::new(4096);
+        let memory = SparseMemory::new(4096);
         let mut pv = PvState::default();
         pv.set_eoi(0x101);
         pv.offer_eoi(&memory);
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn pages_outside_of_memory_are_ignored() {
-        let memory = FlatMemory::new(4096);
+        let memory = SparseMemory::new(4096);
         let mut pv = PvState::default();
         pv.set_system_time(u64::MAX, ClockScale::new(1_000_000), &memory);
         pv.set_wall_clock(4090, 0, &memory);

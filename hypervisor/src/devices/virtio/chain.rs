@@ -165,12 +165,12 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::Ram;
     use super::*;
+    use crate::mem::sparse::SparseMemory;
 
     #[test]
     fn reads_gather_over_segments_and_empty_ones() {
-        let ram = Ram::new(0x1000);
+        let ram = SparseMemory::new(0x1000);
         ram.write_bytes(Gpa(0x100), b"abc").expect("inside");
         ram.write_bytes(Gpa(0x200), b"defg").expect("inside");
         let mut chain = Chain::default();
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn writes_scatter_and_are_counted() {
-        let ram = Ram::new(0x1000);
+        let ram = SparseMemory::new(0x1000);
         let mut chain = Chain::default();
         chain.start(0);
         chain.add_writable(Gpa(0x10), 2).expect("an address");
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn lengths_and_addresses_at_the_limits_are_errors_not_overflows() {
-        let ram = Ram::new(0x1000);
+        let ram = SparseMemory::new(0x1000);
         let mut chain = Chain::default();
         chain.start(0);
         let top = Gpa(u64::MAX - u64::from(u32::MAX));

@@ -345,11 +345,12 @@ const fn at(base: Gpa, offset: u64) -> Gpa {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{DriverQueue, Ram};
+    use super::super::testing::DriverQueue;
     use super::*;
+    use crate::mem::sparse::SparseMemory;
 
-    fn queue(suppression: Suppression) -> (Ram, DriverQueue, Queue) {
-        let ram = Ram::new(0x10000);
+    fn queue(suppression: Suppression) -> (SparseMemory, DriverQueue, Queue) {
+        let ram = SparseMemory::new(0x10000);
         let driver = DriverQueue::new(0x1000, 4);
         let queue = Queue::new(driver.layout(), 4, suppression).expect("a good layout");
         (ram, driver, queue)
@@ -423,7 +424,7 @@ mod tests {
 
     #[test]
     fn broken_chains_are_errors() {
-        type Break = fn(&mut DriverQueue, &Ram);
+        type Break = fn(&mut DriverQueue, &SparseMemory);
         let cases: [(Break, QueueError); 6] = [
             (
                 |driver, ram| driver.set_available_index(ram, 5),
@@ -465,7 +466,7 @@ mod tests {
 
     #[test]
     fn rings_outside_memory_are_errors() {
-        let ram = Ram::new(0x1000);
+        let ram = SparseMemory::new(0x1000);
         let layout = DriverQueue::new(0x10_0000, 4).layout();
         let mut queue = Queue::new(layout, 4, Suppression::Flags).expect("a good layout");
         let mut chain = Chain::default();

@@ -1,43 +1,10 @@
 //! The driver's side of the rings, for tests.
 
-use std::cell::RefCell;
-
 use vmm_shared::addr::Gpa;
 
 use super::queue::{QueueLayout, Suppression};
-use crate::mem::{GuestMemory, GuestMemoryError};
-
-/// Guest memory from address 0.
-pub(in crate::devices::virtio) struct Ram(RefCell<Vec<u8>>);
-
-impl Ram {
-    pub(in crate::devices::virtio) fn new(len: usize) -> Self {
-        Self(RefCell::new(vec![0; len]))
-    }
-
-    fn range(&self, gpa: Gpa, len: usize) -> Result<core::ops::Range<usize>, GuestMemoryError> {
-        let start = usize::try_from(gpa.0).expect("64 bits");
-        start
-            .checked_add(len)
-            .filter(|end| *end <= self.0.borrow().len())
-            .map(|end| start..end)
-            .ok_or(GuestMemoryError { gpa, len })
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
-        let range = self.range(gpa, into.len())?;
-        into.copy_from_slice(&self.0.borrow()[range]);
-        Ok(())
-    }
-
-    fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        let range = self.range(gpa, from.len())?;
-        self.0.borrow_mut()[range].copy_from_slice(from);
-        Ok(())
-    }
-}
+use crate::mem::GuestMemory;
+use crate::mem::sparse::SparseMemory;
 
 /// A descriptor's address, length and flags.
 pub(in crate::devices::virtio) type Buffer = (u64, u32, u16);
@@ -74,12 +41,12 @@ impl DriverQueue {
         }
     }
 
-    fn write<const N: usize>(&self, ram: &Ram, offset: u64, bytes: [u8; N]) {
+    fn write<const N: usize>(&self, ram: &SparseMemory, offset: u64, bytes: [u8; N]) {
         ram.write_bytes(Gpa(self.base + offset), &bytes)
             .expect("rings are in memory");
     }
 
-    fn read(&self, ram: &Ram, offset: u64) -> u16 {
+    fn read(&self, ram: &SparseMemory, offset: u64) -> u16 {
         ram.read(Gpa(self.base + offset))
             .expect("rings are in memory")
     }
@@ -91,7 +58,11 @@ impl DriverQueue {
 
     /// Makes a buffer of these pieces available; returns its head. The caller
     /// never has more descriptors in flight than the table holds.
-    pub(in crate::devices::virtio) fn offer(&mut self, ram: &Ram, pieces: &[Buffer]) -> u16 {
+    pub(in crate::devices::virtio) fn offer(
+        &mut self,
+        ram: &SparseMemory,
+        pieces: &[Buffer],
+    ) -> u16 {
         let head = self.next_descriptor;
         for (position, (address, len, flags)) in pieces.iter().enumerate() {
             let index = self.next_descriptor;
@@ -107,7 +78,7 @@ impl DriverQueue {
     }
 
     /// The next buffer that came back: its head and length.
-    pub(in crate::devices::virtio) fn take(&mut self, ram: &Ram) -> Option<(u16, u32)> {
+    pub(in crate::devices::virtio) fn take(&mut self, ram: &SparseMemory) -> Option<(u16, u32)> {
         if self.read(ram, 0xa02) == self.used {
             return None;
         }
@@ -121,7 +92,7 @@ impl DriverQueue {
     /// last call.
     pub(in crate::devices::virtio) fn wants_kick(
         &mut self,
-        ram: &Ram,
+        ram: &SparseMemory,
         suppression: Suppression,
     ) -> bool {
         let (old, new) = (self.kicked, self.available);
@@ -137,7 +108,7 @@ impl DriverQueue {
 
     pub(in crate::devices::virtio) fn set_descriptor(
         &self,
-        ram: &Ram,
+        ram: &SparseMemory,
         index: u16,
         buffer: Buffer,
         next: u16,
@@ -150,24 +121,29 @@ impl DriverQueue {
         self.write(ram, at + 14, next.to_le_bytes());
     }
 
-    pub(in crate::devices::virtio) fn set_available_entry(&self, ram: &Ram, slot: u16, head: u16) {
+    pub(in crate::devices::virtio) fn set_available_entry(
+        &self,
+        ram: &SparseMemory,
+        slot: u16,
+        head: u16,
+    ) {
         self.write(ram, 0x804 + 2 * u64::from(slot), head.to_le_bytes());
     }
 
-    pub(in crate::devices::virtio) fn set_available_index(&self, ram: &Ram, index: u16) {
+    pub(in crate::devices::virtio) fn set_available_index(&self, ram: &SparseMemory, index: u16) {
         self.write(ram, 0x802, index.to_le_bytes());
     }
 
-    pub(in crate::devices::virtio) fn set_available_flags(&self, ram: &Ram, flags: u16) {
+    pub(in crate::devices::virtio) fn set_available_flags(&self, ram: &SparseMemory, flags: u16) {
         self.write(ram, 0x800, flags.to_le_bytes());
     }
 
     /// Asks for an interrupt at the next buffer that comes back.
-    pub(in crate::devices::virtio) fn rearm(&self, ram: &Ram) {
+    pub(in crate::devices::virtio) fn rearm(&self, ram: &SparseMemory) {
         self.set_used_event(ram, self.used);
     }
 
-    pub(in crate::devices::virtio) fn set_used_event(&self, ram: &Ram, index: u16) {
+    pub(in crate::devices::virtio) fn set_used_event(&self, ram: &SparseMemory, index: u16) {
         let at = 0x804 + 2 * u64::from(self.size);
         self.write(ram, at, index.to_le_bytes());
     }

@@ -2,8 +2,9 @@ use std::collections::VecDeque as Fifo;
 
 use vmm_shared::addr::Gpa;
 
-use super::super::testing::{DriverQueue, Ram};
+use super::super::testing::DriverQueue;
 use super::*;
+use crate::mem::sparse::SparseMemory;
 
 const WRITE: u16 = 2;
 /// Where queue n's rings are: 4 KiB each from here.
@@ -76,7 +77,7 @@ impl ByteSource for TestPipe {
 
 /// A guest's driver that behaves as Linux's does.
 struct Guest {
-    ram: Ram,
+    ram: SparseMemory,
     console: Console,
     pipes: Pipes<TestPipe, TestPipe>,
     queues: Vec<DriverQueue>,
@@ -86,7 +87,7 @@ impl Guest {
     /// A guest whose driver accepts these features and is set up.
     fn new(features: u64) -> Self {
         let mut guest = Self {
-            ram: Ram::new(0x50_0000),
+            ram: SparseMemory::new(0x50_0000),
             console: Console::new(),
             pipes: Pipes {
                 to_host: TestPipe::new(1 << 20),

@@ -1,30 +1,34 @@
-//! Guest memory that costs what is used of it.
+//! Guest memory for tests and fuzzing, of any size: it costs what is used.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use core::cell::RefCell;
 
-use hypervisor::mem::{GuestMemory, GuestMemoryError};
 use vmm_shared::addr::Gpa;
 
-/// Guest memory of which only what was written takes room.
-pub struct Sparse {
-    len: u64,
-    pages: RefCell<HashMap<u64, [u8; PAGE]>>,
-}
+use super::guest::{GuestMemory, GuestMemoryError};
 
 const PAGE: usize = 4096;
 
-impl Sparse {
+/// Guest memory from address 0, of which only the pages that were used exist.
+#[derive(Debug)]
+pub struct SparseMemory {
+    len: u64,
+    pages: RefCell<BTreeMap<u64, Box<[u8; PAGE]>>>,
+}
+
+impl SparseMemory {
     /// So many bytes, all zero.
-    pub fn new(len: u64) -> Self {
+    #[must_use]
+    pub const fn new(len: u64) -> Self {
         Self {
             len,
-            pages: RefCell::default(),
+            pages: RefCell::new(BTreeMap::new()),
         }
     }
 
-    /// Calls `access` for each page of the range, with the bytes of the page and
-    /// where in the whole access they are.
+    /// Calls `access` for each page of the range, with the bytes of the page
+    /// and where in the whole access they are.
     fn each(
         &self,
         gpa: Gpa,
@@ -39,9 +43,10 @@ impl Sparse {
         let mut done = 0;
         while done < len {
             let at = gpa.0 + done as u64;
-            let offset = (at % PAGE as u64) as usize;
+            let offset = usize::try_from(at % PAGE as u64).expect("small");
             let size = (PAGE - offset).min(len - done);
-            let page = pages.entry(at / PAGE as u64).or_insert([0; PAGE]);
+            let page = pages.entry(at / PAGE as u64);
+            let page = page.or_insert_with(|| Box::new([0; PAGE]));
             access(&mut page[offset..offset + size], done);
             done += size;
         }
@@ -49,7 +54,7 @@ impl Sparse {
     }
 }
 
-impl GuestMemory for Sparse {
+impl GuestMemory for SparseMemory {
     fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
         self.each(gpa, into.len(), |bytes, at| {
             into[at..at + bytes.len()].copy_from_slice(bytes);
