@@ -21,6 +21,13 @@ struct Row {
 
 const UNMAPPED: u64 = DATA + 0x1000;
 
+/// Runs code that loads a segment which is not present, by its selector in AX.
+fn load_absent(lab: &mut Lab, code: &[u8]) {
+    lab.set(0x1038, 0x00cf_1300_0000_ffff);
+    lab.registers.gpr[0] = SPARE.into();
+    lab.code(code);
+}
+
 fn rows() -> [Row; 10] {
     let row = |name, vector, section, prepare, at, error| Row {
         name,
@@ -49,25 +56,17 @@ fn rows() -> [Row; 10] {
             "np",
             11,
             "15.12.11",
-            |lab| {
-                lab.set(0x1038, 0x00cf_1300_0000_ffff);
-                lab.registers.gpr[0] = SPARE.into();
-                lab.code(code!("mov es, ax"));
-            },
+            |lab| load_absent(lab, code!("mov es, ax")),
             0,
-            SPARE as u64,
+            SPARE.into(),
         ),
         row(
             "ss",
             12,
             "15.12.12",
-            |lab| {
-                lab.set(0x1038, 0x00cf_1300_0000_ffff);
-                lab.registers.gpr[0] = SPARE.into();
-                lab.code(code!("mov ss, ax"));
-            },
+            |lab| load_absent(lab, code!("mov ss, ax")),
             0,
-            SPARE as u64,
+            SPARE.into(),
         ),
         row(
             "gp",

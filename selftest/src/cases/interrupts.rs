@@ -7,7 +7,7 @@ use hypervisor::arch::svm::vmcb::{Misc1, Misc2, SHADOW, VIntr};
 
 use crate::code::code;
 use crate::lab::{CODE, Lab, RFLAGS_IF, Stop, exit};
-use crate::suite::{Suite, needs, same};
+use crate::suite::{Suite, Verdict, needs, same};
 
 const VECTOR: u8 = 0x51;
 const VINTR: u32 = 1 << 4;
@@ -105,36 +105,26 @@ pub(crate) fn add(suite: &mut Suite) {
     global_flag(suite);
 }
 
+/// Runs until HLT exits, with this shadow.
+fn stored_at_halt(lab: &mut Lab, shadow: u64) -> Verdict {
+    lab.intercept(Misc1::HLT);
+    lab.expect(Stop::Exit(exit::HLT))?;
+    let stored = lab.vmcb.control.interrupt_shadow & SHADOW;
+    same("interrupt shadow", shadow, stored)
+}
+
 fn shadow(suite: &mut Suite) {
     suite.case("shadow/stored-behind-sti", "15.21.5", |lab| {
         lab.code(code!("sti", "hlt"));
-        lab.intercept(Misc1::HLT);
-        lab.expect(Stop::Exit(exit::HLT))?;
-        same(
-            "interrupt shadow",
-            SHADOW,
-            lab.vmcb.control.interrupt_shadow & SHADOW,
-        )
+        stored_at_halt(lab, SHADOW)
     });
     suite.case("shadow/stored-behind-mov-ss", "15.21.5", |lab| {
         lab.code(code!("mov eax, ss", "mov ss, eax", "hlt"));
-        lab.intercept(Misc1::HLT);
-        lab.expect(Stop::Exit(exit::HLT))?;
-        same(
-            "interrupt shadow",
-            SHADOW,
-            lab.vmcb.control.interrupt_shadow & SHADOW,
-        )
+        stored_at_halt(lab, SHADOW)
     });
     suite.case("shadow/clear-later", "15.21.5", |lab| {
         lab.code(code!("sti", "nop", "hlt"));
-        lab.intercept(Misc1::HLT);
-        lab.expect(Stop::Exit(exit::HLT))?;
-        same(
-            "interrupt shadow",
-            0,
-            lab.vmcb.control.interrupt_shadow & SHADOW,
-        )
+        stored_at_halt(lab, 0)
     });
     suite.case("shadow/loaded-at-entry", "15.21.5", |lab| {
         offer(lab, 5);
