@@ -16,6 +16,8 @@ pub mod addr;
 pub mod agent;
 pub mod coherence;
 pub mod control;
+#[cfg(any(feature = "alloc", test, loom))]
+pub mod gate;
 mod lapped;
 #[cfg(any(feature = "alloc", test, loom))]
 pub mod log;
