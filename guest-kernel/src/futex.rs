@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 use crate::errno::{Errno, Outcome, Result};
 use crate::kernel::Kernel;
 use crate::mem::index;
-use crate::mem::space::Access;
+use crate::mem::regions::Access;
 use crate::wait::{Key, Tid};
 
 /// Any of the bits that a waiter and a waker can agree on.

@@ -18,6 +18,7 @@ use crate::fs::walk::Viewer;
 use crate::futex::Futexes;
 use crate::machine::{Machine, ns_per_tick};
 use crate::mem::frames::{Frame, Frames};
+use crate::mem::places::Places;
 use crate::mem::space::Space;
 use crate::process::files::OpenFile;
 use crate::process::{Pid, Process, Thread};
@@ -110,7 +111,14 @@ impl Kernel {
     /// # Errors
     /// Why there is no first process, in words for the operator.
     pub fn new(start: Start, machine: Box<dyn Machine>) -> Result<Self, String> {
-        let frames = Frames::new(start.ram, &start.usable, start.image, start.image_base);
+        let places = Places::new(&start.cpu_nodes, machine.clock());
+        let frames = Frames::new(
+            start.ram,
+            &start.usable,
+            start.image,
+            start.image_base,
+            places,
+        );
         let mut objects = Objects::new(frames);
         let now = start.boot_wall_ns;
         let root = crate::fs::setup::root(&mut objects, &start.cpu_nodes, now)
@@ -286,8 +294,10 @@ impl Kernel {
     /// The memory of a thread's process.
     pub(crate) fn memory_of(&mut self, tid: Tid) -> Option<(&mut Objects, &mut Space)> {
         let pid = self.threads.get(&tid)?.pid;
-        let space = self.processes.get(&pid)?.space?;
-        Some((&mut self.objects, self.spaces.get_mut(space)?))
+        let process = self.processes.get(&pid)?;
+        let space = self.spaces.get_mut(process.space?)?;
+        space.alone = process.threads.len() == 1 && space.uses == 1;
+        Some((&mut self.objects, space))
     }
 
     /// Prints on the operator's console, which loses what it has no room for.

@@ -127,6 +127,8 @@ pub fn ns_per_tick(khz: u32) -> u64 {
 pub trait Machine {
     /// Ticks since the VM was made.
     fn ticks(&self) -> u64;
+    /// The same without the machine.
+    fn clock(&self) -> fn() -> u64;
     /// Rate of the ticks in kHz.
     fn ticks_khz(&self) -> u32;
     /// A number that nobody can guess.
@@ -152,7 +154,7 @@ pub trait Machine {
     /// been changed, or it has ended.
     fn forget_fpu(&mut self, tid: u32);
     /// Page tables are about to be freed: no processor may use them any more.
-    fn leave_tables(&mut self, root: u64);
+    fn leave_tables(&mut self, roots: &[u64]);
     /// Capabilities of the processor for the auxiliary vector: CPUID 1, EDX.
     fn hardware(&self) -> u64;
     /// Kernel memory that is free, in bytes.

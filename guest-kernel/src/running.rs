@@ -6,13 +6,17 @@
 //!   run it <── deliver signals <── go on with its call <── pick a thread
 //! ```
 
+use alloc::sync::Arc;
+
 use linux_raw_sys::general::{SIGBUS, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGTRAP};
 
 use crate::calls;
 use crate::errno::Stop;
 use crate::kernel::{Kernel, RESERVED_FRAMES};
 use crate::machine::{CALL_VECTOR, Fpu, Registers};
-use crate::mem::space::{Access, Fault, Flush};
+use crate::mem::pages::Pages;
+use crate::mem::regions::Access;
+use crate::mem::space::{Fault, Flush};
 use crate::process::signal::Info;
 use crate::process::{Call, Process};
 use crate::sched::CpuSet;
@@ -34,6 +38,24 @@ mod vector {
 const FAULT_WRITE: u64 = 1 << 1;
 const FAULT_FETCH: u64 = 1 << 4;
 
+fn fault_access(error: u64) -> Access {
+    if error & FAULT_FETCH != 0 {
+        Access::Execute
+    } else if error & FAULT_WRITE != 0 {
+        Access::Write
+    } else {
+        Access::Read
+    }
+}
+
+/// Whether the exit of a program with these registers was a page fault that
+/// is settled by its pages alone: then it just goes on. Needs no lock.
+#[must_use]
+pub fn settles(pages: &Pages, node: usize, registers: &Registers, address: u64) -> bool {
+    registers.vector == vector::PAGE_FAULT
+        && pages.serve(node, address, fault_access(registers.error))
+}
+
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -50,6 +72,8 @@ pub enum Next {
 #[expect(missing_docs, reason = "named for the registers they are for")]
 pub struct Context<'a> {
     pub root: u64,
+    pub node: usize,
+    pub pages: &'a Arc<Pages>,
     pub flush: Flush,
     pub fs_base: u64,
     pub gs_base: u64,
@@ -62,7 +86,7 @@ impl Kernel {
     pub fn begin(&mut self) {
         let here = self.machine.cpu();
         self.scheduler.enter(here);
-        self.objects.frames.prefer(self.scheduler.node(here));
+        self.objects.frames.enter(self.scheduler.node(here));
     }
 
     /// What this processor does next. The others have been told all that they
@@ -277,13 +301,16 @@ impl Kernel {
     /// # Panics
     /// If it is not one that [`Kernel::run_next`] has said to run.
     pub fn context(&mut self, tid: u32) -> Context<'_> {
+        let node = self.objects.frames.here();
         let thread = self.threads.get_mut(&tid).expect("it is to run");
         let process = self.processes.get(&thread.pid).expect("it runs");
         let space = process.space.and_then(|space| self.spaces.get_mut(space));
         let space = space.expect("running processes have memory");
         Context {
-            root: space.root().0,
+            root: space.pages().root(node, process.threads.len() > 1).0,
+            node,
             flush: core::mem::take(&mut space.flush),
+            pages: space.pages(),
             fs_base: thread.fs_base,
             gs_base: thread.gs_base,
             registers: &thread.registers,
@@ -343,13 +370,7 @@ impl Kernel {
     }
 
     fn page_fault(&mut self, tid: Tid, address: u64, error: u64) {
-        let access = if error & FAULT_FETCH != 0 {
-            Access::Execute
-        } else if error & FAULT_WRITE != 0 {
-            Access::Write
-        } else {
-            Access::Read
-        };
+        let access = fault_access(error);
         if self.objects.frames.available() <= RESERVED_FRAMES / 2 {
             self.kill_for_memory(tid);
             return;
@@ -357,6 +378,8 @@ impl Kernel {
         let Some((objects, space)) = self.memory_of(tid) else {
             return;
         };
+        let here = objects.frames.here();
+        space.pages().count(here, |counts| &counts.locked);
         let (signal, code) = match space.fault(objects, address, access) {
             Ok(_) => return,
             Err(Fault::Unmapped) => (SIGSEGV, 1),

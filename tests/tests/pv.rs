@@ -193,6 +193,74 @@ child.send_signal(signal.SIGCONT); child.kill(); print(child.wait())
 PYTHON
 "#;
 
+/// Threads that change one address space against each other.
+const SPACES: &str = include_str!("../programs/spaces.c");
+
+/// The values of `/proc/viaduct` by name, for each node.
+fn counts(text: &str) -> Vec<Vec<(String, u64)>> {
+    let node = |line: &str| {
+        let (_, values) = line.split_once(": ")?;
+        let words: Vec<_> = values.split_whitespace().collect();
+        let pair = |pair: &[&str]| Some(((*pair.first()?).to_owned(), pair.get(1)?.parse().ok()?));
+        words.chunks(2).map(pair).collect()
+    };
+    text.lines().filter_map(node).collect()
+}
+
+#[test]
+fn one_address_space_on_two_nodes_is_what_it_is_on_linux() {
+    let bench = Bench::new();
+    let run = |guest, nodes, cores, then| {
+        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
+        let words = ["run", "--guest", guest].into_iter().chain(shape);
+        let script = format!("cd /tmp; cat >s.c; gcc -O1 -pthread s.c -o s && ./s; {then}");
+        let line = bench.line(words).guest(["sh", "-c", &script]);
+        line.input(SPACES.into()).finish()
+    };
+    let linux = run("linux", "1", "2", "true");
+    let expected = "0 stale, 0 of others, 0 missing, 160 writes denied, 0 not\n";
+    assert_eq!((linux.out().as_str(), linux.status), (expected, 0));
+    for (nodes, cores) in [("1", "2"), ("2", "1")] {
+        let pv = run("pv", nodes, cores, "cat /proc/viaduct");
+        let out = pv.out();
+        let rest = out.strip_prefix(expected);
+        let counts = counts(rest.unwrap_or_else(|| panic!("{nodes} nodes: {out}")));
+        assert_eq!(counts.len().to_string(), nodes, "{out}");
+        let of = |name| {
+            let value = |node: &Vec<(String, u64)>| {
+                node.iter()
+                    .find(|(key, _)| key == name)
+                    .map(|(_, value)| *value)
+            };
+            counts
+                .iter()
+                .map(|node| value(node).expect("all are there"))
+                .collect::<Vec<_>>()
+        };
+        // Each node has served faults by itself and followed the log.
+        assert!(
+            of("faults_without_lock").iter().all(|count| *count > 0),
+            "{out}"
+        );
+        let [applied, appended] = [of("log_applied"), of("log_appended")];
+        if nodes == "1" {
+            assert_eq!(
+                (applied, appended),
+                (vec![0], vec![0]),
+                "one node needs no log"
+            );
+        } else {
+            assert!(appended.iter().all(|count| *count > 0), "{out}");
+            assert!(applied.iter().all(|count| *count > 0), "{out}");
+            assert!(
+                applied.iter().max() <= Some(&appended.iter().sum()),
+                "{out}"
+            );
+        }
+    }
+    bench.assert_nothing_left();
+}
+
 #[test]
 fn threads_on_all_vcpus_print_what_they_print_on_linux() {
     let bench = Bench::new();

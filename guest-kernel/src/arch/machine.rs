@@ -257,6 +257,10 @@ impl Machine for Hardware {
         cpu::ticks()
     }
 
+    fn clock(&self) -> fn() -> u64 {
+        cpu::ticks
+    }
+
     fn ticks_khz(&self) -> u32 {
         self.0.tsc_khz
     }
@@ -296,13 +300,13 @@ impl Machine for Hardware {
         self.forget_owner(tid);
     }
 
-    fn leave_tables(&mut self, root: u64) {
+    fn leave_tables(&mut self, roots: &[u64]) {
         let here = entry::cpu();
         let processors = &self.0.processors;
-        let others =
-            (0..processors.len()).filter(|cpu| *cpu != here && processors[*cpu].root.get() == root);
+        let others = (0..processors.len())
+            .filter(|cpu| *cpu != here && roots.contains(&processors[*cpu].root.get()));
         self.command(others.map(|cpu| (cpu, order::LEAVE)));
-        if self.mine().root.get() == root {
+        if roots.contains(&self.mine().root.get()) {
             self.leave_program();
         }
     }

@@ -13,11 +13,13 @@ mod lock;
 mod machine;
 mod panic;
 
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use vmm_shared::pv::Hypercall;
 
-use crate::running::Next;
+use crate::mem::pages::Pages;
+use crate::running::{Next, settles};
 use lock::Guard;
 use machine::Hardware;
 
@@ -26,6 +28,7 @@ use machine::Hardware;
 struct Loaded {
     fs_base: Option<u64>,
     gs_base: Option<u64>,
+    pages: Option<Arc<Pages>>,
 }
 
 /// Runs programs on this processor until the kernel switches off.
@@ -42,6 +45,7 @@ fn run(hardware: Hardware) -> ! {
             Next::Run(tid) => run_thread(kernel, hardware, tid, &mut loaded),
             Next::Idle => {
                 hardware.leave_program();
+                loaded.pages = None;
                 let (now, until) = (kernel.now(), kernel.interrupt_at());
                 drop(kernel);
                 hardware.send_calls();
@@ -73,12 +77,24 @@ fn run_thread(mut kernel: Guard, hardware: Hardware, tid: u32, loaded: &mut Load
         cpu::set_user_gs_base(context.gs_base);
     }
     hardware.load_fpu(tid, context.fpu);
-    let registers = *context.registers;
+    let (mut registers, node) = (*context.registers, context.node);
+    let same = loaded
+        .pages
+        .take()
+        .filter(|pages| Arc::ptr_eq(pages, context.pages));
+    let pages = loaded
+        .pages
+        .insert(same.unwrap_or_else(|| context.pages.clone()));
     drop(kernel);
     hardware.send_calls();
     hardware.set_timer(now, until);
-    let registers = entry::enter(registers);
-    let address = cpu::fault_address();
+    let address = loop {
+        registers = entry::enter(registers);
+        let address = cpu::fault_address();
+        if !settles(pages, node, &registers, address) {
+            break address;
+        }
+    };
     if let Ok(vector @ 32..) = u8::try_from(registers.vector) {
         entry::end_interrupt(vector);
     }

@@ -11,7 +11,7 @@ use crate::errno::{Errno, Outcome, Result};
 use crate::fs::{MEMORY_DEVICE, setup};
 use crate::kernel::Kernel;
 use crate::mem::page_up;
-use crate::mem::space::{Backing, Prot, Purpose, Region, Sharing};
+use crate::mem::regions::{Backing, Prot, Purpose, Region, Sharing};
 use crate::process::files::{Device, Object};
 use crate::wait::Tid;
 
@@ -31,8 +31,9 @@ impl Kernel {
     pub(crate) fn brk(&mut self, tid: Tid, end: u64) -> Outcome {
         let limit = self.process_of(tid).limits[RLIMIT_DATA as usize].0;
         let (objects, space) = self.memory_of(tid).ok_or(Errno::ESRCH)?;
-        if end.saturating_sub(space.heap.0) > limit {
-            return Ok(space.heap.1);
+        let heap = space.heap();
+        if end.saturating_sub(heap.0) > limit {
+            return Ok(heap.1);
         }
         Ok(space.set_heap_end(objects, end))
     }
@@ -163,11 +164,11 @@ impl Kernel {
         if !start.is_multiple_of(4096) {
             return Err(Errno::EINVAL.into());
         }
-        let (objects, space) = self.memory_of(tid).ok_or(Errno::ESRCH)?;
+        let (_, space) = self.memory_of(tid).ok_or(Errno::ESRCH)?;
         // MADV_FREE may keep the contents until memory is short, or not.
         if [MADV_DONTNEED, MADV_FREE].contains(&advice) {
             let end = end.min(crate::mem::tables::USER_END);
-            space.discard(&mut objects.frames, start, end);
+            space.discard(start, end);
         }
         Ok(0)
     }
@@ -242,7 +243,7 @@ impl Kernel {
                 return Err(errno.into());
             }
         };
-        space.move_pages(&mut objects.frames, start, to, old.min(new));
+        space.move_pages(start, to, old.min(new));
         space.unmap(objects, start, old)?;
         Ok(to)
     }

@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use linux_raw_sys::general::{
@@ -116,7 +117,7 @@ pub(crate) struct Maker {
 /// All nodes, and the frames that hold them.
 #[derive(Debug)]
 pub(crate) struct Objects {
-    pub(crate) frames: Frames,
+    pub(crate) frames: Arc<Frames>,
     nodes: Table<Node>,
     image: Option<Ext4>,
     /// Nodes of the image's inodes.
@@ -152,7 +153,7 @@ impl Objects {
     pub(crate) fn new(frames: Frames) -> Self {
         let image = frames.image().and_then(Ext4::open);
         Self {
-            frames,
+            frames: Arc::new(frames),
             nodes: Table::default(),
             image,
             known: BTreeMap::new(),

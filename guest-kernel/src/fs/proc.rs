@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general::{S_IFDIR, S_IFLNK, S_IFREG};
 
@@ -13,7 +14,7 @@ use super::node::{NodeId, Objects};
 use super::walk::path_of;
 use crate::errno::{Errno, Result};
 use crate::kernel::Kernel;
-use crate::mem::space::{Backing, Prot, Purpose, Sharing};
+use crate::mem::regions::{Backing, Prot, Purpose, Sharing};
 use crate::process::files::{Object, OpenFile};
 use crate::process::{Pid, Process, State};
 use crate::table::Table;
@@ -32,6 +33,7 @@ pub(crate) enum SystemFile {
     UnknownCalls,
     Uptime,
     Version,
+    Viaduct,
     HostName,
     OsRelease,
     OsType,
@@ -88,7 +90,7 @@ pub(crate) enum ProcPlace {
     Task(Pid, Tid),
 }
 
-const SYSTEM_FILES: [(&str, SystemFile); 10] = [
+const SYSTEM_FILES: [(&str, SystemFile); 11] = [
     ("cmdline", SystemFile::CommandLine),
     ("cpuinfo", SystemFile::CpuInfo),
     ("filesystems", SystemFile::FileSystems),
@@ -99,6 +101,7 @@ const SYSTEM_FILES: [(&str, SystemFile); 10] = [
     ("unknown_calls", SystemFile::UnknownCalls),
     ("uptime", SystemFile::Uptime),
     ("version", SystemFile::Version),
+    ("viaduct", SystemFile::Viaduct),
 ];
 const KERNEL_FILES: [(&str, SystemFile); 5] = [
     ("hostname", SystemFile::HostName),
@@ -380,6 +383,7 @@ impl Kernel {
             SystemFile::FileSystems => {
                 String::from("nodev\tproc\nnodev\ttmpfs\nnodev\tsysfs\nnodev\tdevtmpfs\n\text4\n")
             }
+            SystemFile::Viaduct => self.node_counts(),
             SystemFile::LoadAverage => format!(
                 "0.00 0.00 0.00 1/{} {}\n",
                 self.threads.len(),
@@ -490,6 +494,31 @@ impl Kernel {
         text.map(String::into_bytes)
     }
 
+    /// What each node has done for programs' memory.
+    fn node_counts(&self) -> String {
+        let places = &self.objects.frames.places;
+        let mut text = String::new();
+        for node in (0..places.slots()).filter(|node| places.has_processors(*node)) {
+            let counts = places.counts(node);
+            let logs = self
+                .spaces
+                .iter()
+                .flat_map(|(_, space)| space.pages().applied());
+            let live: u64 = logs.filter(|log| log.0 == node).map(|log| log.1).sum();
+            let value = |count: &AtomicU64| count.load(Ordering::Relaxed);
+            let _ = writeln!(
+                text,
+                "node {node}: faults_without_lock {} faults_with_lock {} \
+                 log_appended {} log_applied {}",
+                value(&counts.alone),
+                value(&counts.locked),
+                value(&counts.appended),
+                value(&counts.applied) + live,
+            );
+        }
+        text
+    }
+
     fn thread_name(&self, tid: Tid) -> String {
         let name = self.threads.get(&tid).map(|thread| thread.name);
         let name = name.unwrap_or_default();
@@ -589,7 +618,7 @@ impl Kernel {
             return Ok(String::new());
         };
         let mut text = String::new();
-        for (start, region) in &space.regions {
+        for (start, region) in space.regions() {
             let flag = |flag, letter| {
                 if region.prot.contains(flag) {
                     letter

@@ -1,46 +1,84 @@
 //! Page frames: the VM's RAM, counted, and the root image's pages, which are
 //! used in place, read-only and for ever.
 
-use alloc::vec;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use spin::Mutex;
 use vmm_shared::addr::PAGE_SIZE;
 use vmm_shared::shm::SharedMem;
 
+use super::places::Places;
 use super::{PAGE, index};
 
 /// A page frame by its guest physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Frame(pub(crate) u64);
 
+/// Frames in a row.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    first: Frame,
+    count: usize,
+}
+
 /// The free frames of a piece of RAM.
 #[derive(Debug)]
-struct Pool {
-    node: u32,
-    all: Range<u64>,
+struct Free {
     /// Frames given back, by their numbers.
-    free: Vec<u32>,
+    single: Vec<u32>,
+    /// Runs given back.
+    runs: Vec<Run>,
     /// Frames never used yet.
     fresh: Range<u64>,
 }
 
-impl Pool {
+impl Free {
     fn take(&mut self) -> Option<u64> {
-        if let Some(number) = self.free.pop() {
+        if let Some(number) = self.single.pop() {
             return Some(number.into());
         }
+        if let Some(frame) = self.take_fresh(1) {
+            return Some(frame.0 / PAGE_SIZE);
+        }
+        let run = self.runs.pop()?;
+        let first = u32::try_from(run.first.0 / PAGE_SIZE).expect("RAM has fewer frames");
+        let count = u32::try_from(run.count).expect("RAM has fewer frames");
+        self.single.extend(first + 1..first + count);
+        Some(first.into())
+    }
+
+    fn take_run(&mut self, count: usize) -> Option<Run> {
+        if let Some(at) = self.runs.iter().position(|run| run.count == count) {
+            return Some(self.runs.swap_remove(at));
+        }
+        let first = self.take_fresh(count)?;
+        Some(Run { first, count })
+    }
+
+    fn take_fresh(&mut self, count: usize) -> Option<Frame> {
         let start = self.fresh.start;
-        if self.fresh.is_empty() {
+        let end = start.checked_add(count as u64 * PAGE_SIZE)?;
+        if end > self.fresh.end {
             return None;
         }
-        self.fresh.start += PAGE_SIZE;
-        Some(start / PAGE_SIZE)
+        self.fresh.start = end;
+        Some(Frame(start))
     }
 }
 
-/// All frames.
+/// A piece of RAM.
+#[derive(Debug)]
+struct Pool {
+    node: usize,
+    all: Range<u64>,
+    free: Mutex<Free>,
+}
+
+/// All frames. Any processor may take and count them at any time; what is
+/// said to need the kernel's lock changes what processors can reach.
 #[derive(Debug)]
 pub(crate) struct Frames {
     /// RAM from guest physical address 0 on.
@@ -48,15 +86,17 @@ pub(crate) struct Frames {
     image: Option<SharedMem>,
     image_base: u64,
     /// Uses of each frame of RAM.
-    counts: Vec<u32>,
+    counts: Box<[AtomicU32]>,
     /// Free frames, by pieces of RAM.
-    pools: Vec<Pool>,
+    pools: Box<[Pool]>,
     /// Frames without a use that a processor may still have a translation to.
-    leaving: Vec<u32>,
-    /// The node whose frames are given first.
-    preferred: u32,
+    leaving: Mutex<Vec<u32>>,
+    /// The node of the processor that holds the kernel's lock.
+    here: AtomicUsize,
     total: usize,
-    available: usize,
+    available: AtomicUsize,
+    /// The nodes.
+    pub(crate) places: Places,
 }
 
 impl Frames {
@@ -67,51 +107,68 @@ impl Frames {
         usable: &[(Range<u64>, u32)],
         image: Option<SharedMem>,
         image_base: u64,
+        places: Places,
     ) -> Self {
         let limit = ram.len() as u64;
         let clip = |(range, node): &(Range<u64>, u32)| {
             let start = range.start.next_multiple_of(PAGE_SIZE);
             let end = super::page_down(range.end.min(limit));
-            (start < end).then_some(Pool {
-                node: *node,
+            (start < end).then(|| Pool {
+                node: *node as usize,
                 all: start..end,
-                free: Vec::new(),
-                fresh: start..end,
+                free: Mutex::new(Free {
+                    single: Vec::new(),
+                    runs: Vec::new(),
+                    fresh: start..end,
+                }),
             })
         };
-        let pools: Vec<_> = usable.iter().filter_map(clip).collect();
+        let pools: Box<[_]> = usable.iter().filter_map(clip).collect();
         let bytes: u64 = pools.iter().map(|pool| pool.all.end - pool.all.start).sum();
         let total = index(bytes / PAGE_SIZE);
         Self {
-            counts: vec![0; ram.len() / PAGE],
+            counts: (0..ram.len() / PAGE).map(|_| AtomicU32::new(0)).collect(),
             ram,
             image,
             image_base,
             pools,
-            leaving: Vec::new(),
-            preferred: 0,
+            leaving: Mutex::new(Vec::new()),
+            here: AtomicUsize::new(0),
             total,
-            available: total,
+            available: AtomicUsize::new(total),
+            places,
         }
     }
 
-    /// A frame of RAM with one use and any contents.
-    pub(crate) fn alloc(&mut self) -> Option<Frame> {
-        let preferred = self.preferred;
-        let near = |pool: &&mut Pool| pool.node == preferred;
-        let mut number = self.pools.iter_mut().filter(near).find_map(Pool::take);
-        if number.is_none() {
-            number = self.pools.iter_mut().find_map(Pool::take);
-        }
-        let number = number?;
-        self.available -= 1;
-        self.counts[index(number)] = 1;
+    /// A frame of RAM with one use and any contents, of the node that holds
+    /// the kernel's lock if it has one.
+    pub(crate) fn alloc(&self) -> Option<Frame> {
+        self.alloc_near(self.here())
+    }
+
+    /// The same, of a node if that has one.
+    fn alloc_near(&self, node: usize) -> Option<Frame> {
+        let take = |pool: &Pool| pool.free.lock().take();
+        let number = self.nearest(node).find_map(take)?;
+        self.available.fetch_sub(1, Ordering::Relaxed);
+        self.counts[index(number)].store(1, Ordering::Relaxed);
         Some(Frame(number * PAGE_SIZE))
     }
 
+    /// The pools, those of a node first.
+    fn nearest(&self, node: usize) -> impl Iterator<Item = &Pool> {
+        let near = self.pools.iter().filter(move |pool| pool.node == node);
+        near.chain(self.pools.iter().filter(move |pool| pool.node != node))
+    }
+
     /// A frame of zeros.
-    pub(crate) fn alloc_zeroed(&mut self) -> Option<Frame> {
-        let frame = self.alloc()?;
+    pub(crate) fn alloc_zeroed(&self) -> Option<Frame> {
+        self.alloc_zeroed_near(self.here())
+    }
+
+    /// The same, of a node if that has one.
+    pub(crate) fn alloc_zeroed_near(&self, node: usize) -> Option<Frame> {
+        let frame = self.alloc_near(node)?;
         self.page(frame)
             .write_bytes(0, &[0; PAGE])
             .expect("a whole page");
@@ -119,7 +176,7 @@ impl Frames {
     }
 
     /// A copy of a frame.
-    pub(crate) fn alloc_copy(&mut self, from: Frame) -> Option<Frame> {
+    pub(crate) fn alloc_copy(&self, from: Frame) -> Option<Frame> {
         let frame = self.alloc()?;
         let mut bytes = [0; PAGE];
         self.page(from)
@@ -131,53 +188,97 @@ impl Frames {
         Some(frame)
     }
 
-    fn count(&self, frame: Frame) -> Option<usize> {
-        let number = index(frame.0 / PAGE_SIZE);
-        (number < self.counts.len()).then_some(number)
+    /// Frames in a row for so many bytes, of a node if that has them.
+    pub(crate) fn alloc_run(&self, bytes: usize, node: usize) -> Option<Run> {
+        let count = bytes.div_ceil(PAGE);
+        let take = |pool: &Pool| pool.free.lock().take_run(count);
+        let run = self.nearest(node).find_map(take)?;
+        self.available.fetch_sub(count, Ordering::Relaxed);
+        Some(run)
     }
 
-    /// One use more.
-    pub(crate) fn share(&mut self, frame: Frame) {
-        if let Some(number) = self.count(frame) {
-            self.counts[number] += 1;
+    /// Gives a run back, which nobody uses any more.
+    pub(crate) fn release_run(&self, run: Run) {
+        self.available.fetch_add(run.count, Ordering::Relaxed);
+        self.pool(run.first).free.lock().runs.push(run);
+    }
+
+    /// The memory of a run.
+    pub(crate) fn run(&self, run: &Run) -> SharedMem {
+        let window = self.ram.window(index(run.first.0), run.count * PAGE);
+        window.expect("runs lie in RAM")
+    }
+
+    fn pool(&self, frame: Frame) -> &Pool {
+        let mut pools = self.pools.iter();
+        let pool = pools.find(|pool| pool.all.contains(&frame.0));
+        pool.expect("frames come from pools")
+    }
+
+    fn count(&self, frame: Frame) -> Option<&AtomicU32> {
+        self.counts.get(index(frame.0 / PAGE_SIZE))
+    }
+
+    /// One use more, by who has one or holds the kernel's lock.
+    pub(crate) fn share(&self, frame: Frame) {
+        if let Some(count) = self.count(frame) {
+            count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// One use less; without any, the frame is free once things have settled.
-    pub(crate) fn release(&mut self, frame: Frame) {
-        let Some(number) = self.count(frame) else {
+    /// Under the kernel's lock.
+    pub(crate) fn release(&self, frame: Frame) {
+        let Some(count) = self.count(frame) else {
             return;
         };
-        self.counts[number] = self.counts[number]
-            .checked_sub(1)
-            .expect("only frames in use are released");
-        if self.counts[number] == 0 {
-            self.leaving
-                .push(u32::try_from(number).expect("RAM has fewer frames"));
+        // AcqRel: what each user did with it was before.
+        let before = count.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "only frames in use are released");
+        if before == 1 {
+            let number = u32::try_from(frame.0 / PAGE_SIZE).expect("RAM has fewer frames");
+            self.leaving.lock().push(number);
         }
+    }
+
+    /// Gives back a frame that nobody but the caller has ever seen.
+    pub(crate) fn put_back(&self, frame: Frame) {
+        if let Some(count) = self.count(frame) {
+            count.store(0, Ordering::Relaxed);
+        }
+        self.give(u32::try_from(frame.0 / PAGE_SIZE).expect("RAM has fewer frames"));
+    }
+
+    fn give(&self, number: u32) {
+        let pool = self.pool(Frame(u64::from(number) * PAGE_SIZE));
+        pool.free.lock().single.push(number);
+        self.available.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lets frames without a use be given again: no processor can reach them
-    /// any more.
-    pub(crate) fn settle(&mut self) {
-        self.available += self.leaving.len();
-        for number in self.leaving.drain(..) {
-            let address = u64::from(number) * PAGE_SIZE;
-            let mut pools = self.pools.iter_mut();
-            let pool = pools.find(|pool| pool.all.contains(&address));
-            pool.expect("frames come from pools").free.push(number);
+    /// any more. Under the kernel's lock.
+    pub(crate) fn settle(&self) {
+        for number in self.leaving.lock().drain(..) {
+            self.give(number);
         }
     }
 
-    /// Gives a node's frames first from now on.
-    pub(crate) fn prefer(&mut self, node: u32) {
-        self.preferred = node;
+    /// The kernel's lock is held on a node from now on.
+    pub(crate) fn enter(&self, node: u32) {
+        let node = (node as usize).min(self.places.slots() - 1);
+        self.here.store(node, Ordering::Relaxed);
     }
 
-    /// Whether a frame has a single use, so that it may be written.
+    /// The node of the processor that holds the kernel's lock.
+    pub(crate) fn here(&self) -> usize {
+        self.here.load(Ordering::Relaxed)
+    }
+
+    /// Whether a frame has a single use, so that who has that may write it.
     pub(crate) fn is_exclusive(&self, frame: Frame) -> bool {
+        // Acquire: what former users did with it was before.
         self.count(frame)
-            .is_some_and(|number| self.counts[number] == 1)
+            .is_some_and(|count| count.load(Ordering::Acquire) == 1)
     }
 
     /// A frame's memory.
@@ -219,7 +320,7 @@ impl Frames {
 
     /// Frames that are free.
     pub(crate) fn available(&self) -> usize {
-        self.available
+        self.available.load(Ordering::Relaxed)
     }
 }
 
@@ -228,28 +329,41 @@ pub(crate) mod testing {
     use super::*;
     use core::ptr::NonNull;
 
-    /// Frames of memory of the test's, leaked on purpose.
+    /// RAM of the test's, leaked on purpose.
     #[expect(unsafe_code, reason = "makes memory for tests")]
-    pub(crate) fn frames(count: usize) -> Frames {
+    fn ram(count: usize) -> SharedMem {
         #[repr(C, align(4096))]
         #[derive(Clone, Copy)]
         struct Page([u8; PAGE]);
         let pages = vec![Page([0xaa; PAGE]); count].leak();
         let base = NonNull::from(&mut *pages).cast();
         // SAFETY: leaked, aligned, and the only reference ends here.
-        let ram = unsafe { SharedMem::new(base, count * PAGE) };
-        let range = 0..(count * PAGE) as u64;
-        Frames::new(ram, &[(range, 0)], None, 1 << 40)
+        unsafe { SharedMem::new(base, count * PAGE) }
+    }
+
+    /// So many frames on each of some nodes, with a processor each.
+    pub(crate) fn frames_of_nodes(nodes: u32, each: usize) -> Frames {
+        let bytes = (each * PAGE) as u64;
+        let range = |node: u32| (u64::from(node) * bytes..u64::from(node + 1) * bytes, node);
+        let ranges: Vec<_> = (0..nodes).map(range).collect();
+        let processors: Vec<_> = (0..nodes).collect();
+        let places = Places::new(&processors, || 0);
+        Frames::new(ram(each * nodes as usize), &ranges, None, 1 << 40, places)
+    }
+
+    pub(crate) fn frames(count: usize) -> Frames {
+        frames_of_nodes(1, count)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::testing::frames;
+    use super::testing::{frames, frames_of_nodes};
+    use super::{PAGE, PAGE_SIZE};
 
     #[test]
     fn every_frame_is_given_once_and_again_when_released() {
-        let mut frames = frames(8);
+        let frames = frames(8);
         let all: Vec<_> = std::iter::from_fn(|| frames.alloc()).collect();
         assert_eq!((all.len(), frames.available()), (8, 0));
         let mut sorted = all.clone();
@@ -267,28 +381,38 @@ mod tests {
         let mut bytes = [1; 4096];
         frames.page(all[3]).read_bytes(0, &mut bytes).expect("all");
         assert_eq!(bytes, [0; 4096]);
+        frames.put_back(all[3]);
+        assert_eq!(frames.alloc(), Some(all[3]), "nobody else has seen it");
     }
 
     #[test]
     fn a_nodes_own_frames_are_given_first() {
-        use super::{Frames, PAGE_SIZE};
-        let one = frames(8);
-        let ranges = [(0..4 * PAGE_SIZE, 0), (4 * PAGE_SIZE..8 * PAGE_SIZE, 1)];
-        let mut frames = Frames::new(one.ram, &ranges, None, 1 << 40);
-        frames.prefer(1);
-        let far = frames.alloc().expect("some");
-        assert!(ranges[1].0.contains(&far.0));
-        frames.prefer(0);
+        let frames = frames_of_nodes(2, 4);
+        let far = |frame: &super::Frame| frame.0 >= 4 * PAGE_SIZE;
+        frames.enter(1);
+        let first = frames.alloc().expect("some");
+        assert!(far(&first));
+        frames.enter(0);
         let given: Vec<_> = std::iter::from_fn(|| frames.alloc()).collect();
-        assert!(
-            given[..4]
-                .iter()
-                .all(|frame| ranges[0].0.contains(&frame.0))
-        );
+        assert!(!given[..4].iter().any(far));
         assert_eq!(given.len(), 7, "then the others'");
-        frames.release(far);
+        frames.release(first);
         frames.release(given[0]);
         frames.settle();
         assert_eq!(frames.alloc(), Some(given[0]), "each goes back to its own");
+    }
+
+    #[test]
+    fn runs_lie_in_a_row_and_are_used_again() {
+        let frames = frames(8);
+        let run = frames.alloc_run(3 * PAGE - 1, 0).expect("there is room");
+        assert_eq!((frames.run(&run).len(), frames.available()), (3 * PAGE, 5));
+        assert_eq!(frames.alloc_run(6 * PAGE, 0), None);
+        let first = run.first;
+        frames.release_run(run);
+        let again = frames.alloc_run(3 * PAGE, 0).expect("there is room");
+        assert_eq!(again.first, first);
+        let single = std::iter::from_fn(|| frames.alloc()).count();
+        assert_eq!((single, frames.available()), (5, 0));
     }
 }

@@ -1,6 +1,11 @@
 //! Memory: frames, page tables, address spaces.
 
+mod entry;
 pub(crate) mod frames;
+mod list;
+pub(crate) mod pages;
+pub(crate) mod places;
+pub(crate) mod regions;
 pub(crate) mod space;
 pub(crate) mod tables;
 

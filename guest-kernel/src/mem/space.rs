@@ -1,99 +1,25 @@
-//! A program's address space: regions, and the page tables that cache them.
+//! A program's address space, as the kernel changes it under its lock.
 //!
-//! Regions change only by the calls here, each a function of the regions and
-//! its arguments alone, the choice of addresses included. Which frame backs a
-//! page is no part of that: it is settled when the page is touched.
+//! What faults need is in [`Pages`], which they use without the lock.
 
-use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ops::Bound;
 
-use bitflags::bitflags;
 use vmm_shared::addr::PAGE_SIZE;
 use vmm_shared::shm::SharedMem;
 
 use super::frames::{Frame, Frames};
-use super::tables::{Leaf, Tables, USER_END};
+use super::pages::{Pages, owned};
+use super::regions::{Access, Applied, Backing, Change, Prot, Region, Regions, Sharing};
+use super::tables::{Leaf, Refused, USER_END};
 use super::{PAGE, index, page_down, page_up};
 use crate::errno::{Errno, Result};
-use crate::fs::node::{NodeId, Objects};
+use crate::fs::node::Objects;
 
-/// Lowest address that is ever mapped.
-pub(crate) const USER_START: u64 = 0x1_0000;
-/// Mappings are placed below this, from the top down; the stack lies above.
-pub(crate) const MAP_TOP: u64 = 0x7fff_f000_0000;
 /// End of the stack.
 pub(crate) const STACK_TOP: u64 = USER_END;
-/// How far the stack may grow down.
-const STACK_LIMIT: u64 = 8 << 20;
-/// Most regions of one address space.
-const MOST_REGIONS: usize = 65_530;
 /// Pages flushed one by one; above that, all are.
 const MOST_FLUSHES: usize = 16;
-
-bitflags! {
-    /// What a program may do with memory.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(crate) struct Prot: u8 {
-        const READ = 1;
-        const WRITE = 2;
-        const EXECUTE = 4;
-    }
-}
-
-/// What a region shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Backing {
-    /// Zeros, until written.
-    Zeros,
-    /// A file, from this offset on.
-    File(NodeId, u64),
-}
-
-/// What a region is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    Mapping,
-    Heap,
-    /// Grows down when touched below its start.
-    Stack,
-}
-
-/// Who else sees what is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sharing {
-    Private,
-    Shared,
-}
-
-/// Addresses that are mapped alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Region {
-    pub(crate) end: u64,
-    pub(crate) prot: Prot,
-    pub(crate) sharing: Sharing,
-    pub(crate) backing: Backing,
-    pub(crate) purpose: Purpose,
-}
-
-impl Region {
-    /// The part from `at` on, for a region that starts at `start`.
-    fn from(self, start: u64, at: u64) -> Self {
-        let backing = match self.backing {
-            Backing::Zeros => Backing::Zeros,
-            Backing::File(node, offset) => Backing::File(node, offset + (at - start)),
-        };
-        Self { backing, ..self }
-    }
-}
-
-/// How memory is accessed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
-    Execute,
-}
 
 /// Why memory can't be accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,57 +60,74 @@ impl Flush {
 /// An address space.
 #[derive(Debug)]
 pub(crate) struct Space {
-    tables: Tables,
-    pub(crate) regions: BTreeMap<u64, Region>,
-    /// Start and end of the heap.
-    pub(crate) heap: (u64, u64),
+    pages: Arc<Pages>,
     pub(crate) flush: Flush,
     /// Processes and threads that use it.
     pub(crate) uses: u32,
+    /// No other processor can be using it: it is one thread's.
+    pub(crate) alone: bool,
+}
+
+/// Does what a change means for files. Uses are taken before others are given
+/// back, so that no file goes away in between.
+fn settle_uses(objects: &mut Objects, done: &Applied) {
+    for node in &done.held {
+        objects.hold(*node);
+    }
+    for node in &done.released {
+        objects.release(*node);
+    }
 }
 
 impl Space {
     /// An empty address space with the kernel in it, as in `model`.
-    pub(crate) fn new(frames: &mut Frames, model: Frame) -> Result<Self> {
+    pub(crate) fn new(frames: &Arc<Frames>, model: Frame) -> Result<Self> {
+        Self::with(frames, model, Regions::default())
+    }
+
+    fn with(frames: &Arc<Frames>, model: Frame, regions: Regions) -> Result<Self> {
         Ok(Self {
-            tables: Tables::new(frames, model).ok_or(Errno::ENOMEM)?,
-            regions: BTreeMap::new(),
-            heap: (0, 0),
+            pages: Arc::new(Pages::new(frames, model, regions)?),
             flush: Flush::None,
             uses: 1,
+            alone: true,
         })
     }
 
-    /// The value for CR3.
-    pub(crate) fn root(&self) -> Frame {
-        self.tables.root()
+    /// What faults need of it.
+    pub(crate) fn pages(&self) -> &Arc<Pages> {
+        &self.pages
     }
 
     /// The region that holds an address, with its start.
     pub(crate) fn region(&self, address: u64) -> Option<(u64, Region)> {
-        let (start, region) = self.regions.range(..=address).next_back()?;
-        (address < region.end).then_some((*start, *region))
+        self.pages.read(|regions| regions.find(address))
     }
 
-    /// Whether nothing is mapped from `start` to `end`.
-    fn is_free(&self, start: u64, end: u64) -> bool {
-        let before = self.regions.range(..end).next_back();
-        before.is_none_or(|(_, region)| region.end <= start)
+    /// The nearest region at or above an address.
+    pub(crate) fn next_region(&self, address: u64) -> Option<(u64, Region)> {
+        self.pages.read(|regions| regions.next(address))
     }
 
-    /// The highest place below the mappings' top that has room.
-    fn place(&self, len: u64) -> Result<u64> {
-        let mut end = MAP_TOP;
-        loop {
-            let start = end
-                .checked_sub(len)
-                .filter(|start| *start >= USER_START)
-                .ok_or(Errno::ENOMEM)?;
-            match self.regions.range(..end).next_back() {
-                Some((below, region)) if region.end > start => end = *below,
-                _ => return Ok(start),
-            }
-        }
+    /// All regions, with their starts.
+    pub(crate) fn regions(&self) -> Vec<(u64, Region)> {
+        self.pages.read(|regions| regions.iter().collect())
+    }
+
+    /// Bytes mapped.
+    pub(crate) fn size(&self) -> u64 {
+        self.pages.read(Regions::size)
+    }
+
+    /// Start and end of the heap.
+    pub(crate) fn heap(&self) -> (u64, u64) {
+        self.pages.read(Regions::heap)
+    }
+
+    /// A new heap, empty.
+    pub(crate) fn set_heap(&mut self, start: u64) {
+        let done = self.pages.change(Change::SetHeap(start, start));
+        done.expect("a heap may be anywhere");
     }
 
     /// Maps `len` bytes, a multiple of a page: at `wanted` if that is free or
@@ -198,95 +141,48 @@ impl Space {
         len: u64,
         region: Region,
     ) -> Result<u64> {
-        if self.regions.len() >= MOST_REGIONS {
-            return Err(Errno::ENOMEM);
-        }
-        let fits = |start: &u64| {
-            let end = start.checked_add(len);
-            *start >= USER_START && end.is_some_and(|end| end <= USER_END)
+        let change = Change::Map {
+            wanted,
+            fixed,
+            len,
+            region,
         };
-        let start = match wanted {
-            Some(start) if fixed => {
-                if !fits(&start) {
-                    return Err(Errno::ENOMEM);
-                }
-                self.unmap(objects, start, len)?;
-                start
-            }
-            Some(start) if fits(&start) && self.is_free(start, start + len) => start,
-            _ => self.place(len)?,
+        let done = match wanted {
+            Some(start) if fixed => self.take_away(change, start, len)?,
+            _ => self.pages.change(change)?,
         };
-        let region = Region {
-            end: start + len,
-            ..region
-        };
-        self.insert(objects, start, region);
-        Ok(start)
-    }
-
-    /// Puts a region in, joined with the one below if they are alike.
-    fn insert(&mut self, objects: &mut Objects, start: u64, region: Region) {
-        if let Some((below, before)) = self.regions.range_mut(..start).next_back()
-            && before.end == start
-            && before.prot == region.prot
-            && before.sharing == region.sharing
-            && before.purpose == region.purpose
-            && before.from(*below, start).backing == region.backing
-            && before.sharing == Sharing::Private
-        {
-            before.end = region.end;
-            // One region, one use.
-            if let Backing::File(node, _) = region.backing {
-                objects.release(node);
-            }
-            return;
-        }
-        self.regions.insert(start, region);
-    }
-
-    /// Makes region boundaries at `start` and `end`.
-    fn split(&mut self, objects: &mut Objects, start: u64, end: u64) {
-        for at in [start, end] {
-            let Some((below, region)) = self.region(at) else {
-                continue;
-            };
-            if below < at {
-                if let Backing::File(node, _) = region.backing {
-                    objects.hold(node);
-                }
-                self.regions.insert(at, region.from(below, at));
-                if let Some(first) = self.regions.get_mut(&below) {
-                    first.end = at;
-                }
-            }
-        }
+        settle_uses(objects, &done);
+        Ok(done.at)
     }
 
     /// Unmaps whatever is in a range.
     pub(crate) fn unmap(&mut self, objects: &mut Objects, start: u64, len: u64) -> Result<()> {
-        let end = start.checked_add(len).filter(|end| *end <= USER_END);
-        let end = end.ok_or(Errno::EINVAL)?;
-        self.split(objects, start, end);
-        while let Some((at, region)) = self.regions.range(start..end).next() {
-            let (at, region) = (*at, *region);
-            self.regions.remove(&at);
-            self.discard(&mut objects.frames, at, region.end);
-            if let Backing::File(node, _) = region.backing {
-                objects.release(node);
-            }
-        }
+        let done = self.take_away(Change::Unmap { start, len }, start, len)?;
+        settle_uses(objects, &done);
         Ok(())
     }
 
+    /// Makes a change by which nothing of before is left in a range.
+    fn take_away(&mut self, change: Change, start: u64, len: u64) -> Result<Applied> {
+        let exclusive = self.pages.close();
+        let done = exclusive.change(change)?;
+        let (flush, frames) = (&mut self.flush, self.pages.frames());
+        exclusive.update(start, start + len, |address, leaf| {
+            frames.release(leaf.frame);
+            flush.page(address);
+            None
+        });
+        Ok(done)
+    }
+
     /// Forgets the pages in a range: private changes are lost.
-    pub(crate) fn discard(&mut self, frames: &mut Frames, start: u64, end: u64) {
-        let flush = &mut self.flush;
-        self.tables
-            .update(frames, start, end, |frames, address, leaf| {
-                frames.release(leaf.frame);
-                flush.page(address);
-                None
-            });
+    pub(crate) fn discard(&mut self, start: u64, end: u64) {
+        let (flush, frames) = (&mut self.flush, self.pages.frames());
+        self.pages.close().update(start, end, |address, leaf| {
+            frames.release(leaf.frame);
+            flush.page(address);
+            None
+        });
     }
 
     /// Changes what may be done with a range, all of which must be mapped.
@@ -297,31 +193,23 @@ impl Space {
         len: u64,
         prot: Prot,
     ) -> Result<()> {
-        let end = start.checked_add(len).filter(|end| *end <= USER_END);
-        let end = end.ok_or(Errno::ENOMEM)?;
-        let mut at = start;
-        while at < end {
-            let (_, region) = self.region(at).ok_or(Errno::ENOMEM)?;
-            at = region.end;
-        }
-        self.split(objects, start, end);
-        for (_, region) in self.regions.range_mut(start..end) {
-            region.prot = prot;
-        }
+        let exclusive = self.pages.close();
+        let done = exclusive.change(Change::Protect { start, len, prot })?;
         let flush = &mut self.flush;
-        self.tables
-            .update(&mut objects.frames, start, end, |_, address, leaf| {
-                let new = Leaf {
-                    readable: !prot.is_empty(),
-                    writable: leaf.writable && prot.contains(Prot::WRITE),
-                    executable: prot.contains(Prot::EXECUTE),
-                    ..leaf
-                };
-                if new != leaf {
-                    flush.page(address);
-                }
-                Some(new)
-            });
+        exclusive.update(start, start + len, |address, leaf| {
+            let new = Leaf {
+                readable: !prot.is_empty(),
+                writable: leaf.writable && prot.contains(Prot::WRITE),
+                executable: prot.contains(Prot::EXECUTE),
+                ..leaf
+            };
+            if new != leaf {
+                flush.page(address);
+            }
+            Some(new)
+        });
+        drop(exclusive);
+        settle_uses(objects, &done);
         Ok(())
     }
 
@@ -332,127 +220,55 @@ impl Space {
         address: u64,
         access: Access,
     ) -> Result<Frame, Fault> {
+        let here = objects.frames.here();
+        if let Some(frame) = self.pages.fault(here, address, access) {
+            return Ok(frame);
+        }
         let page = page_down(address);
         let (start, region) = match self.region(address) {
             Some(found) => found,
-            None => self.grow_stack(address).ok_or(Fault::Unmapped)?,
+            None => {
+                let grown = self.pages.change(Change::Grow(address));
+                let found = grown.ok().and_then(|_| self.region(address));
+                found.ok_or(Fault::Unmapped)?
+            }
         };
-        let needed = match access {
-            Access::Read => Prot::READ,
-            Access::Write => Prot::WRITE,
-            Access::Execute => Prot::EXECUTE,
-        };
-        // Writable or executable memory can be read, as on the processor.
-        let readable = access == Access::Read && !region.prot.is_empty();
-        if !region.prot.contains(needed) && !readable {
+        if !region.allows(access) {
             return Err(Fault::Denied);
         }
-        let mapped = self.tables.get(&objects.frames, page);
-        if let Some(leaf) = mapped
-            && leaf.readable
-            && (access != Access::Write || leaf.writable)
-            && (access != Access::Execute || leaf.executable)
-        {
-            // Another thread was faster. A processor that is behind forgets
-            // the translation when it faults.
-            return Ok(leaf.frame);
-        }
-        let leaf = self.make_page(objects, start, region, page, access, mapped)?;
-        let frame = leaf.frame;
-        match self.tables.set(&mut objects.frames, page, leaf) {
-            Some(Some(old)) => {
-                objects.frames.release(old.frame);
-                // More rights to the same frame need no word to others: at
-                // worst they fault and look again.
-                if old.frame != frame {
-                    self.flush.page(page);
+        loop {
+            let mapped = self.pages.get(page);
+            if let Some(leaf) = mapped
+                && leaf.allows(access)
+            {
+                return Ok(leaf.frame);
+            }
+            let mut leaf = make_page(objects, start, region, page, access, mapped)?;
+            let frame = leaf.frame;
+            let moved = mapped.filter(|old| old.frame != frame);
+            // Another processor may still read the old frame. Nobody writes
+            // the new one before all have been told: it faults again then.
+            leaf.writable &= moved.is_none() || self.alone;
+            match self.pages.install(page, mapped, leaf) {
+                Ok(()) => {
+                    if let Some(old) = mapped {
+                        objects.frames.release(old.frame);
+                    }
+                    // More rights to the same frame need no word to others:
+                    // at worst they fault and look again.
+                    if moved.is_some() {
+                        self.flush.page(page);
+                    }
+                    return Ok(frame);
+                }
+                // A fault without the lock was faster.
+                Err(Refused::Changed) => objects.frames.release(frame),
+                Err(Refused::NoMemory) => {
+                    objects.frames.release(frame);
+                    return Err(Fault::NoMemory);
                 }
             }
-            Some(None) => {}
-            None => {
-                objects.frames.release(frame);
-                return Err(Fault::NoMemory);
-            }
         }
-        Ok(frame)
-    }
-
-    /// The page to map, with a use for the mapping.
-    fn make_page(
-        &self,
-        objects: &mut Objects,
-        start: u64,
-        region: Region,
-        page: u64,
-        access: Access,
-        mapped: Option<Leaf>,
-    ) -> Result<Leaf, Fault> {
-        let write = access == Access::Write;
-        let executable = region.prot.contains(Prot::EXECUTE);
-        let private_write = write && region.sharing == Sharing::Private;
-        let owned = |frame| Leaf {
-            frame,
-            readable: true,
-            writable: region.prot.contains(Prot::WRITE),
-            executable,
-        };
-        // A private page that was shared at a fork, or is still the file's.
-        if private_write && let Some(old) = mapped {
-            if objects.frames.is_exclusive(old.frame) {
-                objects.frames.share(old.frame);
-                return Ok(owned(old.frame));
-            }
-            let copy = objects.frames.alloc_copy(old.frame);
-            return copy.map(owned).ok_or(Fault::NoMemory);
-        }
-        let (node, offset) = match region.backing {
-            Backing::Zeros => {
-                let frame = objects.frames.alloc_zeroed();
-                return frame.map(owned).ok_or(Fault::NoMemory);
-            }
-            Backing::File(node, offset) => (node, offset + (page - start)),
-        };
-        if offset >= objects.node(node).size() {
-            return Err(Fault::BeyondEnd);
-        }
-        let number = offset / PAGE_SIZE;
-        if region.sharing == Sharing::Shared {
-            let frame = objects.own_page(node, number);
-            let frame = frame.map_err(|_| Fault::NoMemory)?;
-            objects.frames.share(frame);
-            return Ok(owned(frame));
-        }
-        let file_page = objects.page(node, number);
-        let frame = match (file_page, private_write) {
-            (Some(frame), false) => {
-                objects.frames.share(frame);
-                return Ok(Leaf {
-                    frame,
-                    readable: true,
-                    writable: false,
-                    executable,
-                });
-            }
-            (Some(frame), true) => objects.frames.alloc_copy(frame),
-            (None, _) => objects.frames.alloc_zeroed(),
-        };
-        frame.map(owned).ok_or(Fault::NoMemory)
-    }
-
-    /// Extends the stack down to an address, if it may grow so far.
-    fn grow_stack(&mut self, address: u64) -> Option<(u64, Region)> {
-        let (start, region) = self.regions.range(address..).next()?;
-        let (start, region) = (*start, *region);
-        let page = page_down(address);
-        let fits = region.purpose == Purpose::Stack
-            && region.end - page <= STACK_LIMIT
-            && self.is_free(page, start);
-        if !fits {
-            return None;
-        }
-        self.regions.remove(&start);
-        self.regions.insert(page, region);
-        Some((page, region))
     }
 
     /// A page of the program's, made accessible to the kernel as it is to the
@@ -461,15 +277,23 @@ impl Space {
         if address >= USER_END {
             return Err(Errno::EFAULT);
         }
-        let mapped = self.tables.get(&objects.frames, page_down(address));
-        if let Some(leaf) = mapped
+        if let Some(leaf) = self.pages.get(page_down(address))
             && leaf.readable
-            && (access == Access::Read || leaf.writable)
+            && (access == Access::Read || leaf.writable || self.owns(objects, address, leaf))
         {
             return Ok(leaf.frame);
         }
         self.fault(objects, address, access)
             .map_err(|_| Errno::EFAULT)
+    }
+
+    /// Whether a page that programs can't write yet is theirs all the same:
+    /// see where [`Space::fault`] takes the right away.
+    fn owns(&self, objects: &Objects, address: u64, leaf: Leaf) -> bool {
+        let writes = |(_, region): (u64, Region)| {
+            region.sharing == Sharing::Private && region.allows(Access::Write)
+        };
+        objects.frames.is_exclusive(leaf.frame) && self.region(address).is_some_and(writes)
     }
 
     /// The word of memory at an address, and the frame that it is in.
@@ -529,11 +353,12 @@ impl Space {
 
     /// A copy for a child: private pages are shared until one side writes.
     pub(crate) fn fork(&mut self, objects: &mut Objects, model: Frame) -> Result<Self> {
-        let mut child = Self::new(&mut objects.frames, model)?;
-        child.heap = self.heap;
-        child.regions = self.regions.clone();
+        let regions = self.pages.read(Regions::clone);
+        let child = Self::with(&objects.frames, model, regions)?;
+        let frames = objects.frames.clone();
         let mut short = false;
-        for (start, region) in &self.regions {
+        let exclusive = self.pages.close();
+        for (start, region) in child.regions() {
             if let Backing::File(node, _) = region.backing {
                 objects.hold(node);
                 if region.sharing == Sharing::Shared {
@@ -541,25 +366,20 @@ impl Space {
                     continue;
                 }
             }
-            let tables = &mut child.tables;
-            self.tables.update(
-                &mut objects.frames,
-                *start,
-                region.end,
-                |frames, at, leaf| {
-                    let shared = Leaf {
-                        writable: false,
-                        ..leaf
-                    };
-                    frames.share(leaf.frame);
-                    if tables.set(frames, at, shared).is_none() {
-                        frames.release(leaf.frame);
-                        short = true;
-                    }
-                    Some(shared)
-                },
-            );
+            exclusive.update(start, region.end, |at, leaf| {
+                let shared = Leaf {
+                    writable: false,
+                    ..leaf
+                };
+                frames.share(leaf.frame);
+                if child.pages.install(at, None, shared).is_err() {
+                    frames.release(leaf.frame);
+                    short = true;
+                }
+                Some(shared)
+            });
         }
+        drop(exclusive);
         self.flush = Flush::All;
         if short {
             child.free(objects);
@@ -569,76 +389,304 @@ impl Space {
     }
 
     /// Moves a region's pages to another place that is mapped alike.
-    pub(crate) fn move_pages(&mut self, frames: &mut Frames, from: u64, to: u64, len: u64) {
+    pub(crate) fn move_pages(&mut self, from: u64, to: u64, len: u64) {
         let mut pages = Vec::new();
-        let flush = &mut self.flush;
-        self.tables.update(frames, from, from + len, |_, at, leaf| {
+        let (flush, frames) = (&mut self.flush, self.pages.frames());
+        let exclusive = self.pages.close();
+        exclusive.update(from, from + len, |at, leaf| {
             pages.push((at, leaf));
             flush.page(at);
             None
         });
         for (at, leaf) in pages {
-            if self.tables.set(frames, to + (at - from), leaf).is_none() {
-                frames.release(leaf.frame);
+            match exclusive.set(to + (at - from), leaf) {
+                Some(None) => {}
+                // Touched before the program knew that it is there.
+                Some(Some(old)) => {
+                    frames.release(old.frame);
+                    flush.page(to + (at - from));
+                }
+                None => frames.release(leaf.frame),
             }
         }
-    }
-
-    /// Bytes mapped.
-    pub(crate) fn size(&self) -> u64 {
-        self.regions
-            .iter()
-            .map(|(start, region)| region.end - start)
-            .sum()
     }
 
     /// Gives everything back.
     pub(crate) fn free(mut self, objects: &mut Objects) {
-        self.clear(objects);
-        self.tables.free(&mut objects.frames);
-    }
-
-    /// Unmaps everything.
-    pub(crate) fn clear(&mut self, objects: &mut Objects) {
         self.unmap(objects, 0, USER_END)
             .expect("the whole range is legal");
+        self.pages.free();
     }
 
     /// Moves the end of the heap; returns where it is then.
     pub(crate) fn set_heap_end(&mut self, objects: &mut Objects, end: u64) -> u64 {
-        let (start, old) = self.heap;
-        let (Some(from), Some(to)) = (page_up(old), page_up(end)) else {
-            return old;
+        let (_, old) = self.heap();
+        let change = Change::MoveHeap(end);
+        let done = match (page_up(old), page_up(end)) {
+            (Some(from), Some(to)) if to < from => self.take_away(change, to, from - to),
+            _ => self.pages.change(change),
         };
-        if end < start {
-            return old;
+        done.map_or(old, |done| {
+            settle_uses(objects, &done);
+            done.at
+        })
+    }
+}
+
+/// The page to map, with a use for the mapping.
+fn make_page(
+    objects: &mut Objects,
+    start: u64,
+    region: Region,
+    page: u64,
+    access: Access,
+    mapped: Option<Leaf>,
+) -> Result<Leaf, Fault> {
+    let private_write = access == Access::Write && region.sharing == Sharing::Private;
+    let owned = |frame| owned(region, frame);
+    // A private page that was shared at a fork, or is still the file's.
+    if private_write && let Some(old) = mapped {
+        if objects.frames.is_exclusive(old.frame) {
+            objects.frames.share(old.frame);
+            return Ok(owned(old.frame));
         }
-        if to < from {
-            let done = self.unmap(objects, to, from - to);
-            if done.is_err() {
-                return old;
-            }
-        } else if to > from {
-            if to > MAP_TOP || !self.is_free(from, to) {
-                return old;
-            }
-            let region = Region {
-                end: to,
-                prot: Prot::READ | Prot::WRITE,
-                sharing: Sharing::Private,
-                backing: Backing::Zeros,
-                purpose: Purpose::Heap,
-            };
-            self.insert(objects, from, region);
+        let copy = objects.frames.alloc_copy(old.frame);
+        return copy.map(owned).ok_or(Fault::NoMemory);
+    }
+    let (node, offset) = match region.from(start, page).backing {
+        Backing::Zeros => {
+            let frame = objects.frames.alloc_zeroed();
+            return frame.map(owned).ok_or(Fault::NoMemory);
         }
-        self.heap.1 = end;
-        end
+        Backing::File(node, offset) => (node, offset),
+    };
+    if offset >= objects.node(node).size() {
+        return Err(Fault::BeyondEnd);
+    }
+    let number = offset / PAGE_SIZE;
+    if region.sharing == Sharing::Shared {
+        let frame = objects.own_page(node, number);
+        let frame = frame.map_err(|_| Fault::NoMemory)?;
+        objects.frames.share(frame);
+        return Ok(owned(frame));
+    }
+    let file_page = objects.page(node, number);
+    let frame = match (file_page, private_write) {
+        (Some(frame), false) => {
+            objects.frames.share(frame);
+            return Ok(Leaf {
+                frame,
+                readable: true,
+                writable: false,
+                executable: region.prot.contains(Prot::EXECUTE),
+            });
+        }
+        (Some(frame), true) => objects.frames.alloc_copy(frame),
+        (None, _) => objects.frames.alloc_zeroed(),
+    };
+    frame.map(owned).ok_or(Fault::NoMemory)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use super::super::frames::testing::frames_of_nodes;
+    use super::super::regions::testing::zeros;
+    use super::*;
+    use crate::kernel::RESERVED_FRAMES;
+
+    const RW: Prot = Prot::READ.union(Prot::WRITE);
+    const PAGES: u64 = 64;
+    const BYTES: u64 = PAGES * PAGE_SIZE;
+    const AT: u64 = 0x4000_0000;
+
+    /// The kernel's side of two nodes with memory for all, and a model root.
+    fn kernel(nodes: u32) -> (Objects, Frame) {
+        let frames = frames_of_nodes(nodes, RESERVED_FRAMES + 2048);
+        let model = frames.alloc_zeroed().expect("some");
+        (Objects::new(frames), model)
     }
 
-    /// The nearest region at or above an address.
-    pub(crate) fn next_region(&self, address: u64) -> Option<(u64, Region)> {
-        let bounds = (Bound::Included(address), Bound::Unbounded);
-        let (start, region) = self.regions.range(bounds).next()?;
-        Some((*start, *region))
+    fn map(space: &mut Space, objects: &mut Objects, prot: Prot) {
+        let mapped = space.map(objects, Some(AT), true, BYTES, zeros(prot));
+        assert_eq!(mapped, Ok(AT));
+    }
+
+    #[test]
+    fn a_fault_gives_what_the_region_allows() {
+        let (mut objects, model) = kernel(1);
+        let mut space = Space::new(&objects.frames, model).expect("memory");
+        map(&mut space, &mut objects, RW);
+        let before = objects.frames.available();
+        let pages = space.pages().clone();
+        assert!(!pages.serve(0, AT - 1, Access::Read), "nothing is there");
+        assert!(!pages.serve(0, AT + BYTES, Access::Read), "nor behind it");
+        assert!(!pages.serve(0, USER_END, Access::Read), "nor in the kernel");
+        assert!(!pages.serve(0, AT, Access::Execute));
+        assert!(pages.serve(0, AT + 5, Access::Write));
+        assert!(pages.serve(0, AT + 5, Access::Read), "it is there by now");
+        // Three tables and a page.
+        assert_eq!(before - objects.frames.available(), 4);
+        let fault = |space: &mut Space, objects: &mut Objects, address, access| {
+            space.fault(objects, address, access).map(|_| ())
+        };
+        let got = fault(&mut space, &mut objects, AT, Access::Execute);
+        assert_eq!(got, Err(Fault::Denied));
+        let got = fault(&mut space, &mut objects, AT - 1, Access::Read);
+        assert_eq!(got, Err(Fault::Unmapped));
+        space
+            .protect(&mut objects, AT, BYTES, Prot::empty())
+            .expect("mapped");
+        assert!(!pages.serve(0, AT, Access::Read));
+        space.protect(&mut objects, AT, BYTES, RW).expect("mapped");
+        assert!(pages.serve(0, AT, Access::Write), "its page was kept");
+        assert_eq!(before - objects.frames.available(), 4);
+    }
+
+    #[test]
+    fn after_a_fork_each_side_writes_its_own() {
+        let (mut objects, model) = kernel(1);
+        let free = objects.frames.available();
+        let mut parent = Space::new(&objects.frames, model).expect("memory");
+        map(&mut parent, &mut objects, RW);
+        parent.write(&mut objects, AT, b"parent").expect("mapped");
+        let mut child = parent.fork(&mut objects, model).expect("memory");
+        assert_eq!(parent.flush, Flush::All);
+        // The page is shared: a write takes the kernel's lock and a copy.
+        assert!(!child.pages().serve(0, AT, Access::Write));
+        child.write(&mut objects, AT, b"child!").expect("mapped");
+        let mut seen = [0; 6];
+        parent.read(&mut objects, AT, &mut seen).expect("mapped");
+        assert_eq!(&seen, b"parent");
+        // The child has let go of it: it is the parent's alone.
+        assert!(parent.pages().serve(0, AT, Access::Write));
+        child.free(&mut objects);
+        parent.free(&mut objects);
+        objects.frames.settle();
+        assert_eq!(objects.frames.available(), free);
+    }
+
+    #[test]
+    fn a_copy_made_while_others_run_is_writable_at_the_next_fault() {
+        let (mut objects, model) = kernel(1);
+        let mut parent = Space::new(&objects.frames, model).expect("memory");
+        map(&mut parent, &mut objects, RW);
+        parent.write(&mut objects, AT, b"x").expect("mapped");
+        let child = parent.fork(&mut objects, model).expect("memory");
+        parent.alone = false;
+        parent.flush = Flush::None;
+        parent.write(&mut objects, AT, b"y").expect("mapped");
+        assert_eq!(parent.flush, Flush::Pages(vec![AT]));
+        let leaf = parent.pages().get(AT).expect("mapped");
+        assert!(!leaf.writable, "others still read the old page");
+        parent.write(&mut objects, AT, b"z").expect("mapped");
+        assert_eq!(parent.pages().get(AT), Some(leaf));
+        assert!(parent.pages().serve(0, AT, Access::Write));
+        let now = parent.pages().get(AT).expect("mapped");
+        assert_eq!((now.frame, now.writable), (leaf.frame, true));
+        child.free(&mut objects);
+    }
+
+    #[test]
+    fn nodes_have_tables_of_their_own_and_read_their_own_replicas() {
+        let (mut objects, model) = kernel(2);
+        let free = objects.frames.available();
+        let mut space = Space::new(&objects.frames, model).expect("memory");
+        map(&mut space, &mut objects, RW);
+        space.set_heap(AT + (1 << 30));
+        let pages = space.pages().clone();
+        let home = pages.root(0, false);
+        assert_eq!(pages.root(1, false), home, "one thread uses one set");
+        let far = pages.root(1, true);
+        assert_ne!(far, home);
+        assert_eq!(pages.root(1, false), far, "for good");
+        assert_eq!(pages.root(0, true), home);
+        assert_eq!(space.heap().0, AT + (1 << 30));
+        let frame = pages.fault(0, AT, Access::Write).expect("served");
+        assert_eq!(pages.fault(1, AT, Access::Read), Some(frame), "one page");
+        space.unmap(&mut objects, AT, BYTES).expect("legal");
+        for node in 0..2 {
+            assert_eq!(pages.fault(node, AT, Access::Read), None);
+        }
+        // More changes than the log holds, none of them looked at by node 1.
+        for round in 0..2000 {
+            map(&mut space, &mut objects, RW);
+            assert_eq!(space.size(), BYTES, "round {round}");
+            space.unmap(&mut objects, AT, BYTES).expect("legal");
+        }
+        assert_eq!(pages.fault(1, AT, Access::Read), None);
+        map(&mut space, &mut objects, Prot::READ);
+        assert!(pages.fault(1, AT, Access::Read).is_some());
+        let applied: Vec<_> = pages.applied().collect();
+        assert_eq!(applied[0].1, applied[1].1, "both have seen all");
+        space.free(&mut objects);
+        drop(pages);
+        objects.frames.settle();
+        assert_eq!(objects.frames.available(), free);
+    }
+
+    /// Threads on two nodes fault while one, as if it had the kernel's lock,
+    /// maps, unmaps, protects and forks. Whenever nothing is mapped, nothing
+    /// is there; in the end every frame is back.
+    #[test]
+    fn faults_and_changes_at_once_leave_nothing_behind() {
+        let (mut objects, model) = kernel(2);
+        let free = objects.frames.available();
+        let mut space = Space::new(&objects.frames, model).expect("memory");
+        let pages = space.pages().clone();
+        assert_ne!(pages.root(1, true), pages.root(0, true));
+        let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let (pages, stop, served) = (pages.clone(), &stop, &served);
+                scope.spawn(move || {
+                    let mut at = thread;
+                    while !stop.load(Ordering::Relaxed) {
+                        at = (at * 29 + 7) % PAGES;
+                        let access = match at % 2 {
+                            0 => Access::Read,
+                            _ => Access::Write,
+                        };
+                        let node = usize::from(thread % 2 == 1);
+                        if pages.serve(node, AT + at * PAGE_SIZE, access) {
+                            served.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            for round in 0..60 {
+                map(&mut space, &mut objects, RW);
+                let enough = served.load(Ordering::Relaxed) + 20;
+                while served.load(Ordering::Relaxed) < enough {
+                    std::thread::yield_now();
+                }
+                let half = BYTES / 2;
+                space
+                    .protect(&mut objects, AT, half, Prot::READ)
+                    .expect("mapped");
+                for page in 0..PAGES / 2 {
+                    let leaf = pages.get(AT + page * PAGE_SIZE);
+                    assert!(leaf.is_none_or(|leaf| !leaf.writable), "round {round}");
+                }
+                let child = space.fork(&mut objects, model).expect("memory");
+                space
+                    .fault(&mut objects, AT + half, Access::Write)
+                    .expect("mapped");
+                child.free(&mut objects);
+                space.unmap(&mut objects, AT, BYTES).expect("legal");
+                for page in 0..PAGES {
+                    let page = AT + page * PAGE_SIZE;
+                    assert_eq!(pages.get(page), None, "round {round}");
+                    assert_eq!(pages.copied(1, page), None, "round {round}");
+                }
+                objects.frames.settle();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        space.free(&mut objects);
+        drop(pages);
+        objects.frames.settle();
+        assert_eq!(objects.frames.available(), free);
     }
 }

@@ -1,4 +1,8 @@
-//! Page tables of one address space on one node: a cache of its regions.
+//! Page tables of one address space: those that all nodes agree on, or one
+//! node's copy of them (see [`super::space`]).
+//!
+//! Pages and tables are added by compare-and-swap, by any number of processors
+//! at once; tables stay until all are freed.
 //!
 //! Manual: AMD64 Architecture Programmer's Manual vol. 2, 5.3.
 
@@ -7,6 +11,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use vmm_shared::addr::PAGE_SIZE;
 
 use super::frames::{Frame, Frames};
+use super::regions::Access;
 use super::{PAGE, index};
 
 const PRESENT: u64 = 1;
@@ -35,6 +40,16 @@ pub(crate) struct Leaf {
 }
 
 impl Leaf {
+    /// Whether the processor lets a program do that.
+    pub(crate) fn allows(self, access: Access) -> bool {
+        self.readable
+            && match access {
+                Access::Read => true,
+                Access::Write => self.writable,
+                Access::Execute => self.executable,
+            }
+    }
+
     fn to_raw(self) -> u64 {
         let writable = if self.writable { WRITABLE } else { 0 };
         let execute = if self.executable { 0 } else { NO_EXECUTE };
@@ -52,10 +67,21 @@ impl Leaf {
     }
 }
 
+/// Why a page was not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There is something else than expected by now.
+    Changed,
+    /// Memory is short.
+    NoMemory,
+}
+
 /// The tables of one address space.
 #[derive(Debug)]
 pub(crate) struct Tables {
     root: Frame,
+    /// The node that tables are taken from.
+    node: usize,
 }
 
 fn entry(frames: &Frames, table: Frame, at: usize) -> &AtomicU64 {
@@ -67,14 +93,15 @@ fn position(address: u64, level: usize) -> usize {
 }
 
 impl Tables {
-    /// Tables that map nothing but the kernel, which is taken from `model`.
-    pub(crate) fn new(frames: &mut Frames, model: Frame) -> Option<Self> {
-        let root = frames.alloc_zeroed()?;
+    /// Tables on a node that map nothing but the kernel, which is taken from
+    /// `model`.
+    pub(crate) fn new(frames: &Frames, node: usize, model: Frame) -> Option<Self> {
+        let root = frames.alloc_zeroed_near(node)?;
         for at in KERNEL_HALF..ENTRIES {
             let value = entry(frames, model, at).load(Ordering::Relaxed);
             entry(frames, root, at).store(value, Ordering::Relaxed);
         }
-        Some(Self { root })
+        Some(Self { root, node })
     }
 
     /// The value for CR3.
@@ -86,7 +113,8 @@ impl Tables {
     fn leaf_table(&self, frames: &Frames, address: u64) -> Option<Frame> {
         let mut table = self.root;
         for level in [3, 2, 1] {
-            let value = entry(frames, table, position(address, level)).load(Ordering::Relaxed);
+            // Acquire: with the Release of whoever has put the table there.
+            let value = entry(frames, table, position(address, level)).load(Ordering::Acquire);
             if value & PRESENT == 0 {
                 return None;
             }
@@ -101,40 +129,68 @@ impl Tables {
         Leaf::from_raw(entry(frames, table, position(address, 0)).load(Ordering::Relaxed))
     }
 
-    /// Maps a page; the frame's use passes to the tables. Returns what was
-    /// there before, whose use is the caller's; `None` if memory is short.
-    pub(crate) fn set(
-        &mut self,
-        frames: &mut Frames,
-        address: u64,
-        leaf: Leaf,
-    ) -> Option<Option<Leaf>> {
+    /// The entry for an address, with the tables above it made.
+    fn make_entry<'a>(&self, frames: &'a Frames, address: u64) -> Option<&'a AtomicU64> {
         let mut table = self.root;
         for level in [3, 2, 1] {
-            let at = position(address, level);
-            let value = entry(frames, table, at).load(Ordering::Relaxed);
-            table = if value & PRESENT != 0 {
-                Frame(value & ADDRESS)
-            } else {
-                let below = frames.alloc_zeroed()?;
-                // Release: the table is empty before a walker can see it.
-                entry(frames, table, at)
-                    .store(below.0 | PRESENT | WRITABLE | USER, Ordering::Release);
-                below
-            };
+            let word = entry(frames, table, position(address, level));
+            // Acquire: a table that another has put there is empty, or more.
+            let mut value = word.load(Ordering::Acquire);
+            if value & PRESENT == 0 {
+                let below = frames.alloc_zeroed_near(self.node)?;
+                let made = below.0 | PRESENT | WRITABLE | USER;
+                // Release: the table is empty before anybody can see it.
+                match word.compare_exchange(0, made, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => value = made,
+                    Err(theirs) => {
+                        frames.put_back(below);
+                        value = theirs;
+                    }
+                }
+            }
+            table = Frame(value & ADDRESS);
         }
-        let word = entry(frames, table, position(address, 0));
+        Some(entry(frames, table, position(address, 0)))
+    }
+
+    /// Maps a page if what is there is as expected. The frame's use passes to
+    /// the tables, and that of what was there to the caller.
+    pub(crate) fn replace(
+        &self,
+        frames: &Frames,
+        address: u64,
+        expected: Option<Leaf>,
+        leaf: Leaf,
+    ) -> Result<(), Refused> {
+        let word = self.make_entry(frames, address).ok_or(Refused::NoMemory)?;
+        let mut raw = word.load(Ordering::Relaxed);
+        // Again if the processor has only noted that it used the page.
+        while Leaf::from_raw(raw) == expected {
+            // Release: the frame's contents before the frame. Acquire: what
+            // has been done through what was there.
+            match word.compare_exchange(raw, leaf.to_raw(), Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => raw = now,
+            }
+        }
+        Err(Refused::Changed)
+    }
+
+    /// Maps a page, whatever is there, and returns that; `None` if memory is
+    /// short.
+    pub(crate) fn set(&self, frames: &Frames, address: u64, leaf: Leaf) -> Option<Option<Leaf>> {
+        let word = self.make_entry(frames, address)?;
         Some(Leaf::from_raw(word.swap(leaf.to_raw(), Ordering::AcqRel)))
     }
 
     /// Calls `change` for each page mapped from `start` to `end`; what it
-    /// returns is mapped instead.
+    /// returns is mapped instead. Nobody adds pages there meanwhile.
     pub(crate) fn update(
-        &mut self,
-        frames: &mut Frames,
+        &self,
+        frames: &Frames,
         start: u64,
         end: u64,
-        mut change: impl FnMut(&mut Frames, u64, Leaf) -> Option<Leaf>,
+        mut change: impl FnMut(u64, Leaf) -> Option<Leaf>,
     ) {
         let mut address = start;
         while address < end {
@@ -148,7 +204,7 @@ impl Tables {
                 let at = position(address, 0);
                 let raw = entry(frames, table, at).load(Ordering::Relaxed);
                 if let Some(leaf) = Leaf::from_raw(raw) {
-                    let new = change(frames, address, leaf).map_or(0, Leaf::to_raw);
+                    let new = change(address, leaf).map_or(0, Leaf::to_raw);
                     if new != raw {
                         entry(frames, table, at).store(new, Ordering::Release);
                     }
@@ -173,12 +229,12 @@ impl Tables {
     }
 
     /// Gives all tables back. Nothing may be mapped any more.
-    pub(crate) fn free(self, frames: &mut Frames) {
+    pub(crate) fn free(&self, frames: &Frames) {
         free_below(frames, self.root, 3, KERNEL_HALF);
     }
 }
 
-fn free_below(frames: &mut Frames, table: Frame, level: usize, entries: usize) {
+fn free_below(frames: &Frames, table: Frame, level: usize, entries: usize) {
     if level > 0 {
         for at in 0..entries {
             let value = entry(frames, table, at).load(Ordering::Relaxed);
@@ -208,40 +264,71 @@ mod tests {
 
     #[test]
     fn what_is_mapped_is_found_and_all_tables_come_back() {
-        let mut frames = frames(64);
+        let frames = frames(64);
         let model = frames.alloc_zeroed().expect("some");
         entry(&frames, model, 511).store(0x1003, Ordering::Relaxed);
         let before = frames.available();
-        let mut tables = Tables::new(&mut frames, model).expect("some");
+        let tables = Tables::new(&frames, 0, model).expect("some");
         let word = entry(&frames, tables.root(), 511).load(Ordering::Relaxed);
         assert_eq!(word, 0x1003, "the kernel is in all of them");
         let places = [0x1000, 0x2000, 0x40_0000, 0x7f00_0000_0000, USER_END - 4096];
         for place in places {
             assert_eq!(tables.get(&frames, place), None);
             let frame = frames.alloc().expect("some");
-            assert_eq!(tables.set(&mut frames, place, leaf(frame)), Some(None));
+            assert_eq!(tables.set(&frames, place, leaf(frame)), Some(None));
             assert_eq!(tables.get(&frames, place), Some(leaf(frame)));
         }
         let mut seen = Vec::new();
-        tables.update(&mut frames, 0, USER_END, |frames, at, leaf| {
+        tables.update(&frames, 0, USER_END, |at, leaf| {
             seen.push(at);
             frames.release(leaf.frame);
             None
         });
         assert_eq!(seen, places);
         assert_eq!(tables.get(&frames, 0x1000), None);
-        tables.free(&mut frames);
+        tables.free(&frames);
         frames.settle();
         assert_eq!(frames.available(), before);
     }
 
     #[test]
-    fn without_memory_nothing_is_mapped() {
-        let mut frames = frames(3);
+    fn of_those_who_map_a_page_at_once_one_wins() {
+        let frames = frames(600);
         let model = frames.alloc_zeroed().expect("some");
-        let mut tables = Tables::new(&mut frames, model).expect("some");
-        assert_eq!(tables.set(&mut frames, 0x1000, leaf(model)), None);
+        let tables = Tables::new(&frames, 0, model).expect("some");
+        let before = frames.available();
+        let map = || {
+            let mut won = 0_u64;
+            for number in 0..64_u64 {
+                let frame = frames.alloc().expect("some");
+                // Each 2 MiB apart: tables are made at once, too.
+                match tables.replace(&frames, number << 21, None, leaf(frame)) {
+                    Ok(()) => won += 1,
+                    Err(refused) => {
+                        assert_eq!(refused, Refused::Changed);
+                        frames.put_back(frame);
+                    }
+                }
+            }
+            won
+        };
+        let won: u64 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(map)).collect();
+            let won = threads.into_iter().map(|thread| thread.join());
+            won.map(|won| won.expect("no panic")).sum()
+        });
+        assert_eq!(won, 64);
+        // 64 pages, 64 tables of pages, and two above.
+        assert_eq!(before - frames.available(), 64 + 64 + 2);
+    }
+
+    #[test]
+    fn without_memory_nothing_is_mapped() {
+        let frames = frames(3);
+        let model = frames.alloc_zeroed().expect("some");
+        let tables = Tables::new(&frames, 0, model).expect("some");
+        assert_eq!(tables.set(&frames, 0x1000, leaf(model)), None);
         assert_eq!(tables.get(&frames, 0x1000), None);
-        tables.free(&mut frames);
+        tables.free(&frames);
     }
 }

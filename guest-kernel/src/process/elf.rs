@@ -12,7 +12,7 @@ use elf::segment::ProgramHeader;
 
 use crate::errno::{Errno, Result};
 use crate::mem::page_up;
-use crate::mem::space::Prot;
+use crate::mem::regions::Prot;
 use crate::mem::tables::USER_END;
 
 /// Bytes of the file's header.

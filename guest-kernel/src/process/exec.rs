@@ -19,7 +19,8 @@ use crate::fs::node::{Kind, NodeId, Objects};
 use crate::fs::walk::{Last, may, right};
 use crate::kernel::Kernel;
 use crate::machine::{Fpu, Registers};
-use crate::mem::space::{Backing, Prot, Purpose, Region, STACK_TOP, Sharing, Space};
+use crate::mem::regions::{Backing, Prot, Purpose, Region, Sharing};
+use crate::mem::space::{STACK_TOP, Space};
 use crate::mem::{index, page_down, page_up};
 use crate::wait::Tid;
 
@@ -67,7 +68,7 @@ impl Kernel {
                 Some((loader, parse(&self.objects, loader)?))
             }
         };
-        let mut space = Space::new(&mut self.objects.frames, self.model)?;
+        let mut space = Space::new(&self.objects.frames, self.model)?;
         let loaded = self.load(
             &mut space,
             node,
@@ -149,7 +150,7 @@ impl Kernel {
         let executable = image.executable_stack;
         let program = map_image(space, &mut self.objects, node, image, Some(base))?;
         let heap = page_up(program.end).ok_or(Errno::ENOMEM)?;
-        space.heap = (heap, heap);
+        space.set_heap(heap);
         let loader = match interpreter {
             None => None,
             Some((node, image)) => Some(map_image(space, &mut self.objects, node, image, None)?),

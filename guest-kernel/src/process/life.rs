@@ -45,7 +45,7 @@ impl Kernel {
     pub(crate) fn start_init(&mut self, program: &[u8]) -> Result<()> {
         let now = self.now();
         let memory = self.objects.frames.total() as u64 * 4096;
-        let space = Space::new(&mut self.objects.frames, self.model)?;
+        let space = Space::new(&self.objects.frames, self.model)?;
         let space = self.spaces.insert(space);
         let pid = self.new_pid();
         let path = self.install_init(program)?;
@@ -276,7 +276,8 @@ impl Kernel {
         if space.uses == 0
             && let Some(space) = self.spaces.remove(id)
         {
-            self.machine.leave_tables(space.root().0);
+            let roots: Vec<_> = space.pages().roots().collect();
+            self.machine.leave_tables(&roots);
             space.free(&mut self.objects);
         }
     }
