@@ -156,14 +156,16 @@ impl Ext4 {
     pub(crate) fn extents(&self, inode: &Inode) -> Extents {
         let mut found = Vec::new();
         if inode.flags & EXTENTS != 0 {
-            self.collect(&inode.blocks, DEEPEST, &mut found);
+            // No tree has more nodes than the image has blocks.
+            let mut nodes = self.image.len() / PAGE;
+            self.collect(&inode.blocks, DEEPEST, &mut nodes, &mut found);
         }
         found.sort_by_key(|extent| extent.first);
         Extents(found)
     }
 
     /// Adds the extents in a node of the tree and below it.
-    fn collect(&self, node: &[u8], deepest: u16, found: &mut Vec<Extent>) {
+    fn collect(&self, node: &[u8], deepest: u16, nodes: &mut usize, found: &mut Vec<Extent>) {
         let (Some(magic), Some(count), Some(depth)) = (half(node, 0), half(node, 2), half(node, 6))
         else {
             return;
@@ -190,6 +192,10 @@ impl Ext4 {
                 }
                 continue;
             }
+            let Some(left) = nodes.checked_sub(1) else {
+                return;
+            };
+            *nodes = left;
             let [h0, h1, ..] = b.to_le_bytes();
             let place = u64::from(u16::from_le_bytes([h0, h1])) << 32 | u64::from(a);
             let mut block = [0; PAGE];
@@ -198,7 +204,7 @@ impl Ext4 {
                 .and_then(|at| self.image.read_bytes(index(at), &mut block));
             if read.is_some() {
                 // A tree grows shallower towards its leaves, or it is broken.
-                self.collect(&block, depth - 1, found);
+                self.collect(&block, depth - 1, nodes, found);
             }
         }
     }
@@ -207,7 +213,9 @@ impl Ext4 {
     pub(crate) fn directory(&self, inode: &Inode) -> Vec<(Box<[u8]>, u32)> {
         let extents = self.extents(inode);
         let mut names = Vec::new();
-        for block in 0..inode.size / PAGE as u64 {
+        // A directory has no holes, so none is larger than the image.
+        let size = inode.size.min(self.image.len() as u64);
+        for block in 0..size / PAGE as u64 {
             let mut bytes = [0; PAGE];
             let read = extents
                 .find(block)
@@ -256,4 +264,155 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::mem::frames::testing::memory_of;
+
+    /// A small file system of all kinds of things, made by the tool that makes
+    /// the root images.
+    fn image(name: &str) -> Vec<u8> {
+        let name = format!("viaduct-ext4-{name}-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        let (tree, file) = (folder.join("tree"), folder.join("image"));
+        std::fs::create_dir_all(tree.join("folder")).expect("a temporary folder");
+        std::fs::write(tree.join("empty"), "").expect("written");
+        std::fs::write(tree.join("folder/short"), "short").expect("written");
+        std::fs::write(tree.join("long"), vec![7; 3 * PAGE + 1]).expect("written");
+        for (name, target) in [("near", "long".to_owned()), ("far", "x/".repeat(99))] {
+            std::os::unix::fs::symlink(target, tree.join(name)).expect("linked");
+        }
+        for number in 0..100 {
+            std::fs::write(tree.join(format!("folder/{number:040}")), "").expect("written");
+        }
+        let made = Command::new("mke2fs")
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .args([
+                "-q",
+                "-t",
+                "ext4",
+                "-b",
+                "4096",
+                "-O",
+                "^has_journal,^metadata_csum",
+            ])
+            .arg("-d")
+            .args([&tree, &file])
+            .arg("2M")
+            .status()
+            .expect("mke2fs is installed");
+        assert!(made.success());
+        let bytes = std::fs::read(&file).expect("it was made");
+        std::fs::remove_dir_all(&folder).expect("ours");
+        bytes
+    }
+
+    /// Reads all that can be reached, and returns the names.
+    fn walk(ext4: &Ext4) -> Vec<(Vec<u8>, u32)> {
+        let (mut seen, mut found, mut next) = (vec![ROOT], Vec::new(), vec![ROOT]);
+        while let Some(number) = next.pop() {
+            let Some(inode) = ext4.inode(number) else {
+                continue;
+            };
+            ext4.extents(&inode).find(0);
+            ext4.link(&inode);
+            if inode.mode >> 12 != 4 {
+                continue;
+            }
+            for (name, number) in ext4.directory(&inode) {
+                found.push((name.to_vec(), number));
+                if !seen.contains(&number) {
+                    seen.push(number);
+                    next.push(number);
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn what_mke2fs_writes_is_read() {
+        let ext4 = Ext4::open(memory_of(&image("read"))).expect("a file system");
+        let names = walk(&ext4);
+        let inode = |wanted: &[u8]| {
+            let mut names = names.iter();
+            let found = names.find(|(name, _)| name == wanted).expect("a name");
+            ext4.inode(found.1).expect("an inode")
+        };
+        // Besides ours there is lost+found.
+        assert_eq!(names.len(), 5 + 1 + 100 + 1);
+        assert_eq!((inode(b"empty").size, inode(b"empty").mode >> 12), (0, 8));
+        let long = inode(b"long");
+        assert_eq!(long.size, 3 * PAGE as u64 + 1);
+        let extents = ext4.extents(&long);
+        let mut page = [0; PAGE];
+        let at = extents.find(3).expect("its last block");
+        ext4.image.read_bytes(index(at), &mut page).expect("inside");
+        assert_eq!(page[..2], [7, 0]);
+        assert_eq!(extents.find(4), None);
+        assert_eq!(&*ext4.link(&inode(b"near")), b"long");
+        assert_eq!(ext4.link(&inode(b"far")).len(), 198);
+        assert_eq!(inode(b"short").size, 5);
+    }
+
+    #[test]
+    fn a_broken_image_leaves_something_out_and_nothing_else() {
+        let good = image("broken");
+        assert!(Ext4::open(memory_of(&good[..1024])).is_none());
+        // What is not zero matters: fields, pointers, names.
+        let used: Vec<_> = (SUPER_BLOCK..good.len())
+            .filter(|at| good[*at] != 0)
+            .collect();
+        let memory = memory_of(&good);
+        for (turn, at) in used.iter().enumerate().step_by(97) {
+            for value in [0_u8, 1, 0x80, 0xff] {
+                memory.write_bytes(*at, &[value]).expect("inside");
+                // Two at once, now and then.
+                let other = used[turn * 31 % used.len()];
+                memory.write_bytes(other, &[0xff]).expect("inside");
+                if let Some(ext4) = Ext4::open(memory) {
+                    walk(&ext4);
+                }
+                for at in [*at, other] {
+                    memory.write_bytes(at, &good[at..=at]).expect("inside");
+                }
+            }
+        }
+        assert!(Ext4::open(memory).is_some_and(|ext4| walk(&ext4).len() == 107));
+    }
+
+    #[test]
+    fn a_tree_whose_branches_all_meet_again_ends() {
+        // A block for each level, all of whose entries lead to the next: 340
+        // to the fifth ways to the end, which is no extent.
+        let mut bytes = vec![0; 64 * PAGE];
+        for level in 0..=DEEPEST {
+            let mut node = Vec::new();
+            for word in [EXTENT_MAGIC, 340, 340, DEEPEST - level, 0, 0] {
+                node.extend_from_slice(&word.to_le_bytes());
+            }
+            let next = u32::from(level + 1) % 6;
+            for _ in 0..340 {
+                for word in [0, next, 0] {
+                    node.extend_from_slice(&word.to_le_bytes());
+                }
+            }
+            let at = usize::from(level) * PAGE;
+            bytes[at..at + node.len()].copy_from_slice(&node);
+        }
+        let ext4 = Ext4 {
+            image: memory_of(&bytes),
+            inodes_per_group: 1,
+            inode_size: 128,
+            descriptor_size: 32,
+            inodes: 1,
+        };
+        let (mut nodes, mut found) = (64, Vec::new());
+        ext4.collect(&bytes[..PAGE], DEEPEST, &mut nodes, &mut found);
+        assert_eq!((nodes, found.len() <= 64 * 340), (0, true));
+    }
 }

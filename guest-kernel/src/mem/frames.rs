@@ -341,6 +341,15 @@ pub(crate) mod testing {
         unsafe { SharedMem::new(base, count * PAGE) }
     }
 
+    /// Memory that holds a copy of some bytes, and zeros to the next page.
+    pub(crate) fn memory_of(bytes: &[u8]) -> SharedMem {
+        let count = bytes.len().div_ceil(PAGE);
+        let memory = ram(count);
+        memory.write_bytes(0, &vec![0; count * PAGE]).expect("all");
+        memory.write_bytes(0, bytes).expect("there is room");
+        memory
+    }
+
     /// So many frames on each of some nodes, with a processor each.
     pub(crate) fn frames_of_nodes(nodes: u32, each: usize) -> Frames {
         let bytes = (each * PAGE) as u64;
