@@ -212,8 +212,8 @@ impl Kernel {
         Viewer {
             root: process.root,
             directory: process.directory,
-            uid: process.owner.effective_uid,
-            gid: process.owner.effective_gid,
+            uid: process.owner.user.effective,
+            gid: process.owner.group.effective,
         }
     }
 
@@ -222,8 +222,8 @@ impl Kernel {
         let now = self.wall();
         let owner = &self.process_of(tid).owner;
         Maker {
-            uid: owner.effective_uid,
-            gid: owner.effective_gid,
+            uid: owner.user.effective,
+            gid: owner.group.effective,
             now,
         }
     }

@@ -283,7 +283,7 @@ impl Kernel {
         let mut viewer = self.viewer(tid);
         if flags & AT_EACCESS == 0 {
             let owner = &self.process_of(tid).owner;
-            (viewer.uid, viewer.gid) = (owner.uid, owner.gid);
+            (viewer.uid, viewer.gid) = (owner.user.real, owner.group.real);
         }
         let allowed = match place {
             Place::Node(id) => may(&self.objects, id, &viewer, rights),
@@ -311,7 +311,7 @@ impl Kernel {
 
     /// Whether a thread may change what belongs to a node's owner.
     fn owns(&mut self, tid: Tid, id: NodeId) -> Result<()> {
-        let uid = self.process_of(tid).owner.effective_uid;
+        let uid = self.process_of(tid).owner.user.effective;
         match uid == 0 || uid == self.objects.node(id).meta.uid {
             true => Ok(()),
             false => Err(Errno::EPERM),
@@ -347,7 +347,7 @@ impl Kernel {
     }
 
     fn set_owner(&mut self, tid: Tid, id: NodeId, uid: u32, gid: u32) -> Outcome {
-        if self.process_of(tid).owner.effective_uid != 0 {
+        if !self.process_of(tid).owner.is_privileged() {
             return Err(Errno::EPERM.into());
         }
         let now = self.wall();

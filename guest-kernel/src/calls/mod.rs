@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod events;
+mod identity;
 mod locks;
 mod memory;
 mod metadata;
@@ -15,6 +16,7 @@ mod signals;
 mod sockets;
 mod system;
 mod terminals;
+mod threads;
 mod time;
 mod transfer;
 
@@ -22,6 +24,8 @@ use alloc::format;
 use alloc::string::String;
 
 use linux_raw_sys::general as nr;
+
+use identity::Kind;
 
 use crate::errno::{Errno, Outcome};
 use crate::kernel::Kernel;
@@ -194,18 +198,18 @@ calls! { k, tid, a, call;
     __NR_setpgid => k.setpgid(tid, low(a[0]), low(a[1])),
     __NR_getsid => k.getsid(tid, low(a[0])),
     __NR_setsid => k.setsid(tid),
-    __NR_getuid => Ok(k.process_of(tid).owner.uid.into()),
-    __NR_geteuid => Ok(k.process_of(tid).owner.effective_uid.into()),
-    __NR_getgid => Ok(k.process_of(tid).owner.gid.into()),
-    __NR_getegid => Ok(k.process_of(tid).owner.effective_gid.into()),
-    __NR_getresuid => k.getres(tid, a, false),
-    __NR_getresgid => k.getres(tid, a, true),
-    __NR_setuid => k.setuid(tid, low(a[0])),
-    __NR_setgid => k.setgid(tid, low(a[0])),
-    __NR_setreuid => k.setresuid(tid, low(a[0]), low(a[1]), u32::MAX),
-    __NR_setregid => k.setresgid(tid, low(a[0]), low(a[1]), u32::MAX),
-    __NR_setresuid => k.setresuid(tid, low(a[0]), low(a[1]), low(a[2])),
-    __NR_setresgid => k.setresgid(tid, low(a[0]), low(a[1]), low(a[2])),
+    __NR_getuid => Ok(k.process_of(tid).owner.user.real.into()),
+    __NR_geteuid => Ok(k.process_of(tid).owner.user.effective.into()),
+    __NR_getgid => Ok(k.process_of(tid).owner.group.real.into()),
+    __NR_getegid => Ok(k.process_of(tid).owner.group.effective.into()),
+    __NR_getresuid => k.get_ids(tid, Kind::User, a),
+    __NR_getresgid => k.get_ids(tid, Kind::Group, a),
+    __NR_setuid => k.set_id(tid, Kind::User, low(a[0])),
+    __NR_setgid => k.set_id(tid, Kind::Group, low(a[0])),
+    __NR_setreuid => k.set_ids(tid, Kind::User, [low(a[0]), low(a[1]), u32::MAX]),
+    __NR_setregid => k.set_ids(tid, Kind::Group, [low(a[0]), low(a[1]), u32::MAX]),
+    __NR_setresuid => k.set_ids(tid, Kind::User, [low(a[0]), low(a[1]), low(a[2])]),
+    __NR_setresgid => k.set_ids(tid, Kind::Group, [low(a[0]), low(a[1]), low(a[2])]),
     __NR_getgroups => k.getgroups(tid, a[0], a[1]),
     __NR_setgroups => k.setgroups(tid, a[0], a[1]),
     __NR_set_tid_address => k.set_tid_address(tid, a[0]),

@@ -39,7 +39,7 @@ impl Kernel {
             S_IFIFO => Kind::Fifo(None),
             S_IFSOCK => Kind::Socket,
             _ if is_device(mode) => {
-                if self.process_of(tid).owner.effective_uid != 0 {
+                if !self.process_of(tid).owner.is_privileged() {
                     return Err(Errno::EPERM.into());
                 }
                 let (major, minor) = device_parts(device);
@@ -234,7 +234,7 @@ impl Kernel {
         let slot = self.resolve(tid, &path, Last::Follow)?;
         let place = slot.found.ok_or(Errno::ENOENT)?;
         self.check_directory(tid, place)?;
-        if self.process_of(tid).owner.effective_uid != 0 {
+        if !self.process_of(tid).owner.is_privileged() {
             return Err(Errno::EPERM.into());
         }
         let Place::Node(id) = place else {

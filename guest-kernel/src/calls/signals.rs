@@ -173,8 +173,10 @@ impl Kernel {
         let Some(target) = self.processes.get(&pid) else {
             return false;
         };
-        let theirs = [target.owner.uid, target.owner.saved_uid];
-        me.effective_uid == 0 || theirs.contains(&me.uid) || theirs.contains(&me.effective_uid)
+        let theirs = [target.owner.user.real, target.owner.user.saved];
+        me.user.effective == 0
+            || theirs.contains(&me.user.real)
+            || theirs.contains(&me.user.effective)
     }
 
     pub(crate) fn kill(&mut self, tid: Tid, which: i32, number: u32) -> Outcome {
@@ -223,7 +225,7 @@ impl Kernel {
             return;
         }
         let me = self.pid_of(tid);
-        let uid = self.process_of(tid).owner.uid;
+        let uid = self.process_of(tid).owner.user.real;
         self.send_to_process(pid, Info::from_process(signal, 0, me, uid));
     }
 
@@ -239,7 +241,7 @@ impl Kernel {
         }
         if signal != 0 {
             let me = self.pid_of(tid);
-            let uid = self.process_of(tid).owner.uid;
+            let uid = self.process_of(tid).owner.user.real;
             self.send_to_thread(target, Info::from_process(signal, SI_TKILL, me, uid));
         }
         Ok(0)

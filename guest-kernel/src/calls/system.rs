@@ -73,7 +73,7 @@ impl Kernel {
     }
 
     pub(crate) fn reboot(&mut self, tid: Tid, command: u32) -> Outcome {
-        if self.process_of(tid).owner.effective_uid != 0 {
+        if !self.process_of(tid).owner.is_privileged() {
             return Err(Errno::EPERM.into());
         }
         match command {

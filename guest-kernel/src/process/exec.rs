@@ -317,10 +317,10 @@ impl Kernel {
         let meta = self.objects.node(node).meta;
         let owner = &mut self.process_of(tid).owner;
         if meta.mode & S_ISUID != 0 {
-            owner.effective_uid = meta.uid;
+            owner.user.effective = meta.uid;
         }
-        owner.saved_uid = owner.effective_uid;
-        owner.saved_gid = owner.effective_gid;
+        owner.user.saved = owner.user.effective;
+        owner.group.saved = owner.group.effective;
     }
 }
 

@@ -13,6 +13,7 @@ use linux_raw_sys::general::{
     RLIM_NLIMITS, RLIMIT_CORE, RLIMIT_MEMLOCK, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK,
 };
 
+use crate::errno::{Errno, Result};
 use crate::fs::Place;
 use crate::fs::node::NodeId;
 use crate::machine::{Fpu, Registers};
@@ -53,16 +54,57 @@ pub(crate) enum State {
     Ended(Ending),
 }
 
-/// User and group.
+/// The ids of a user or a group that a process has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ids {
+    pub(crate) real: u32,
+    pub(crate) effective: u32,
+    pub(crate) saved: u32,
+}
+
+impl Ids {
+    /// As setuid and setgid: all three if the caller may do anything, else
+    /// the effective one to another of its own.
+    pub(crate) fn set(&mut self, id: u32, privileged: bool) -> Result<()> {
+        if privileged {
+            (self.real, self.saved) = (id, id);
+        } else if ![self.real, self.saved].contains(&id) {
+            return Err(Errno::EPERM);
+        }
+        self.effective = id;
+        Ok(())
+    }
+
+    /// As setresuid and setresgid: real, effective and saved, each left alone
+    /// if it is `u32::MAX`.
+    pub(crate) fn set_all(&mut self, wanted: [u32; 3], privileged: bool) -> Result<()> {
+        let known = [self.real, self.effective, self.saved, u32::MAX];
+        if !privileged && !wanted.iter().all(|id| known.contains(id)) {
+            return Err(Errno::EPERM);
+        }
+        let places = [&mut self.real, &mut self.effective, &mut self.saved];
+        for (id, place) in wanted.into_iter().zip(places) {
+            if id != u32::MAX {
+                *place = id;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// User and groups.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Owner {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) effective_uid: u32,
-    pub(crate) effective_gid: u32,
-    pub(crate) saved_uid: u32,
-    pub(crate) saved_gid: u32,
+    pub(crate) user: Ids,
+    pub(crate) group: Ids,
     pub(crate) groups: Vec<u32>,
+}
+
+impl Owner {
+    /// Whether it may do what is not everybody's.
+    pub(crate) fn is_privileged(&self) -> bool {
+        self.user.effective == 0
+    }
 }
 
 /// Processor time in ns.
@@ -188,4 +230,27 @@ pub(crate) struct Thread {
     pub(crate) name: [u8; 16],
     /// The process it has borrowed its memory to runs in it.
     pub(crate) vfork_child: Option<Pid>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gave_its_rights_up_gets_back_only_what_it_kept() {
+        let mut ids = Ids::default();
+        assert_eq!(ids.set_all([1000, 1000, 0], true), Ok(()));
+        assert_eq!(ids.set(7, false), Err(Errno::EPERM));
+        assert_eq!(ids.set(0, false), Ok(()));
+        assert_eq!((ids.real, ids.effective, ids.saved), (1000, 0, 0));
+        assert_eq!(ids.set(1000, true), Ok(()));
+        assert_eq!(ids.set(0, false), Err(Errno::EPERM));
+        let same = [u32::MAX, 1000, u32::MAX];
+        assert_eq!(ids.set_all(same, false), Ok(()));
+        assert_eq!(
+            ids.set_all([0, u32::MAX, u32::MAX], false),
+            Err(Errno::EPERM)
+        );
+        assert_eq!((ids.real, ids.effective, ids.saved), (1000, 1000, 1000));
+    }
 }
