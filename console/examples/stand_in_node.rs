@@ -269,7 +269,7 @@ fn regions(arguments: &[String], node: NodeId) -> Result<ControlRegion, String> 
         if kind == RegionKind::Memory {
             assert_eq!(header.uuid, control_header.uuid);
             let share = config.shares[usize::try_from(header.owner).expect("small")];
-            assert_eq!(header.content_len, share.memory);
+            assert_eq!(header.content_len, share.room());
             owners.push(header.owner);
         }
     }

@@ -200,7 +200,7 @@ impl VmArgs {
     }
 }
 
-/// Seconds that a guest gets to take or give a vCPU.
+/// Seconds that a guest gets to take or give a vCPU, or memory.
 const CHANGE_SECONDS: u64 = 60;
 
 #[derive(Debug, Subcommand)]
@@ -241,6 +241,27 @@ pub(crate) enum DirectCommand {
         #[command(flatten)]
         args: DirectArgs,
     },
+    /// Give the guest memory of a node, or ask for memory back that it got so.
+    Memory {
+        #[command(flatten)]
+        amount: Amount,
+        /// The node.
+        #[arg(long, value_name = "N")]
+        on: u16,
+        #[command(flatten)]
+        args: DirectArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Amount {
+    /// So much more: whole blocks of 128M.
+    #[arg(long, value_name = "SIZE")]
+    pub add: Option<Size>,
+    /// So much less.
+    #[arg(long, value_name = "SIZE")]
+    pub remove: Option<Size>,
 }
 
 #[derive(Debug, Args)]

@@ -31,6 +31,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use clap::error::ErrorKind;
 use guest_linux_config::agent_client::AgentClient;
+use rack::Size;
 
 use cli::{Cli, Command, ConsoleArgs, DirectCommand, ExecArgs, ShowArgs, StatusArgs, UpArgs};
 use machine::Plan;
@@ -144,6 +145,20 @@ fn direct(command: DirectCommand) -> Result<u8> {
             to: (node, core),
             args,
         } => (Direct::Move { vcpu, node, core }, args),
+        DirectCommand::Memory {
+            amount,
+            on: node,
+            args,
+        } => {
+            let change = match (amount.add, amount.remove) {
+                (Some(Size(bytes)), _) => Direct::AddMemory { node, bytes },
+                (None, size) => Direct::RemoveMemory {
+                    node,
+                    bytes: size.map_or(0, |size| size.0),
+                },
+            };
+            (change, args)
+        }
     };
     progress::say("waiting for the guest");
     client::direct(&args.target.name, change, args.timeout).map(|()| 0)

@@ -55,14 +55,14 @@ pub(crate) enum Request {
     Wait { job: u32, milliseconds: u64 },
     /// Start a node anew.
     Join { node: u16 },
-    /// Change the VM's vCPUs past the cluster's tables; it may take so many
+    /// Change the VM's vCPUs or memory past the cluster's tables; it may take so many
     /// seconds.
     Direct { change: Direct, seconds: u64 },
     /// Stop; the guest gets so many seconds to switch itself off.
     Down { seconds: u64 },
 }
 
-/// What of the running VM's vCPUs is to change.
+/// What of the running VM is to change.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Direct {
@@ -78,6 +78,10 @@ pub(crate) enum Direct {
         node: u16,
         core: Option<u16>,
     },
+    /// So much memory comes from this node.
+    AddMemory { node: u16, bytes: u64 },
+    /// So much goes back to it.
+    RemoveMemory { node: u16, bytes: u64 },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -136,9 +140,16 @@ pub(crate) struct VmReport {
     pub vcpus_seen: u32,
     /// vCPUs that there is room for.
     pub vcpus_max: u32,
+    /// Memory that the operator wants.
     pub memory_bytes: u64,
     /// Shared memory besides that, which the nodes need to share it.
     pub metadata_bytes: u64,
+    /// Memory that the nodes have given.
+    pub memory_granted_bytes: u64,
+    /// Memory that the guest has taken into use.
+    pub memory_seen_bytes: u64,
+    /// Memory that there is room for.
+    pub memory_max_bytes: u64,
     /// Why it does not run any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -156,9 +167,15 @@ pub(crate) struct NodeReport {
     /// What it says of its replica of the tables, once it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replica: Option<ReplicaReport>,
-    /// What it gives, and where that begins in the VM's memory.
+    /// What it has given from the start, and where that begins in the VM's
+    /// memory.
     pub memory_bytes: u64,
     pub memory_offset_bytes: u64,
+    /// What it has given since, what the guest has taken into use of that, and
+    /// what it could give.
+    pub memory_added_bytes: u64,
+    pub memory_added_seen_bytes: u64,
+    pub memory_free_bytes: u64,
     pub pid: i32,
     /// In the order in which operators want to see them.
     pub counters: Vec<(String, u64)>,

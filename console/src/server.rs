@@ -186,13 +186,22 @@ impl Server {
         }
     }
 
-    /// Changes the VM's vCPUs, until the guest has confirmed it.
+    /// Changes the VM's vCPUs or memory, until the guest has confirmed it.
     fn direct(&self, change: Direct, limit: Duration) -> Result<(), String> {
         if let Some(reason) = self.reason() {
             return Err(reason);
         }
         let rack = &self.machine.rack;
+        let size = rack::Size;
         let done = match change {
+            Direct::AddMemory { node, bytes } => {
+                let added = rack.add_memory(NodeId(node), size(bytes), limit);
+                return added.map_err(|why| why.to_string());
+            }
+            Direct::RemoveMemory { node, bytes } => {
+                let removed = rack.remove_memory(NodeId(node), size(bytes), limit);
+                return removed.map_err(|why| why.to_string());
+            }
             Direct::Resize { vcpus } => rack.resize_vcpus(vcpus, limit),
             Direct::Add { vcpu, node } => {
                 rack.grant_vcpus(&[VcpuId(vcpu)], node.map(NodeId), limit)
@@ -248,6 +257,9 @@ impl Server {
                     vcpus: node.vcpus,
                     memory_bytes: node.memory,
                     memory_offset_bytes: node.memory_offset,
+                    memory_added_bytes: node.hot_memory.granted,
+                    memory_added_seen_bytes: node.hot_memory.seen,
+                    memory_free_bytes: node.hot_memory.free,
                     pid: node.pid,
                     counters: named(&node.counters),
                     ipis_to: node.ipis_to.clone(),
@@ -360,8 +372,11 @@ fn vm_report(status: &RackStatus, reason: Option<String>) -> VmReport {
         vcpus_granted: status.vcpus.granted,
         vcpus_seen: status.vcpus.seen,
         vcpus_max: status.vcpus.most,
-        memory_bytes: status.vm_spec.memory.0,
         metadata_bytes: status.metadata,
+        memory_bytes: status.memory.desired,
+        memory_granted_bytes: status.memory.granted,
+        memory_seen_bytes: status.memory.seen,
+        memory_max_bytes: status.memory.most,
         reason,
     }
 }

@@ -33,14 +33,14 @@ fn duration(seconds: f64) -> String {
 pub(crate) fn status(report: &Report) -> String {
     let vm = &report.vm;
     let mut text = format!(
-        "rack  {}: {} node(s), {}, up {}\nvm    {}: {}, {} of memory\n",
+        "rack  {}: {} node(s), {}, up {}\nvm    {}: {}, {}\n",
         report.name,
         report.nodes.len(),
         report.accelerator,
         duration(report.uptime_seconds),
         vm.state,
         vcpu_numbers(vm),
-        Size(vm.memory_bytes),
+        memory_numbers(vm),
     );
     if let Some(reason) = &vm.reason {
         text += &format!("      {reason}\n");
@@ -136,6 +136,20 @@ fn vcpu_numbers(vm: &VmReport) -> String {
     }
 }
 
+/// How much memory; if the sides disagree, what each says.
+fn memory_numbers(vm: &VmReport) -> String {
+    let all = [vm.memory_granted_bytes, vm.memory_seen_bytes];
+    let desired = Size(vm.memory_bytes);
+    match all.iter().all(|bytes| *bytes == vm.memory_bytes) {
+        true => format!("{desired} of memory"),
+        false => format!(
+            "{desired} of memory wanted, {} granted, {} seen by the guest",
+            Size(vm.memory_granted_bytes),
+            Size(vm.memory_seen_bytes)
+        ),
+    }
+}
+
 pub(crate) fn nodes(report: &Report) -> String {
     let mut table = table(&["NODE", "ROLE", "STATE", "CORES", "VCPUS", "MEMORY", "PID"]);
     let rows = report.cluster.iter().flat_map(|cluster| &cluster.nodes);
@@ -165,18 +179,25 @@ fn percent(part: u64, of: u64) -> String {
     }
 }
 
-/// Which node gives which part of the VM's memory; and of how much of it the
-/// node has mappings, how much of that by large pages and how much on others.
+/// Which node gives which part of the VM's memory: at the start, since then,
+/// how much the guest uses of it and how much it could still get. And of how
+/// much of it the node has mappings, how much of that by large pages and how
+/// much on others.
 pub(crate) fn memory(report: &Report) -> String {
-    let mut table = table(&["NODE", "FROM", "GIVES", "SHARE", "MAPS", "LARGE", "REMOTE"]);
-    let total = report.vm.memory_bytes;
+    let mut table = table(&[
+        "NODE", "FROM", "GIVES", "ADDED", "SEEN", "FREE", "SHARE", "MAPS", "LARGE", "REMOTE",
+    ]);
+    let total = report.vm.memory_granted_bytes;
     for node in &report.nodes {
         let mapped = node.counter("memory_mapped_bytes");
         table.add_row([
             node.id.to_string(),
             Size(node.memory_offset_bytes).to_string(),
             Size(node.memory_bytes).to_string(),
-            percent(node.memory_bytes, total),
+            Size(node.memory_added_bytes).to_string(),
+            Size(node.memory_bytes + node.memory_added_seen_bytes).to_string(),
+            Size(node.memory_free_bytes).to_string(),
+            percent(node.memory_bytes + node.memory_added_bytes, total),
             Size(mapped).to_string(),
             percent(node.counter("memory_mapped_large_bytes"), mapped),
             percent(node.counter("memory_mapped_remote_bytes"), mapped),
@@ -285,6 +306,9 @@ mod tests {
                 vcpus_max: 2,
                 memory_bytes: 1 << 30,
                 metadata_bytes: 4 << 20,
+                memory_granted_bytes: 1 << 30,
+                memory_seen_bytes: 1 << 30,
+                memory_max_bytes: 2 << 30,
                 reason: None,
             },
             cluster: None,
@@ -297,6 +321,9 @@ mod tests {
                 vcpus: 2,
                 memory_bytes: 1 << 30,
                 memory_offset_bytes: 0,
+                memory_added_bytes: 0,
+                memory_added_seen_bytes: 0,
+                memory_free_bytes: 1 << 30,
                 pid: 4711,
                 counters: vec![
                     ("memory_mapped_bytes".into(), 512 << 20),
@@ -336,12 +363,15 @@ mod tests {
         report.vm.vcpus_seen = 1;
         let text = status(&report);
         assert!(text.contains("2 vCPU(s) wanted, 1 granted, 1 seen by the guest, 1G"));
+        report.vm.memory_granted_bytes = 3 << 29;
+        let text = status(&report);
+        assert!(text.contains("1G of memory wanted, 1536M granted, 1G seen by the guest"));
     }
 
     #[test]
     fn the_memory_of_a_node_is_given_and_mapped() {
-        let expected = "NODE  FROM  GIVES  SHARE  MAPS  LARGE  REMOTE\n\
-                        0     0     1G     100%   512M  75%    0%\n";
+        let expected = "NODE  FROM  GIVES  ADDED  SEEN  FREE  SHARE  MAPS  LARGE  REMOTE\n\
+                        0     0     1G     0      1G    1G    100%   512M  75%    0%\n";
         assert!(memory(&report()).starts_with(expected));
         assert!(memory(&report()).contains("memory_mapped_bytes        536870912\n"));
         let overhead = "\nshared metadata: 4096 KiB, 0.39% of the VM's memory\n";

@@ -217,19 +217,24 @@ impl View {
         Table::new(rows, widths).header(Row::new(header).bold())
     }
 
-    /// The VM's memory from its start to its end, in the colours of the nodes
-    /// that give it.
+    /// The VM's memory from its start to its end, what it booted with and then
+    /// what came later, in the colours of the nodes that give it.
     fn slices(&self, width: u16) -> Vec<Line<'static>> {
-        let total = self.last.vm.memory_bytes.max(1);
-        let width = u64::from(width);
-        let spans = self.last.nodes.iter().map(|node| {
-            let end = node.memory_offset_bytes + node.memory_bytes;
-            let cells = end * width / total - node.memory_offset_bytes * width / total;
-            let digit = char::from_digit(u32::from(node.id % 10), 10).unwrap_or('?');
+        let nodes = &self.last.nodes;
+        let booted = nodes.iter().map(|node| (node.id, node.memory_bytes));
+        let added = nodes.iter().map(|node| (node.id, node.memory_added_bytes));
+        let parts = booted.chain(added);
+        let total: u64 = parts.clone().map(|(_, bytes)| bytes).sum();
+        let cells = |bytes: u64| bytes * u64::from(width) / total.max(1);
+        let mut start = 0;
+        let spans = parts.map(|(node, bytes)| {
+            let count = cells(start + bytes) - cells(start);
+            start += bytes;
+            let digit = char::from_digit(u32::from(node % 10), 10).unwrap_or('?');
             let text = digit
                 .to_string()
-                .repeat(usize::try_from(cells).unwrap_or(0));
-            Span::styled(text, colour(node.id))
+                .repeat(usize::try_from(count).unwrap_or(0));
+            Span::styled(text, colour(node))
         });
         vec![
             Line::from("SLICES BY NODE".bold()),

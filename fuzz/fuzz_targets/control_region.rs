@@ -16,8 +16,8 @@ use libfuzzer_sys::fuzz_target;
 use vmm_shared::addr::{MAX_NODES, MAX_VCPUS, NodeId, VcpuId};
 use vmm_shared::coherence::{Access, CoherenceMap, NodeSet};
 use vmm_shared::control::{
-    BUNDLE_OFFSET, BootConfig, ControlRegion, Counter, NodeState, RingId, VmState,
-    coherence_geometry, first_places,
+    BUNDLE_OFFSET, BlockId, BlockOrder, BlockState, BootConfig, ControlRegion, Counter, MAX_BLOCKS,
+    NodeState, RingId, VmState, coherence_geometry, first_places,
 };
 use vmm_shared::membership::Watch;
 use vmm_shared::region::{CONTENT_OFFSET, RegionHeader};
@@ -27,7 +27,7 @@ use vmm_shared::shm::SharedMem;
 const TABLE: u64 = 1 << 20;
 const LEN: usize = (CONTENT_OFFSET + BUNDLE_OFFSET + TABLE) as usize;
 /// Where it matters: offsets into the content, and how much there is.
-const PLACES: [(usize, usize); 10] = [
+const PLACES: [(usize, usize); 11] = [
     (0, 0x1000),
     (0x1000, 0x2000),
     (0x3000, 0x100),
@@ -35,6 +35,7 @@ const PLACES: [(usize, usize); 10] = [
     (0x9_0000, 192),
     (0x10_0000, 192),
     (0x32_0000, 0x4000),
+    (0x3f_0000, 0x4000),
     (0x70_0000, 0x1040),
     (0x71_0000, 0x4000),
     (BUNDLE_OFFSET as usize, 0x4000),
@@ -96,6 +97,7 @@ fuzz_target!(|input: Input| {
     configuration(&control, &config);
     let (node, vcpu) = (NodeId(input.node), VcpuId(input.vcpu));
     records(&control, node);
+    block(&control, BlockId(node.0));
     vcpu_home(&control, vcpu, &input.bytes);
     rings(&control, &input.bytes);
     membership(&control, region, &input);
@@ -138,6 +140,20 @@ fn records(control: &ControlRegion, node: NodeId) {
     if let Some(pages) = control.proof(node).and_then(Pages::new) {
         let _ = pages.outcome();
         pages.help();
+    }
+}
+
+fn block(control: &ControlRegion, block: BlockId) {
+    let record = control.block(block);
+    assert_eq!(record.is_some(), usize::from(block.0) < MAX_BLOCKS);
+    if let Some(record) = record {
+        let is_present = record.state().is_some_and(BlockState::is_present);
+        assert_eq!(record.is_present(), is_present);
+        let (order, outcome) = (record.order(), record.outcome());
+        if record.ask(BlockOrder::Reclaim).is_ok() {
+            assert_eq!(order, None, "one order at a time");
+            record.settle(BlockOrder::Reclaim, outcome);
+        }
     }
 }
 
@@ -224,7 +240,7 @@ fn coherence(control: &ControlRegion, region: SharedMem, input: &Input) {
         cores: 1,
         vcpus: 1,
         max_vcpus: 1,
-        reserved: 0,
+        blocks: 0,
     };
     let Some(map) = CoherenceMap::new(table, coherence_geometry(&[share, share])) else {
         panic!("the table has room for two nodes");

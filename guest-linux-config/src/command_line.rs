@@ -3,7 +3,7 @@
 use crate::Root;
 
 /// The words that every guest gets, each with its reason.
-pub const DEFAULT_WORDS: [(&str, &str); 6] = [
+pub const DEFAULT_WORDS: [(&str, &str); 7] = [
     (
         "console=ttyS0",
         "the 8250 is built in; a virtio console would come too late for early messages",
@@ -21,8 +21,12 @@ pub const DEFAULT_WORDS: [(&str, &str); 6] = [
         "the kernel would probe three more ports that nothing answers",
     ),
     (
-        "memhp_default_state=online",
-        "memory that is added is used without a helper in the guest",
+        "memhp_default_state=online_movable",
+        "memory that is added is used without a helper in the guest, and for nothing that could not be moved away when it is to go again",
+    ),
+    (
+        "swiotlb=noforce",
+        "with addresses for memory to come above 4 GiB the kernel would keep 64 MiB for devices that can't reach them; ours can",
     ),
     (
         "panic=-1",

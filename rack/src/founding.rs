@@ -13,12 +13,13 @@ use control_plane::place::plan::plan;
 use control_plane::place::steps::steps;
 use control_plane::policy::text;
 use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
-use vmm_shared::control::NodeShare;
+use vmm_shared::control::{BLOCK_SIZE, MAX_BLOCKS, NodeShare};
 use vmm_shared::log::{At, Clock, MemberId, StateMachine};
 use zerocopy::IntoBytes;
 
 use crate::error::RackError;
-use crate::spec::{LEAST_MEMORY, NodeSpec, RackSpec, Role, VmSpec};
+use crate::size::Size;
+use crate::spec::{LEAST_MEMORY, MOST_MEMORY, NodeSpec, RackSpec, Role, VmSpec};
 
 /// The rack's one VM.
 pub const VM: VmId = VmId(0);
@@ -80,7 +81,7 @@ pub(crate) fn found<C: Clock>(
             cores: spec.cores,
             vcpus: share.vcpus,
             max_vcpus: share.vcpus,
-            reserved: 0,
+            blocks: 0,
         }
     };
     let mut shares: Vec<NodeShare> = (0..).map(NodeId).zip(&rack.nodes).map(given).collect();
@@ -88,6 +89,8 @@ pub(crate) fn found<C: Clock>(
     for (share, room) in shares.iter_mut().zip(room(vm.max_vcpus, &vcpus, rack)) {
         share.max_vcpus = room;
     }
+    let limits: Vec<_> = rack.nodes.iter().map(|node| node.most_memory(vm)).collect();
+    add_blocks(&mut shares, &limits, vm);
     Ok(Founding {
         shares,
         entries: draft.entries,
@@ -112,6 +115,25 @@ fn room(max: u32, vcpus: &[u32], rack: &RackSpec) -> Vec<u32> {
     room
 }
 
+/// Room for memory that may come later: of each node as much as it can give, in
+/// whole blocks, and one by one in turn if that is more than a VM can have.
+fn add_blocks(shares: &mut [NodeShare], limits: &[Size], vm: &VmSpec) {
+    let addresses = MOST_MEMORY.saturating_sub(vm.memory.0) / BLOCK_SIZE;
+    let mut left = addresses.min(MAX_BLOCKS as u64);
+    loop {
+        let before = left;
+        for (share, Size(limit)) in shares.iter_mut().zip(limits) {
+            if left > 0 && share.room() + BLOCK_SIZE <= *limit {
+                share.blocks += 1;
+                left -= 1;
+            }
+        }
+        if left == before {
+            break;
+        }
+    }
+}
+
 /// So many vCPUs and bytes in the scheduler's units.
 fn share(vcpus: u32, memory: u64) -> Share {
     let slices = u32::try_from(memory / LARGE_PAGE_SIZE).unwrap_or(u32::MAX);
@@ -121,7 +143,7 @@ fn share(vcpus: u32, memory: u64) -> Share {
 /// What a node can give, if so many vCPUs share a core.
 fn size(node: &NodeSpec, vm: &VmSpec, crowd: u32) -> Share {
     match node.role {
-        Role::Data => share(node.cores * crowd, node.memory.unwrap_or(vm.memory).0),
+        Role::Data => share(node.cores * crowd, node.most_memory(vm).0),
         Role::Control => Share::NONE,
     }
 }
@@ -304,6 +326,30 @@ mod tests {
         assert_eq!(room(&[1, 3], 1, 4), [1, 3]);
         assert_eq!(room(&[1, 1], 4, 6), [3, 3]);
         assert_eq!(room(&[2], 2, 2), [2]);
+    }
+
+    #[test]
+    fn there_is_room_for_the_memory_that_nodes_have_left() {
+        let blocks = |limits: &[Option<u64>], memory| {
+            let nodes: Vec<_> = limits.iter().map(|limit| (1, *limit)).collect();
+            let vm = VmSpec {
+                vcpus: 1,
+                max_vcpus: 1,
+                memory: Size::mib(memory),
+            };
+            let rack = rack(&nodes).with_control(1).expect("few");
+            let shares = founded(&rack, &vm).shares;
+            shares.iter().map(|share| share.blocks).collect::<Vec<_>>()
+        };
+        // Without a limit: as much again as the VM starts with.
+        assert_eq!(blocks(&[None], 1024), [8, 0]);
+        assert_eq!(blocks(&[Some(1024)], 1024), [0, 0]);
+        assert_eq!(blocks(&[Some(1150)], 1024), [0, 0]);
+        assert_eq!(blocks(&[Some(1152)], 1024), [1, 0]);
+        assert_eq!(blocks(&[Some(512), Some(1024)], 1024), [0, 4, 0]);
+        // More than a VM can have is shared evenly.
+        let many = [Some(20 << 10), Some(20 << 10), Some(512)];
+        assert_eq!(blocks(&many, 300), [127, 126, 3, 0]);
     }
 
     #[test]

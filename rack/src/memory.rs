@@ -70,7 +70,7 @@ impl Memory {
                 .expect("made large enough");
         }
         let give = |(owner, share): (u16, &NodeShare)| {
-            Region::create(RegionKind::Memory, uuid, owner, share.memory)
+            Region::create(RegionKind::Memory, uuid, owner, share.room())
         };
         Ok(Self {
             control,
@@ -116,6 +116,9 @@ impl Memory {
         desired
             .desired_vcpus()
             .store(vm.vcpus.into(), Ordering::Relaxed);
+        desired
+            .desired_memory()
+            .store(vm.memory.0, Ordering::Relaxed);
         self.control.set_boot_config(&BootConfig {
             nodes: u32::try_from(shares.len()).expect("checked to be few"),
             vcpus: vm.vcpus,
@@ -340,7 +343,10 @@ mod tests {
                 bundle().cluster_blob(&shares, deciding),
             ];
             let sum: u64 = parts.iter().map(|blob| blob.len).sum();
-            let most = vm.memory.0 / 100;
+            // What may come has its place from the start; untouched, it costs
+            // nothing.
+            let room: u64 = shares.iter().map(NodeShare::room).sum();
+            let most = room / 100;
             assert!(
                 fixed + sum <= most,
                 "{nodes} nodes: {} KiB",
@@ -356,8 +362,8 @@ mod tests {
         assert_eq!(windows.len(), 2);
         for (owner, (region, share)) in (0..).zip(memory.given.iter().zip(&shares)) {
             let header = region.header().expect("readable");
-            assert_eq!((header.owner, header.content_len), (owner, share.memory));
-            assert!(region.len() >= (2 << 20) + share.memory);
+            assert_eq!((header.owner, header.content_len), (owner, share.room()));
+            assert!(region.len() >= (2 << 20) + share.room());
         }
     }
 

@@ -33,7 +33,7 @@ use crate::qemu::{Atomics, NodeConfig, arguments};
 use crate::region::Region;
 use crate::size::Size;
 use crate::spec::{RackSpec, Role, VmSpec};
-use crate::status::{NodeStatus, RackStatus, VcpuCounters, VcpuNumbers};
+use crate::status::{MemoryNumbers, NodeStatus, RackStatus, VcpuCounters, VcpuNumbers};
 use crate::stream::{Link, RingReader, RingWriter};
 use crate::watch::Watcher;
 
@@ -596,6 +596,7 @@ impl Rack {
                 vcpus: on_node(node.id()),
                 memory: share.memory,
                 memory_offset,
+                hot_memory: self.hot_memory(node.id()),
                 pid: node.pid(),
                 is_out: self.memory.control.membership().is_out(node.id()),
                 role: match deciding.contains(node.id()) {
@@ -614,6 +615,7 @@ impl Rack {
             vm_spec: self.vm.clone(),
             vcpus: self.vcpu_numbers(),
             metadata: self.memory.metadata(),
+            memory: self.memory_numbers(),
             uptime: self.started.elapsed(),
         }
     }
@@ -621,6 +623,23 @@ impl Rack {
     /// What a node says of its replica of the tables, once it has one.
     fn digest(&self, node: NodeId) -> Option<Digest> {
         self.memory.control.node(node)?.digest().get()
+    }
+
+    fn memory_numbers(&self) -> MemoryNumbers {
+        let given: u64 = self.shares.iter().map(|share| share.memory).sum();
+        let desired = self.control().vm();
+        let mut sums = MemoryNumbers {
+            desired: desired.desired_memory().load(Ordering::Relaxed),
+            granted: given,
+            seen: given,
+            most: self.shares.iter().map(NodeShare::room).sum(),
+        };
+        for (node, _) in (0..).map(NodeId).zip(&self.shares) {
+            let hot = self.hot_memory(node);
+            sums.granted += hot.granted;
+            sums.seen += hot.seen;
+        }
+        sums
     }
 
     fn vcpu_numbers(&self) -> VcpuNumbers {

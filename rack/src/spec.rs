@@ -6,12 +6,16 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_NODES, MAX_VCPUS, NodeId};
 use vmm_shared::coherence::NodeSet;
+use vmm_shared::control::BLOCK_SIZE;
 
 use crate::error::RackError;
 use crate::size::Size;
 
 /// The least memory that a guest boots in.
 pub(crate) const LEAST_MEMORY: Size = Size::mib(128);
+/// The most memory of a VM, what may come later included, so that the guest's
+/// addresses have room for it: 256 GiB less the hole and a block.
+pub(crate) const MOST_MEMORY: u64 = (255 << 30) - BLOCK_SIZE;
 /// The most cores of one node: xAPIC ids must address them all.
 const MOST_CORES: u32 = 64;
 /// The most vCPUs of a VM.
@@ -49,7 +53,7 @@ pub struct NodeSpec {
     pub role: Role,
     /// Its cores.
     pub cores: u32,
-    /// The most memory that it gives; `None` is as much as it is asked for.
+    /// The most memory that it gives; `None` is twice what the VM starts with.
     /// Any node but the first may give none.
     pub memory: Option<Size>,
 }
@@ -198,9 +202,7 @@ impl RackSpec {
     /// The most memory that all nodes give together, for a VM of `vm`'s size.
     #[must_use]
     pub fn memory(&self, vm: &VmSpec) -> Size {
-        let each = self
-            .data_nodes()
-            .map(|node| node.memory.unwrap_or(vm.memory));
+        let each = self.data_nodes().map(|node| node.most_memory(vm));
         Size(each.fold(0, |sum, memory| sum.saturating_add(memory.0)))
     }
 
@@ -284,6 +286,12 @@ impl NodeSpec {
             cores,
             memory: Some(Size(0)),
         }
+    }
+
+    /// The most memory that it gives to a VM of `vm`'s size.
+    pub(crate) fn most_memory(&self, vm: &VmSpec) -> Size {
+        let twice = Size(vm.memory.0.saturating_mul(2));
+        self.memory.unwrap_or(twice)
     }
 
     fn check(&self, node: NodeId) -> Result<(), RackError> {

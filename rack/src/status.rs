@@ -5,6 +5,7 @@ use std::time::Duration;
 use vmm_shared::addr::{NodeId, VcpuId};
 use vmm_shared::control::{Digest, NodeState, VmState};
 
+use crate::hot_memory::HotMemory;
 use crate::preflight::Accelerator;
 use crate::spec::{Role, VmSpec};
 
@@ -24,6 +25,8 @@ pub struct RackStatus {
     /// Bytes of shared memory that only serve to share the rest: what has
     /// been touched of the control region, without the files to boot.
     pub metadata: u64,
+    /// Its memory now.
+    pub memory: MemoryNumbers,
     /// Since the rack was started.
     pub uptime: Duration,
 }
@@ -41,6 +44,19 @@ pub struct VcpuNumbers {
     pub most: u32,
 }
 
+/// How much memory a VM has, in bytes, as each side sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNumbers {
+    /// What the operator wants.
+    pub desired: u64,
+    /// What the nodes have given it.
+    pub granted: u64,
+    /// What the guest has taken into use.
+    pub seen: u64,
+    /// What there is room for.
+    pub most: u64,
+}
+
 /// A node as it is now.
 #[derive(Clone, Debug)]
 pub struct NodeStatus {
@@ -52,11 +68,13 @@ pub struct NodeStatus {
     pub cores: u32,
     /// vCPUs that it runs.
     pub vcpus: u32,
-    /// Memory that it gives, in bytes.
+    /// Memory that it has given from the start, in bytes.
     pub memory: u64,
     /// Where that begins in the VM's memory, in bytes; the gap below 4 GiB
     /// is not counted.
     pub memory_offset: u64,
+    /// Memory that it gives since then, or could.
+    pub hot_memory: HotMemory,
     /// The process that is the node.
     pub pid: i32,
     /// It has been put out of the rack.

@@ -11,15 +11,18 @@
 //!   0x040000  rings: console out, console in, agent out, agent in
 //!   0x320000  vCPU homes, 1 KiB each: see `VcpuHome`
 //!   0x360000  node counters, 1 KiB each: see `NodeCounters`
+//!   0x3f0000  blocks of hot-added memory, 64 B each: see `BlockRecord`
 //!   0x400000  vCPU images, 8 KiB each: all state of a vCPU that moves
 //!   0x700000  membership             see `Membership`
 //!   0x710000  proofs of each node, 8 KiB each: words and code
 //!   0x800000  boot bundle            kernel, initramfs: launcher writes, once
 //! ```
 
+mod block;
 #[cfg(any(feature = "alloc", test, loom))]
 pub mod cluster;
 mod node_counters;
+mod order;
 mod replica_digest;
 mod vcpu;
 
@@ -34,11 +37,14 @@ use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
 
+use block::BLOCK_RECORD_SIZE;
+pub use block::{BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, MAX_BLOCKS};
 use node_counters::NODE_COUNTERS_SIZE;
 pub use node_counters::{NodeCounter, NodeCounters};
+pub use order::{Busy, Outcome};
 pub use replica_digest::{Digest, ReplicaDigest};
 use vcpu::VCPU_RECORD_SIZE;
-pub use vcpu::{Busy, Order, Outcome, Place, VcpuRecord};
+pub use vcpu::{Order, Place, VcpuRecord};
 
 const BOOT_CONFIG: usize = 0;
 const NODE_RECORDS: usize = 0x1000;
@@ -57,6 +63,7 @@ const NODE_COUNTERS: usize = 0x36_0000;
 const LAST_RIP: usize = 0x100;
 /// Offset in a vCPU's home.
 const VCPU_RECORD: usize = 0x140;
+const BLOCK_RECORDS: usize = 0x3f_0000;
 const VCPU_IMAGES: usize = 0x40_0000;
 /// Bytes of room for a vCPU's image.
 pub const VCPU_IMAGE_SIZE: usize = 8 << 10;
@@ -146,8 +153,9 @@ impl BootBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NodeShare {
-    /// Bytes of memory, a multiple of 2 MiB: the content of the node's memory
-    /// region. Guest memory is the nodes' shares in order.
+    /// Bytes of memory that it gives when the VM starts, a multiple of 2 MiB:
+    /// the first of the node's memory region. Guest memory is the nodes'
+    /// shares in order.
     pub memory: u64,
     /// Cores that the node has.
     pub cores: u32,
@@ -156,8 +164,20 @@ pub struct NodeShare {
     /// vCPUs that it has room for: the first `vcpus` of them are there when
     /// the VM starts. All nodes' are numbered through, node after node.
     pub max_vcpus: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Blocks of [`BLOCK_SIZE`] bytes that may come while the VM runs: they
+    /// follow in the node's memory region. All nodes' are numbered through,
+    /// node after node.
+    pub blocks: u32,
+}
+
+impl NodeShare {
+    /// Bytes of the node's memory region: what it gives at the start and what
+    /// may come.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let blocks = u64::from(self.blocks).saturating_mul(BLOCK_SIZE);
+        self.memory.saturating_add(blocks)
+    }
 }
 
 /// What the VM is and what it boots.
@@ -252,7 +272,7 @@ pub fn first_places(shares: &[NodeShare]) -> impl Iterator<Item = (VcpuId, Locat
 pub fn coherence_geometry(shares: &[NodeShare]) -> Geometry {
     let memory: u64 = shares
         .iter()
-        .map(|share| share.memory)
+        .map(NodeShare::room)
         .fold(0, u64::saturating_add);
     let cores = shares.iter().map(|share| share.cores).max().unwrap_or(0);
     Geometry {
@@ -429,7 +449,8 @@ const _: () = assert!(0x10_0000 + ring_size(1 << 20) <= 0x21_0000);
 const _: () = assert!(0x21_0000 + ring_size(1 << 20) <= VCPU_HOMES);
 const _: () = assert!(VCPU_HOMES + MAX_VCPUS * VCPU_HOME_SIZE <= NODE_COUNTERS);
 const _: () = assert!(VCPU_RECORD + VCPU_RECORD_SIZE <= VCPU_HOME_SIZE);
-const _: () = assert!(NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE <= VCPU_IMAGES);
+const _: () = assert!(NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE <= BLOCK_RECORDS);
+const _: () = assert!(BLOCK_RECORDS + MAX_BLOCKS * BLOCK_RECORD_SIZE <= VCPU_IMAGES);
 const _: () = assert!(VCPU_IMAGES + MAX_VCPUS * VCPU_IMAGE_SIZE <= MEMBERSHIP);
 const _: () = assert!(MEMBERSHIP + Membership::SIZE <= PROOFS);
 const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET);
@@ -440,6 +461,7 @@ const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET)
 ///   0    state, a `NodeState`              the node writes
 ///   8    clock question: a number          the node writes
 ///   16   digest of its replica             see `ReplicaDigest`
+///   48   withdrawals of memory it has done  the node writes
 ///   64   clock answer: that number         node 0 writes
 ///   72   clock answer: node 0's TSC then   node 0 writes
 ///   96   vCPUs sent to its cores so far    who sends one
@@ -477,6 +499,13 @@ impl NodeRecord {
         self.word(96)
     }
 
+    /// The node maps nothing of what has been withdrawn from the guest up to
+    /// this one of [`VmRecord::withdrawals`].
+    #[must_use]
+    pub fn withdrawn(&self) -> &AtomicU64 {
+        self.word(48)
+    }
+
     /// Node 0's TSC when it answered.
     #[must_use]
     pub fn clock_answer(&self) -> &AtomicU64 {
@@ -496,6 +525,8 @@ impl NodeRecord {
 ///   96   whether all fetch coherently: 0 unknown      node 0 writes
 ///   104  orders for vCPUs that have got further       who changes one
 ///   112  vCPUs that the operator wants                launcher writes
+///   120  bytes of memory that the operator wants      launcher writes
+///   128  withdrawals of memory so far                 node 0 writes
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord(SharedMem);
@@ -530,8 +561,21 @@ impl VmRecord {
         self.word(112)
     }
 
-    /// How often an order for a vCPU has been left or has got further: the
-    /// devices' node looks at them when this has changed.
+    /// Bytes of memory that the operator wants.
+    #[must_use]
+    pub fn desired_memory(&self) -> &AtomicU64 {
+        self.word(120)
+    }
+
+    /// How often memory has been withdrawn from the guest: every node then
+    /// unmaps what is [leaving](BlockState::Leaving).
+    #[must_use]
+    pub fn withdrawals(&self) -> &AtomicU64 {
+        self.word(128)
+    }
+
+    /// How often an order for a vCPU or for memory has been left or has got
+    /// further: the devices' node looks at them when this has changed.
     #[must_use]
     pub fn orders(&self) -> &AtomicU64 {
         self.word(104)
@@ -709,6 +753,16 @@ impl ControlRegion {
         VcpuRecord::new(home.window(VCPU_RECORD, VCPU_RECORD_SIZE)?)
     }
 
+    /// What is known of a block of hot-added memory; the id must be below
+    /// [`MAX_BLOCKS`].
+    #[must_use]
+    pub fn block(&self, block: BlockId) -> Option<BlockRecord> {
+        let block = usize::from(block.0);
+        (block < MAX_BLOCKS).then_some(())?;
+        let offset = BLOCK_RECORDS + block * BLOCK_RECORD_SIZE;
+        BlockRecord::new(self.content.window(offset, BLOCK_RECORD_SIZE)?)
+    }
+
     /// Room for all the state of a vCPU that moves; the id must be below
     /// [`MAX_VCPUS`].
     #[must_use]
@@ -731,7 +785,14 @@ impl ControlRegion {
                 .and_then(Place::location)
                 .is_some_and(|at| at.node == node)
         };
-        node == NodeId(0) || share.memory > 0 || (0..).map(VcpuId).take(MAX_VCPUS).any(is_there)
+        let gives = |block| {
+            let state = self.block(block).and_then(|record| record.state());
+            state.and_then(BlockState::giver) == Some(node)
+        };
+        node == NodeId(0)
+            || share.memory > 0
+            || (0..).map(VcpuId).take(MAX_VCPUS).any(is_there)
+            || (0..).map(BlockId).take(MAX_BLOCKS).any(gives)
     }
 
     /// The memory of one of the byte rings, in whole pages that hold nothing

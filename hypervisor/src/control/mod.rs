@@ -130,7 +130,7 @@ fn size(config: &BootConfig, node: NodeId) -> Share {
     match share {
         Some(share) if !config.control_nodes().contains(node) => Share::new(
             share.cores,
-            u32::try_from(share.memory / LARGE_PAGE_SIZE).unwrap_or(u32::MAX),
+            u32::try_from(share.room() / LARGE_PAGE_SIZE).unwrap_or(u32::MAX),
         ),
         _ => Share::NONE,
     }

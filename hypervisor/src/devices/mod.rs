@@ -3,8 +3,8 @@
 //! A device here knows registers and nothing else: no vCPU, no lock, no
 //! clock. An access returns its effects, and the run loop acts on them.
 
-pub mod cpu_hotplug;
 pub mod fw_cfg;
+pub mod hotplug;
 pub mod ioapic;
 pub mod legacy;
 pub mod pci_host;

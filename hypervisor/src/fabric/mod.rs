@@ -29,6 +29,7 @@ use crate::arch::time::Clocks;
 use crate::arch::{apic, cpu};
 use crate::mem::coherent::Bells;
 use crate::vcpu::posted::PostedInterrupts;
+use crate::vm::DEVICE_CORE;
 
 /// Why a node can't take part in its rack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,6 +171,10 @@ impl Bells for Fabric {
         for node in nodes {
             self.kick(Location { node, core: 0 });
         }
+    }
+
+    fn tell_withdrawn(&self) {
+        self.tell_devices();
     }
 
     fn lost(&self) -> NodeSet {
@@ -379,6 +384,23 @@ impl Fabric {
             record.arrivals().fetch_add(1, Ordering::Release);
         }
         self.kick(at);
+    }
+
+    /// Makes the devices' node look at the orders.
+    pub fn tell_devices(&self) {
+        // Release: what has changed is visible to who sees the count.
+        let orders = self.control.vm();
+        orders.orders().fetch_add(1, Ordering::Release);
+        self.kick(DEVICE_CORE);
+    }
+
+    /// The nodes that run the VM and have not been lost.
+    #[must_use]
+    pub fn running(&self) -> NodeSet {
+        let lost = self.keeper.lost();
+        self.nodes()
+            .filter(|node| !self.deciding.contains(*node) && !lost.contains(*node))
+            .fold(NodeSet::EMPTY, NodeSet::with)
     }
 
     /// Whether a core is one of this rack, and its node has not been lost.

@@ -8,17 +8,18 @@
 //! wait for each other in a circle.
 
 use spin::Mutex;
-use vmm_shared::addr::{Gpa, NodeId, PAGE_SIZE};
+use vmm_shared::addr::{Gpa, LARGE_PAGE_SIZE, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{
     Access, CoherenceError, CoherenceMap, Counters, Grant, Hold, Member, NodeSet, Place, Rights,
     Step, Unit, refresh,
 };
-use vmm_shared::control::{NodeCounter, NodeCounters};
+use vmm_shared::control::{ControlRegion, NodeCounter, NodeCounters};
 
 use super::barrier::EntryBarrier;
 use super::guest::{GuestMemory, GuestMemoryError};
 use super::holds::Holds;
 use super::slices::{Slice, Slices};
+use super::withdrawals::Withdrawals;
 use crate::arch::cpu;
 use crate::arch::svm::npt::{GuestPage, NestedTables};
 
@@ -35,6 +36,9 @@ pub trait Bells: core::fmt::Debug {
     fn kick_core(&self, core: usize);
     /// Makes other nodes look at their revocations.
     fn ring_nodes(&self, nodes: NodeSet);
+    /// Tells the devices' node that this one maps no memory any more that was
+    /// withdrawn.
+    fn tell_withdrawn(&self);
     /// The nodes that have died. Who waits for others asks again and again.
     fn lost(&self) -> NodeSet;
 }
@@ -65,6 +69,8 @@ pub struct MappedMemory<B> {
     /// Who runs the guest on which nested tables.
     pub barrier: EntryBarrier,
     membership: Option<Membership>,
+    /// What is taken away from the guest.
+    pub withdrawals: Withdrawals,
     holds: Holds,
     bells: B,
     counters: NodeCounters,
@@ -83,6 +89,8 @@ pub struct MemoryParts<B> {
     pub membership: Option<Membership>,
     /// The way to other nodes and cores.
     pub bells: B,
+    /// Where memory is withdrawn.
+    pub control: ControlRegion,
     /// What this node counts.
     pub counters: NodeCounters,
     /// Cores of this node.
@@ -92,9 +100,16 @@ pub struct MemoryParts<B> {
 }
 
 impl<B: Bells> MappedMemory<B> {
-    /// Memory, all of it mapped unless instruction coherence decides on that.
+    /// Memory. Unless instruction coherence decides on that, all that is there
+    /// is mapped; what comes later, when it is touched.
+    ///
+    /// # Panics
+    /// If the control region has no record of this node.
     pub fn new(parts: MemoryParts<B>) -> Self {
+        let record = parts.control.node(parts.bells.node());
+        let record = record.expect("this node has joined");
         let memory = Self {
+            withdrawals: Withdrawals::new(parts.control.vm(), record),
             holds: Holds::new(parts.bells.node(), parts.cores, parts.tsc_khz),
             slices: parts.slices,
             tables: Mutex::new(parts.tables),
@@ -105,7 +120,7 @@ impl<B: Bells> MappedMemory<B> {
             tsc_khz: parts.tsc_khz,
         };
         if memory.membership.is_none() {
-            for slice in memory.slices.iter() {
+            for slice in memory.slices.iter().filter(|slice| slice.is_present()) {
                 let len = slice.memory.len() as u64;
                 memory.change_tables(slice.node, |tables| {
                     tables.map_range(slice.gpa, slice.hpa(0), len, Rights::ALL);
@@ -153,8 +168,8 @@ impl<B: Bells> MappedMemory<B> {
         &self.counters
     }
 
-    /// Takes all memory that nobody has touched, for the node that has loaded
-    /// the guest and will run it alone for a while.
+    /// Takes all memory that is there and that nobody has touched, for the node
+    /// that has loaded the guest and will run it alone for a while.
     ///
     /// # Errors
     /// If the shared state is damaged.
@@ -162,12 +177,14 @@ impl<B: Bells> MappedMemory<B> {
         let Some(Membership { map, member }) = &self.membership else {
             return Ok(());
         };
-        let frames = self
+        // What comes later lies behind all that.
+        let bytes = self
             .slices
             .iter()
+            .filter(|slice| slice.block.is_none())
             .map(|slice| slice.memory.len() as u64)
             .sum::<u64>();
-        let pieces = usize::try_from(frames / vmm_shared::addr::LARGE_PAGE_SIZE).unwrap_or(0);
+        let pieces = usize::try_from(bytes / LARGE_PAGE_SIZE).unwrap_or(0);
         map.claim(*member, 0..pieces, |unit| self.install(unit, Rights::ALL))
     }
 
@@ -185,10 +202,18 @@ impl<B: Bells> MappedMemory<B> {
 
     fn install(&self, unit: Unit, rights: Rights) {
         if let Some((page, slice, offset)) = self.page(unit) {
-            self.change_tables(slice.node, |tables| {
-                tables.map(page, slice.hpa(offset), rights);
-            });
+            self.map(slice, page, offset, rights);
         }
+    }
+
+    /// Maps a page unless its memory is being taken away. That is asked under
+    /// the tables' lock, so a withdrawal finds it there or prevents it.
+    fn map(&self, slice: &Slice, page: GuestPage, offset: u64, rights: Rights) {
+        self.change_tables(slice.node, |tables| {
+            if slice.is_present() {
+                tables.map(page, slice.hpa(offset), rights);
+            }
+        });
     }
 
     /// Makes an access of a core's guest possible that the nested tables have
@@ -218,10 +243,16 @@ impl<B: Bells> MappedMemory<B> {
         access: Access,
         granted: impl FnOnce(usize),
     ) -> Result<Resolution, CoherenceError> {
+        let Some((slice, offset)) = self.slices.present(gpa) else {
+            return Ok(Resolution::NotMemory);
+        };
         let (Some(Membership { map, member }), Some(linear)) =
             (&self.membership, self.slices.linear(gpa))
         else {
-            return Ok(Resolution::NotMemory);
+            let within = offset % LARGE_PAGE_SIZE;
+            let page = GuestPage::Large(Gpa(gpa.0 - within));
+            self.map(slice, page, offset - within, Rights::ALL);
+            return Ok(Resolution::Mapped);
         };
         let frame = usize::try_from(linear / PAGE_SIZE).expect("64-bit");
         // Another core of this node may have been faster.
@@ -311,14 +342,36 @@ impl<B: Bells> MappedMemory<B> {
     pub fn is_asked(&self) -> bool {
         let membership = self.membership.as_ref();
         membership.is_some_and(|own| own.map.has_revocations(own.member))
+            || self.withdrawals.next().is_some()
     }
 
-    /// Gives up what other nodes have asked for and no core holds. Never waits
-    /// for them.
+    /// Unmaps what is being taken away from the guest.
+    fn withdraw(&self) {
+        let Some(number) = self.withdrawals.next() else {
+            return;
+        };
+        for slice in self.slices.iter().filter(|slice| slice.is_leaving()) {
+            let pieces = slice.memory.len() as u64 / LARGE_PAGE_SIZE;
+            self.change_tables(slice.node, |tables| {
+                for piece in 0..pieces {
+                    let gpa = Gpa(slice.gpa.0 + piece * LARGE_PAGE_SIZE);
+                    tables.restrict(GuestPage::Large(gpa), Rights::NONE);
+                }
+            });
+        }
+        self.flush();
+        if self.withdrawals.done(number) {
+            self.bells.tell_withdrawn();
+        }
+    }
+
+    /// Gives up what is taken away from the guest, and what other nodes have
+    /// asked for and no core holds. Never waits for them.
     ///
     /// # Errors
     /// If a request makes no sense.
     pub fn serve(&self) -> Result<(), CoherenceError> {
+        self.withdraw();
         let Some(Membership { map, member }) = &self.membership else {
             return Ok(());
         };
@@ -394,11 +447,15 @@ impl<B: Bells> GuestMemory for MappedMemory<B> {
                     stored?;
                     break;
                 }
+                // It may be taken away meanwhile.
                 let error = GuestMemoryError {
                     gpa,
                     len: from.len(),
                 };
-                self.fault(at, Access::Write, |_| ()).map_err(|_| error)?;
+                match self.fault(at, Access::Write, |_| ()) {
+                    Ok(Resolution::Mapped) => {}
+                    Ok(Resolution::NotMemory) | Err(_) => return Err(error),
+                }
             }
         }
         Ok(())

@@ -8,5 +8,6 @@ pub mod slices;
 #[cfg(any(test, feature = "testing"))]
 pub mod sparse;
 pub mod walk;
+pub mod withdrawals;
 
 pub use guest::{GuestMemory, GuestMemoryError};

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use vmm_shared::addr::{Gpa, Hpa, NodeId};
+use vmm_shared::control::{BlockRecord, BlockState};
 use vmm_shared::shm::SharedMem;
 
 use super::guest::{GuestMemory, GuestMemoryError};
@@ -16,9 +17,24 @@ pub struct Slice {
     pub gpa: Gpa,
     /// Where this node sees it.
     pub memory: SharedMem,
+    /// Whether the guest has it now, if it comes and goes.
+    pub block: Option<BlockRecord>,
 }
 
 impl Slice {
+    /// Whether it is guest memory now.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
+        self.block.is_none_or(|block| block.is_present())
+    }
+
+    /// Whether it is being taken away from the guest.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        let state = self.block.and_then(|block| block.state());
+        matches!(state, Some(BlockState::Leaving(_)))
+    }
+
     /// Where this node sees the byte at `offset`.
     #[must_use]
     pub fn hpa(&self, offset: u64) -> Hpa {
@@ -45,7 +61,19 @@ impl Slices {
         self.slices.iter()
     }
 
-    /// Where an address lies in guest memory without its holes, in bytes.
+    /// The slice that an address is in, if it is guest memory now, and the
+    /// offset in it.
+    #[must_use]
+    pub fn present(&self, gpa: Gpa) -> Option<(&Slice, u64)> {
+        let after = self.slices.partition_point(|slice| slice.gpa <= gpa);
+        let slice = self.slices.get(after.checked_sub(1)?)?;
+        let offset = gpa.0 - slice.gpa.0;
+        let is_inside = offset < slice.memory.len() as u64;
+        (is_inside && slice.is_present()).then_some((slice, offset))
+    }
+
+    /// Where an address lies in guest memory without its holes, in bytes, as
+    /// if all of it were there.
     #[must_use]
     pub fn linear(&self, gpa: Gpa) -> Option<u64> {
         let mut before = 0;
@@ -92,15 +120,9 @@ impl Slices {
         let mut done = 0;
         while done < len {
             let at = gpa.checked_add(done as u64)?;
-            let after = self.slices.partition_point(|slice| slice.gpa <= at);
-            let slice = self.slices.get(after.checked_sub(1)?)?;
-            let offset = usize::try_from(at.0 - slice.gpa.0).ok()?;
-            let here = slice
-                .memory
-                .len()
-                .checked_sub(offset)
-                .filter(|bytes| *bytes > 0)?;
-            let end = len.min(done + here);
+            let (slice, offset) = self.present(at)?;
+            let offset = usize::try_from(offset).ok()?;
+            let end = len.min(done + (slice.memory.len() - offset));
             copy(&slice.memory, offset, done..end)?;
             done = end;
         }
@@ -149,6 +171,28 @@ mod tests {
             node: NodeId(0),
             gpa: Gpa(gpa),
             memory,
+            block: None,
+        }
+    }
+
+    #[test]
+    fn a_block_is_memory_while_the_guest_has_it() {
+        let mut block = slice(0x1000, 2);
+        let record = BlockRecord::new(slice(0, 8).memory).expect("large enough");
+        block.block = Some(record);
+        let slices = Slices::new(vec![slice(0, 512), block]);
+        for (state, is_present) in [
+            (BlockState::Absent, false),
+            (BlockState::Offered(NodeId(0)), true),
+            (BlockState::Used(NodeId(0)), true),
+            (BlockState::Leaving(NodeId(0)), false),
+        ] {
+            record.set_state(state);
+            assert_eq!(slices.present(Gpa(0x1008)).is_some(), is_present);
+            assert_eq!(slices.read::<u64>(Gpa(0x1000)).is_ok(), is_present);
+            assert_eq!(slices.write(Gpa(0xffc), &1_u64).is_ok(), is_present);
+            assert_eq!(slices.linear(Gpa(0x1008)), Some(0x1008), "it has a place");
+            assert!(slices.read::<u64>(Gpa(0xff8)).is_ok());
         }
     }
 

@@ -65,7 +65,7 @@ pub(super) fn build(
     .map_err(|why| why.to_string())?;
     let Passed { time, fetch } = trial::pass(&fabric, &config, &clocks)?;
 
-    let slices = guest_slices(&topology, &regions.memories)?;
+    let slices = guest_slices(&topology, &regions)?;
     let image = regions.image.filter(|_| config.image_len > 0);
     let membership = membership(&config, &regions.control, id, fetch)?;
     let machine = machine(&regions, &config)?;
@@ -96,6 +96,7 @@ pub(super) fn build(
         tables: nested,
         membership,
         bells: fabric,
+        control: regions.control,
         counters,
         cores: cores.len(),
         tsc_khz: time.khz,
@@ -143,6 +144,7 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
         memory: share.memory,
     };
     let topology = Topology::new(shares.iter().map(node).collect())
+        .and_then(|topology| topology.with_blocks(shares.iter().map(|share| share.blocks)))
         .map_err(|why| format!("the VM cannot be: {why}"))?
         .starting_with(shares.iter().map(|share| few(share.vcpus)));
     let vcpus = topology
@@ -154,12 +156,21 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
     Ok(topology)
 }
 
-/// Lays the nodes' memories into the guest's RAM ranges.
-fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Result<Vec<Slice>, Reason> {
+/// Lays the nodes' memories into the guest's RAM ranges, and behind them into
+/// the blocks that may come.
+fn guest_slices(topology: &Topology, regions: &Regions) -> Result<Vec<Slice>, Reason> {
+    let memories = &regions.memories;
     let mut used = vec![0; memories.len()];
-    topology
+    let ram = topology
         .ram_ranges()
-        .map(|(Domain(node), range)| {
+        .map(|(domain, range)| (domain, range, None));
+    let blocks = topology.blocks().map(|(block, domain)| {
+        let record = regions.control.block(block);
+        let record = record.expect("the topology has checked how many there are");
+        (domain, topology.block_range(block), Some(record))
+    });
+    ram.chain(blocks)
+        .map(|(Domain(node), range, block)| {
             let too_small =
                 || format!("the memory region of node {node} is smaller than its share");
             let len = usize::try_from(range.len).expect("64-bit");
@@ -173,6 +184,7 @@ fn guest_slices(topology: &Topology, memories: &[SharedMem]) -> Result<Vec<Slice
                 node: NodeId(node),
                 gpa: range.gpa,
                 memory,
+                block,
             })
         })
         .collect()

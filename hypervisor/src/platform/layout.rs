@@ -9,6 +9,7 @@
 //!   0x00_fec0_0000  IOAPIC
 //!   0x00_fee0_0000  local APIC (only x2APIC mode, so nothing answers here)
 //!   0x01_0000_0000  high RAM (4 GiB)
+//!   behind it        room for memory that comes while the VM runs, 128 MiB each
 //!   0x40_0000_0000  root image as persistent memory (256 GiB)
 //! ```
 //!
@@ -17,8 +18,10 @@
 //! with nested paging offers.
 
 use vmm_shared::addr::{Gpa, LARGE_PAGE_SIZE, PAGE_SIZE};
+use vmm_shared::control::BLOCK_SIZE;
 
 use super::Domain;
+use crate::devices::hotplug;
 
 /// First byte that is no longer usable conventional memory.
 pub const LOW_MEMORY_END: Gpa = Gpa(0x9_fc00);
@@ -77,6 +80,8 @@ pub const COM_PORTS: u16 = 8;
 pub const SLEEP_PORT: u16 = 0x600;
 /// First port of the register block for vCPUs that come and go.
 pub const CPU_HOTPLUG_PORT: u16 = 0x620;
+/// First port of the register block for memory that comes and goes.
+pub const MEMORY_HOTPLUG_PORT: u16 = CPU_HOTPLUG_PORT + hotplug::LEN;
 /// First of the four ports of the ACPI timer, in a machine that has one.
 pub const PM_TIMER_PORT: u16 = 0x608;
 /// Written to [`SLEEP_PORT`]: switch off (SLP_EN with sleep type 5).
@@ -196,6 +201,14 @@ fn part_of_ram(start: u64, len: u64) -> impl Iterator<Item = RamRange> + Clone {
     .filter(|range| range.len > 0)
 }
 
+/// Where the memory that comes later begins: behind a VM's `memory` bytes, and
+/// where a guest takes it as whole blocks.
+#[must_use]
+pub fn first_block(memory: u64) -> Gpa {
+    let end = ram_ranges(memory).last().map_or(0, |range| range.end().0);
+    Gpa(end.max(HIGH_RAM_BASE.0).next_multiple_of(BLOCK_SIZE))
+}
+
 /// The window of one virtio device; `index` is below [`VIRTIO_COUNT`].
 #[must_use]
 pub const fn virtio_window(index: u32) -> Gpa {
@@ -287,6 +300,15 @@ mod tests {
                 assert_eq!(sums, nodes);
             }
         }
+    }
+
+    #[test]
+    fn blocks_begin_behind_all_memory() {
+        let mib = |count: u64| count << 20;
+        assert_eq!(first_block(mib(512)), HIGH_RAM_BASE);
+        assert_eq!(first_block(mib(3072)), HIGH_RAM_BASE);
+        assert_eq!(first_block(mib(3074)), Gpa(HIGH_RAM_BASE.0 + BLOCK_SIZE));
+        assert_eq!(first_block(mib(3200)), Gpa(HIGH_RAM_BASE.0 + BLOCK_SIZE));
     }
 
     #[test]

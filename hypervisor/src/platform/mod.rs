@@ -78,9 +78,10 @@ impl Machine {
         matches!(self.protocol, Protocol::Paravirtual)
     }
 
-    /// Whether its vCPUs can come and go: its guest has a driver for that.
+    /// Whether its vCPUs and memory can come and go: its guest has drivers for
+    /// that.
     #[must_use]
-    pub const fn has_cpu_hotplug(self) -> bool {
+    pub const fn has_hotplug(self) -> bool {
         matches!(self.protocol, Protocol::Linux)
     }
 

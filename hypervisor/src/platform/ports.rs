@@ -6,8 +6,10 @@
 //! do not know of can be noticed.
 
 use super::Machine;
-use super::layout::{COM_PORTS, COM1_PORT, CPU_HOTPLUG_PORT, PM_TIMER_PORT, SLEEP_PORT};
-use crate::devices::cpu_hotplug;
+use super::layout::{
+    COM_PORTS, COM1_PORT, CPU_HOTPLUG_PORT, MEMORY_HOTPLUG_PORT, PM_TIMER_PORT, SLEEP_PORT,
+};
+use crate::devices::hotplug;
 
 /// What an access to a port means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub enum PortRule {
     PmTimer,
     /// A register of the block for vCPUs that come and go, by its offset.
     CpuHotplug(u16),
+    /// A register of the block for memory that comes and goes.
+    MemoryHotplug(u16),
     /// A device of old PCs that is absent: reads all-ones, writes dropped.
     Legacy,
     /// Nothing we know of: as [`Legacy`](Self::Legacy), and counted.
@@ -71,7 +75,6 @@ const SCRATCH: u16 = 0xe0;
 const SCRATCH_LAST: u16 = 0xe3;
 const LINES: u16 = 0x2000;
 const LINES_LAST: u16 = 0x2017;
-const CPU_HOTPLUG_LAST: u16 = CPU_HOTPLUG_PORT + cpu_hotplug::LEN - 1;
 const PM_TIMER_LAST: u16 = PM_TIMER_PORT + 3;
 
 /// The rule for a port.
@@ -84,15 +87,18 @@ pub const fn rule(port: u16, machine: Machine) -> PortRule {
     };
     match special {
         Some(rule) => rule,
-        None if machine.has_cpu_hotplug() && is_cpu_hotplug(port) => {
+        None if machine.has_hotplug() && is_in_block(port, CPU_HOTPLUG_PORT) => {
             PortRule::CpuHotplug(port - CPU_HOTPLUG_PORT)
+        }
+        None if machine.has_hotplug() && is_in_block(port, MEMORY_HOTPLUG_PORT) => {
+            PortRule::MemoryHotplug(port - MEMORY_HOTPLUG_PORT)
         }
         None => common(port),
     }
 }
 
-const fn is_cpu_hotplug(port: u16) -> bool {
-    port >= CPU_HOTPLUG_PORT && port <= CPU_HOTPLUG_LAST
+const fn is_in_block(port: u16, first: u16) -> bool {
+    port >= first && port - first < hotplug::LEN
 }
 
 /// What bare-metal programs expect.
@@ -226,7 +232,11 @@ mod tests {
             assert_eq!(rule(port), PortRule::CpuHotplug(offset));
             assert_eq!(super::rule(port, bare), PortRule::Unknown);
         }
-        assert_eq!(rule(0x630), PortRule::Unknown);
+        for (port, offset) in [(0x630, 0), (0x63f, 15)] {
+            assert_eq!(rule(port), PortRule::MemoryHotplug(offset));
+            assert_eq!(super::rule(port, bare), PortRule::Unknown);
+        }
+        assert_eq!(rule(0x640), PortRule::Unknown);
         assert_eq!(super::rule(PM_TIMER_PORT, bare), PortRule::Unknown);
         assert_eq!(super::rule(PM_TIMER_PORT, legacy), PortRule::PmTimer);
         assert_eq!(rule(0xf4), PortRule::Unknown);

@@ -15,7 +15,8 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use vmm_shared::addr::{ApicId, LARGE_PAGE_SIZE, MAX_NODES, MAX_VCPUS, VcpuId};
+use vmm_shared::addr::{ApicId, Gpa, LARGE_PAGE_SIZE, MAX_NODES, MAX_VCPUS, VcpuId};
+use vmm_shared::control::{BLOCK_SIZE, BlockId, MAX_BLOCKS};
 
 use super::RamRange;
 use super::layout::{self, MemorySizeError};
@@ -46,6 +47,8 @@ pub struct Topology {
     first_vcpu: Vec<u16>,
     /// For each node, how many of its vCPUs are there from the start.
     present: Vec<u16>,
+    /// For each node, how many blocks of memory it may give later.
+    blocks: Vec<u32>,
     core_bits: u32,
 }
 
@@ -78,6 +81,12 @@ pub enum TopologyError {
     /// The VM's RAM, or one node's part of it, has an impossible size.
     #[error("{0}")]
     Memory(MemorySizeError),
+    /// More memory may come than there are devices or addresses for.
+    #[error("there is no room for {blocks} blocks of memory to come; give the nodes less memory")]
+    TooManyBlocks {
+        /// Blocks asked for.
+        blocks: u64,
+    },
 }
 
 impl Topology {
@@ -107,6 +116,7 @@ impl Topology {
         let core_bits = largest.next_power_of_two().trailing_zeros();
         let topology = Self {
             present: nodes.iter().map(|node| node.vcpus).collect(),
+            blocks: vec![0; nodes.len()],
             nodes,
             first_vcpu,
             core_bits,
@@ -134,6 +144,72 @@ impl Topology {
             *number = present.min(*number);
         }
         self
+    }
+
+    /// The same, but each node may give so many blocks of memory later.
+    ///
+    /// # Errors
+    /// There is no room for so many.
+    pub fn with_blocks(
+        mut self,
+        blocks: impl IntoIterator<Item = u32>,
+    ) -> Result<Self, TopologyError> {
+        for (room, blocks) in self.blocks.iter_mut().zip(blocks) {
+            *room = blocks;
+        }
+        let blocks: u64 = self.blocks.iter().copied().map(u64::from).sum();
+        let base = layout::first_block(self.memory());
+        let fits = layout::PMEM_BASE.0.saturating_sub(base.0) / BLOCK_SIZE;
+        if blocks > fits.min(MAX_BLOCKS as u64) {
+            return Err(TopologyError::TooManyBlocks { blocks });
+        }
+        Ok(self)
+    }
+
+    /// All blocks of memory that may come, and which node gives each: one node
+    /// after the other, as in the guest's addresses.
+    pub fn blocks(&self) -> impl Iterator<Item = (BlockId, Domain)> + Clone {
+        let of_node = |(domain, count): (Domain, &u32)| (0..*count).map(move |_| domain);
+        let domains = (0..).map(Domain).zip(&self.blocks).flat_map(of_node);
+        (0..).map(BlockId).zip(domains)
+    }
+
+    /// Where a block is when it has come.
+    #[must_use]
+    pub fn block_range(&self, block: BlockId) -> RamRange {
+        let base = layout::first_block(self.memory());
+        RamRange {
+            gpa: Gpa(base.0 + u64::from(block.0) * BLOCK_SIZE),
+            len: BLOCK_SIZE,
+        }
+    }
+
+    /// The addresses where memory of each node may come, lowest first; none of
+    /// nodes that give no more than at the start.
+    pub fn windows(&self) -> impl Iterator<Item = (Domain, RamRange)> + Clone {
+        let base = layout::first_block(self.memory());
+        let ends = self.blocks.iter().scan(0, |end, count| {
+            *end += u64::from(*count) * BLOCK_SIZE;
+            Some(*end)
+        });
+        let sizes = self
+            .blocks
+            .iter()
+            .map(|count| u64::from(*count) * BLOCK_SIZE);
+        let window = move |(end, len)| RamRange {
+            gpa: Gpa(base.0 + end - len),
+            len,
+        };
+        let windows = (0..).map(Domain).zip(ends.zip(sizes).map(window));
+        windows.filter(|(_, window)| window.len > 0)
+    }
+
+    /// Whether a node gives memory, now or perhaps later.
+    #[must_use]
+    pub fn gives_memory(&self, domain: Domain) -> bool {
+        let node = usize::from(domain.0);
+        let memory = self.nodes.get(node).is_some_and(|node| node.memory > 0);
+        memory || self.blocks.get(node).is_some_and(|blocks| *blocks > 0)
     }
 
     /// Whether a vCPU is there from the start.
@@ -328,6 +404,47 @@ mod tests {
             .collect();
         assert_eq!(present, [VcpuId(0), VcpuId(3), VcpuId(4)]);
         assert_eq!(ids(&topology), ids(&of(&[3, 0, 2]).expect("possible")));
+    }
+
+    #[test]
+    fn blocks_fill_the_windows_of_their_nodes() {
+        let topology = of(&[1, 0, 1]).expect("possible");
+        let topology = topology.with_blocks([2, 0, 3]).expect("room");
+        let at = |block: u64| Gpa((4 << 30) + block * BLOCK_SIZE);
+        let window = |first, count| RamRange {
+            gpa: at(first),
+            len: count * BLOCK_SIZE,
+        };
+        let windows: Vec<_> = topology.windows().collect();
+        let expected = [(Domain(0), window(0, 2)), (Domain(2), window(2, 3))];
+        assert_eq!(windows, expected);
+        let blocks: Vec<_> = topology.blocks().collect();
+        let domains: Vec<_> = blocks.iter().map(|(_, domain)| domain.0).collect();
+        assert_eq!(domains, [0, 0, 2, 2, 2]);
+        for (number, (block, domain)) in (0..).zip(&blocks) {
+            let range = topology.block_range(*block);
+            assert_eq!(range, window(number, 1));
+            let mut windows = windows.iter();
+            assert!(windows.any(|(owner, window)| {
+                owner == domain && window.gpa <= range.gpa && range.end() <= window.end()
+            }));
+        }
+    }
+
+    #[test]
+    fn more_blocks_than_there_is_room_for_are_refused() {
+        let topology = |memory| Topology::one_node(1, memory).expect("possible");
+        let most = u32::try_from(MAX_BLOCKS).expect("few");
+        assert!(topology(MIN_MEMORY).with_blocks([most]).is_ok());
+        let too_many = |blocks| Err(TopologyError::TooManyBlocks { blocks });
+        let refused = topology(MIN_MEMORY).with_blocks([most + 1]);
+        assert_eq!(refused, too_many(u64::from(most) + 1));
+        let refused = of(&[1, 1]).expect("possible").with_blocks([u32::MAX; 2]);
+        assert_eq!(refused, too_many(2 * u64::from(u32::MAX)));
+        let large = MAX_MEMORY - 3 * BLOCK_SIZE;
+        assert!(topology(large).with_blocks([3]).is_ok());
+        assert_eq!(topology(large).with_blocks([4]), too_many(4));
+        assert_eq!(topology(MAX_MEMORY).with_blocks([1]), too_many(1));
     }
 
     #[test]

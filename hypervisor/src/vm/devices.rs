@@ -7,6 +7,7 @@ use vmm_shared::control::{Counter, RingId};
 use vmm_shared::pv::{self, Hypercall};
 use vmm_shared::ring::ByteRing;
 
+use super::elastic::Kind;
 use super::{DEVICE_CORE, DEVICE_NODE, DOORBELL_VCPU, Vm, Woken};
 use crate::arch::{cpu, descriptors};
 use crate::devices::pipe::Pipes;
@@ -168,7 +169,14 @@ impl Vm {
             PortRule::FwCfgData if width == Width::Byte => {
                 (self.firmware.lock().read().into(), Request::None)
             }
-            PortRule::CpuHotplug(offset) => (self.hotplug_in(offset, width), Request::None),
+            PortRule::CpuHotplug(offset) => {
+                let value = self.hotplug_in(Kind::Vcpus, offset, width);
+                (value, Request::None)
+            }
+            PortRule::MemoryHotplug(offset) => {
+                let value = self.hotplug_in(Kind::Memory, offset, width);
+                (value, Request::None)
+            }
             PortRule::Scratch(offset) => (self.scratch.lock().read(offset, width), Request::None),
             rule @ (PortRule::Pic(_)
             | PortRule::Pit(_)
@@ -214,7 +222,11 @@ impl Vm {
                 Request::None
             }
             PortRule::CpuHotplug(offset) => {
-                self.hotplug_out(offset, width, value);
+                self.hotplug_out(Kind::Vcpus, offset, width, value);
+                Request::None
+            }
+            PortRule::MemoryHotplug(offset) => {
+                self.hotplug_out(Kind::Memory, offset, width, value);
                 Request::None
             }
             PortRule::Scratch(offset) => {

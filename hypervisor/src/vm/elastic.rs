@@ -1,4 +1,5 @@
-//! vCPUs that come, go and move while the guest runs.
+//! vCPUs that come, go and move while the guest runs; and the block of
+//! registers about them and about [memory](super::memory).
 //!
 //! Anyone may leave an order in a vCPU's record; the devices' node, which also
 //! speaks to the guest's ACPI code, sees that it is carried out:
@@ -14,36 +15,81 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Location, VcpuId};
-use vmm_shared::control::{Busy, Order, Outcome, Place, VcpuRecord};
+use vmm_shared::coherence::NodeSet;
+use vmm_shared::control::{BlockId, Busy, Order, Outcome, Place, VcpuRecord};
 
-use super::{DEVICE_CORE, DEVICE_NODE, DOORBELL_VCPU, Vm};
-use crate::devices::Width;
-use crate::devices::cpu_hotplug::{CpuHotplug, HotplugEffect};
+use super::{DEVICE_NODE, DOORBELL_VCPU, Vm};
+use crate::devices::hotplug::{self, HotplugEffect};
+use crate::devices::{IrqLevel, Width};
 use crate::platform::layout::GSI_GED;
 use crate::vcpu::posted::Signal;
 
 /// What the devices' node keeps about orders.
 #[derive(Debug)]
 pub(super) struct Hotplug {
-    block: CpuHotplug,
-    /// vCPUs of which the guest has been told and has not answered yet.
-    told: Vec<bool>,
-    /// The count of orders when they were last looked at.
-    seen: u64,
+    vcpus: Units,
+    pub(super) memory: Units,
+    /// The count of orders when they were last looked at, and who was there.
+    seen: (u64, NodeSet),
 }
 
-impl Hotplug {
-    pub(super) fn new(vcpus: u16, is_present: impl Fn(VcpuId) -> bool) -> Self {
+/// Units of one kind that come and go.
+#[derive(Debug)]
+pub(super) struct Units {
+    pub(super) registers: hotplug::Hotplug,
+    /// Those of which the guest has been told and has not answered yet.
+    told: Vec<bool>,
+}
+
+/// Which units an access to registers is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Vcpus,
+    Memory,
+}
+
+impl Units {
+    fn new(count: u16, least: usize, is_present: impl Fn(u16) -> bool) -> Self {
         Self {
-            block: CpuHotplug::new(vcpus, is_present),
-            told: vec![false; usize::from(vcpus)],
-            seen: 0,
+            registers: hotplug::Hotplug::new(count, least, is_present),
+            told: vec![false; usize::from(count)],
         }
     }
 
-    fn tell(&mut self, vcpu: VcpuId, told: bool) -> bool {
-        let entry = self.told.get_mut(usize::from(vcpu.0));
+    /// Notes whether the guest has to answer; whether that is new.
+    pub(super) fn tell(&mut self, unit: u16, told: bool) -> bool {
+        let entry = self.told.get_mut(usize::from(unit));
         entry.is_some_and(|entry| core::mem::replace(entry, told) != told)
+    }
+
+    pub(super) fn is_told(&self, unit: u16) -> bool {
+        self.told.get(usize::from(unit)).is_some_and(|told| *told)
+    }
+}
+
+impl Hotplug {
+    /// One vCPU always stays: without any there would be nobody to ask for
+    /// another. Of memory, only what came later goes.
+    pub(super) fn new(vcpus: u16, is_present: impl Fn(u16) -> bool, blocks: u16) -> Self {
+        Self {
+            vcpus: Units::new(vcpus, 1, is_present),
+            memory: Units::new(blocks, 0, |_| false),
+            seen: (0, NodeSet::EMPTY),
+        }
+    }
+
+    fn units(&mut self, kind: Kind) -> &mut Units {
+        match kind {
+            Kind::Vcpus => &mut self.vcpus,
+            Kind::Memory => &mut self.memory,
+        }
+    }
+
+    fn irq_level(&self) -> IrqLevel {
+        match self.vcpus.registers.irq_level() {
+            IrqLevel::Deasserted => self.memory.registers.irq_level(),
+            asserted => asserted,
+        }
     }
 }
 
@@ -90,13 +136,9 @@ impl Vm {
 
     /// Makes the devices' node look at the orders.
     pub fn tell_devices(&self) {
-        let orders = self.fabric().control().vm();
-        // Release: what has changed is visible to who sees the count.
-        orders.orders().fetch_add(1, Ordering::Release);
+        self.fabric().tell_devices();
         if self.fabric().node() == DEVICE_NODE {
             self.serve_orders();
-        } else {
-            self.fabric().kick(DEVICE_CORE);
         }
     }
 
@@ -125,27 +167,31 @@ impl Vm {
     pub(super) fn serve_orders(&self) {
         let mut hotplug = self.hotplug.lock();
         let orders = self.fabric().control().vm();
-        let orders = orders.orders().load(Ordering::Acquire);
-        if core::mem::replace(&mut hotplug.seen, orders) == orders {
+        let seen = (
+            orders.orders().load(Ordering::Acquire),
+            self.fabric().running(),
+        );
+        if core::mem::replace(&mut hotplug.seen, seen) == seen {
             return;
         }
         for vcpu in self.vcpus() {
             let record = self.record(vcpu);
             if let Some(order) = record.order()
-                && let Some(outcome) = self.carry_on(&mut hotplug, vcpu, order)
+                && let Some(outcome) = self.carry_on(&mut hotplug.vcpus, vcpu, order)
             {
                 record.settle(order, outcome);
                 self.fabric().ring_launcher();
             }
         }
-        self.set_line(GSI_GED, hotplug.block.irq_level());
+        self.serve_block_orders(&mut hotplug.memory);
+        self.set_line(GSI_GED, hotplug.irq_level());
     }
 
     /// Carries one order on; its outcome, if that is its end.
-    fn carry_on(&self, hotplug: &mut Hotplug, vcpu: VcpuId, order: Order) -> Option<Outcome> {
+    fn carry_on(&self, units: &mut Units, vcpu: VcpuId, order: Order) -> Option<Outcome> {
         let record = self.record(vcpu);
         match (order, record.place()?) {
-            (Order::Grant(_) | Order::Reclaim, _) if !self.machine.has_cpu_hotplug() => {
+            (Order::Grant(_) | Order::Reclaim, _) if !self.machine.has_hotplug() => {
                 return Some(Outcome::Unable);
             }
             (Order::Grant(at) | Order::Move(at), _) if !self.has_core(at) => {
@@ -157,16 +203,16 @@ impl Vm {
                 self.fabric().announce_arrival(at);
             }
             (Order::Grant(_), Place::New(_)) => {}
-            (Order::Grant(_), Place::At(_)) if !hotplug.block.is_present(vcpu) => {
-                hotplug.tell(vcpu, true);
-                hotplug.block.insert(vcpu);
+            (Order::Grant(_), Place::At(_)) if !units.registers.is_present(vcpu.0) => {
+                units.tell(vcpu.0, true);
+                units.registers.insert(vcpu.0);
             }
-            (Order::Reclaim, _) if hotplug.block.is_present(vcpu) => {
-                if hotplug.tell(vcpu, true) {
-                    hotplug.block.ask_back(vcpu);
+            (Order::Reclaim, _) if units.registers.is_present(vcpu.0) => {
+                if units.tell(vcpu.0, true) {
+                    units.registers.ask_back(vcpu.0);
                 }
             }
-            (Order::Grant(_), Place::At(_)) if hotplug.told[usize::from(vcpu.0)] => {}
+            (Order::Grant(_), Place::At(_)) if units.is_told(vcpu.0) => {}
             // The old devices' interrupts go past the local APICs, on the
             // node where these devices are.
             (Order::Move(to), _)
@@ -184,30 +230,31 @@ impl Vm {
         None
     }
 
-    /// Reads a register of the block for vCPUs that come and go.
-    pub(super) fn hotplug_in(&self, offset: u16, width: Width) -> u64 {
-        let value = self.hotplug.lock().block.read(offset, width);
+    /// Reads a register of a block for units that come and go.
+    pub(super) fn hotplug_in(&self, kind: Kind, offset: u16, width: Width) -> u64 {
+        let mut hotplug = self.hotplug.lock();
+        let value = hotplug.units(kind).registers.read(offset, width);
         u64::from(value) & width.mask()
     }
 
     /// Writes one.
-    pub(super) fn hotplug_out(&self, offset: u16, width: Width, value: u64) {
+    pub(super) fn hotplug_out(&self, kind: Kind, offset: u16, width: Width, value: u64) {
         let value = u32::try_from(value & 0xffff_ffff).expect("32 bits");
         let mut hotplug = self.hotplug.lock();
-        let effect = hotplug.block.write(offset, width, value);
-        self.settle_hotplug(&mut hotplug, effect);
-        self.set_line(GSI_GED, hotplug.block.irq_level());
+        let units = hotplug.units(kind);
+        let effect = units.registers.write(offset, width, value);
+        if let Some(unit) = effect.unit() {
+            units.tell(unit, false);
+            match kind {
+                Kind::Vcpus => self.settle_vcpu(VcpuId(unit), effect),
+                Kind::Memory => self.settle_block(BlockId(unit), effect),
+            }
+            self.fabric().ring_launcher();
+        }
+        self.set_line(GSI_GED, hotplug.irq_level());
     }
 
-    fn settle_hotplug(&self, hotplug: &mut Hotplug, effect: HotplugEffect) {
-        let vcpu = match effect {
-            HotplugEffect::None => return,
-            HotplugEffect::Accepted(vcpu)
-            | HotplugEffect::Declined(vcpu, _)
-            | HotplugEffect::Kept(vcpu, _)
-            | HotplugEffect::Ejected(vcpu) => vcpu,
-        };
-        hotplug.tell(vcpu, false);
+    fn settle_vcpu(&self, vcpu: VcpuId, effect: HotplugEffect) {
         let record = self.record(vcpu);
         match (effect, record.order()) {
             (HotplugEffect::Accepted(_), Some(order @ Order::Grant(_))) => {
@@ -226,6 +273,5 @@ impl Vm {
             }
             _ => {}
         }
-        self.fabric().ring_launcher();
     }
 }

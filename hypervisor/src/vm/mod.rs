@@ -4,6 +4,7 @@ mod devices;
 mod elastic;
 mod interrupts;
 mod legacy;
+mod memory;
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -25,7 +26,7 @@ use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
 use crate::mem::coherent::MappedMemory;
 use crate::platform::cpuid::CpuidTable;
-use crate::platform::{Machine, Topology};
+use crate::platform::{Domain, Machine, Topology};
 use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
 use crate::vcpu::pv::ClockScale;
@@ -51,7 +52,7 @@ pub enum Woken {
 }
 
 /// Locks, in the order in which they may be taken together:
-/// a device (agent, serial port or the block for vCPUs), then the old devices, then the IOAPIC,
+/// a device (agent, serial port or the registers of what comes and goes), then the old devices, then the IOAPIC,
 /// then one of guest memory's (the nested tables or a core's hold). Nobody
 /// holds a lock while it enters the guest or sleeps, and interrupt handlers
 /// take none.
@@ -83,6 +84,8 @@ pub struct Vm {
     scratch: Mutex<Scratch>,
     legacy: Mutex<Legacy>,
     hotplug: Mutex<Hotplug>,
+    /// Which node gives each block of memory that may come.
+    givers: Vec<NodeId>,
 }
 
 /// What a VM is made of.
@@ -104,6 +107,12 @@ impl Vm {
     /// A VM that has not started.
     #[must_use]
     pub fn new(parts: VmParts) -> Self {
+        let topology = &parts.topology;
+        let giver = |(_, Domain(node))| NodeId(node);
+        let givers: Vec<_> = topology.blocks().map(giver).collect();
+        let is_present = |vcpu| topology.is_present(VcpuId(vcpu));
+        let blocks = u16::try_from(givers.len()).expect("the topology has checked that");
+        let hotplug = Hotplug::new(topology.vcpus(), is_present, blocks);
         Self {
             memory: parts.memory,
             cpuid: parts.cpuid,
@@ -117,9 +126,8 @@ impl Vm {
                 .vcpu_ids()
                 .map(|vcpu| parts.topology.apic_id(vcpu))
                 .collect(),
-            hotplug: Mutex::new(Hotplug::new(parts.topology.vcpus(), |vcpu| {
-                parts.topology.is_present(vcpu)
-            })),
+            hotplug: Mutex::new(hotplug),
+            givers,
             machine: parts.machine,
             firmware: Mutex::new(parts.firmware),
             scratch: Mutex::new(Scratch::default()),

@@ -14,6 +14,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::order::{Busy, KIND_SHIFT, ORDER_SIZE, OrderWords, Outcome, low_half};
 use crate::addr::{Location, NodeId};
 use crate::shm::SharedMem;
 
@@ -26,9 +27,6 @@ const MOVES: usize = 16;
 const LEFT_AT: usize = 24;
 const BLACKOUT: usize = 32;
 const ORDER: usize = 64;
-const OUTCOME: usize = 72;
-
-const KIND_SHIFT: u32 = 32;
 
 /// Where a vCPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,11 +75,6 @@ const fn pack(kind: u64, at: Location) -> u64 {
     kind << KIND_SHIFT | (at.node.0 as u64) << 16 | at.core as u64
 }
 
-const fn low_half(raw: u64) -> u32 {
-    let [a, b, c, d, ..] = raw.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
 const fn unpack(raw: u64) -> (u64, Location) {
     let [c0, c1, n0, n1, ..] = raw.to_le_bytes();
     let at = Location {
@@ -128,53 +121,6 @@ impl Order {
         }
     }
 }
-
-/// What has become of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It stands.
-    Pending,
-    /// It has been carried out.
-    Done,
-    /// Nothing can be done: the vCPU is not where such an order makes sense.
-    Misplaced,
-    /// There is no such core in the rack, or its node has been lost.
-    NoSuchCore,
-    /// The machine that the guest has cannot do that.
-    Unable,
-    /// The guest refused, with this status of its `_OST`.
-    Refused(u32),
-}
-
-impl Outcome {
-    const fn to_raw(self) -> u64 {
-        match self {
-            Self::Pending => 0,
-            Self::Done => 1,
-            Self::Misplaced => 2,
-            Self::NoSuchCore => 3,
-            Self::Unable => 4,
-            Self::Refused(status) => 5 << KIND_SHIFT | status as u64,
-        }
-    }
-
-    fn from_raw(raw: u64) -> Self {
-        match raw {
-            0 => Self::Pending,
-            1 => Self::Done,
-            2 => Self::Misplaced,
-            3 => Self::NoSuchCore,
-            // Garbage means the same: nothing has been done.
-            _ if raw >> KIND_SHIFT != 5 => Self::Unable,
-            _ => Self::Refused(low_half(raw)),
-        }
-    }
-}
-
-/// Another order stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("another order for this vCPU is being carried out")]
-pub struct Busy;
 
 /// The record of one vCPU.
 ///
@@ -259,50 +205,39 @@ impl VcpuRecord {
         self.word(MOVES).store(moves, Ordering::Release);
     }
 
+    fn orders(&self) -> OrderWords {
+        let words = self.0.window(ORDER, ORDER_SIZE);
+        words.and_then(OrderWords::new).expect("inside the record")
+    }
+
     /// Leaves an order. The devices' node must be told.
     ///
     /// # Errors
     /// If one stands.
     pub fn ask(&self, order: Order) -> Result<(), Busy> {
-        // AcqRel: the outcome of the order before has been seen.
-        self.word(ORDER)
-            .compare_exchange(0, order.to_raw(), Ordering::AcqRel, Ordering::Relaxed)
-            .map(drop)
-            .map_err(|_| Busy)
+        self.orders().ask(order.to_raw())
     }
 
     /// The order that stands, if one does and makes sense.
     #[must_use]
     pub fn order(&self) -> Option<Order> {
-        Order::from_raw(self.word(ORDER).load(Ordering::Acquire))
+        Order::from_raw(self.orders().standing())
     }
 
     /// Turns what stands into another order. Only for the devices' node.
     pub fn replace_order(&self, order: Order) {
-        self.word(ORDER).store(order.to_raw(), Ordering::Release);
+        self.orders().replace(order.to_raw());
     }
 
     /// Ends this order, unless another has taken its place.
     pub fn settle(&self, order: Order, outcome: Outcome) {
-        self.word(OUTCOME)
-            .store(outcome.to_raw(), Ordering::Relaxed);
-        // Release: the outcome is visible to who sees that no order stands.
-        let _ = self.word(ORDER).compare_exchange(
-            order.to_raw(),
-            0,
-            Ordering::Release,
-            Ordering::Relaxed,
-        );
+        self.orders().settle(order.to_raw(), outcome);
     }
 
     /// What has become of the last order.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
-        // Acquire: see `settle`.
-        match self.word(ORDER).load(Ordering::Acquire) {
-            0 => Outcome::from_raw(self.word(OUTCOME).load(Ordering::Relaxed)),
-            _ => Outcome::Pending,
-        }
+        self.orders().outcome()
     }
 }
 
@@ -363,25 +298,6 @@ mod tests {
             assert_eq!(record.order(), None);
             assert_eq!(record.outcome(), Outcome::Refused(0x82));
         }
-    }
-
-    #[test]
-    fn outcomes_are_read_as_they_were_written() {
-        let record = record();
-        for outcome in [
-            Outcome::Done,
-            Outcome::Misplaced,
-            Outcome::NoSuchCore,
-            Outcome::Unable,
-            Outcome::Refused(0),
-            Outcome::Refused(u32::MAX),
-        ] {
-            assert_eq!(record.ask(Order::Drop), Ok(()));
-            record.settle(Order::Drop, outcome);
-            assert_eq!(record.outcome(), outcome);
-        }
-        record.word(OUTCOME).store(99, Ordering::Relaxed);
-        assert_eq!(record.outcome(), Outcome::Unable);
     }
 
     #[test]

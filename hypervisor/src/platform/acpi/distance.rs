@@ -114,7 +114,7 @@ pub(super) fn slit(topology: &Topology) -> Sdt {
 
 pub(super) fn hmat(topology: &Topology) -> Sdt {
     let mut body = Vec::from(0_u32.to_le_bytes());
-    for (domain, node) in topology.domains().filter(gives_memory) {
+    for (domain, node) in topology.domains().filter(|it| topology.gives_memory(it.0)) {
         let flags = match node.vcpus {
             0 => 0,
             _ => INITIATOR_VALID,
@@ -143,7 +143,7 @@ pub(super) fn hmat(topology: &Topology) -> Sdt {
 
 fn locality(body: &mut Vec<u8>, topology: &Topology, what: DataType, distance: Distance<u16>) {
     let initiators: Vec<Domain> = names(topology.domains().filter(gives_vcpus));
-    let targets: Vec<Domain> = names(topology.domains().filter(gives_memory));
+    let targets: Vec<Domain> = names(topology.domains().filter(|it| topology.gives_memory(it.0)));
     let len = size_of::<Locality>()
         + (initiators.len() + targets.len()) * size_of::<u32>()
         + initiators.len() * targets.len() * size_of::<u16>();
@@ -179,8 +179,4 @@ fn names(nodes: impl Iterator<Item = (Domain, PlatformNode)>) -> Vec<Domain> {
 
 fn gives_vcpus((_, node): &(Domain, PlatformNode)) -> bool {
     node.vcpus > 0
-}
-
-fn gives_memory((_, node): &(Domain, PlatformNode)) -> bool {
-    node.memory > 0
 }

@@ -11,12 +11,13 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::memory::{self, Blocks};
 use super::processors::{self, Processors};
 use super::{nfit, table};
 use crate::platform::layout::{
     COM_PORTS, COM1_PORT, GSI_GED, GSI_SERIAL, GSI_VIRTIO, VIRTIO_COUNT, VIRTIO_SIZE, virtio_window,
 };
-use crate::platform::{Machine, PlatformConfig, PmemInterface};
+use crate::platform::{PlatformConfig, PmemInterface};
 
 /// Integers in AML are 64 bits wide from this revision on.
 const REVISION: u8 = 2;
@@ -27,10 +28,12 @@ pub(super) fn build(config: &PlatformConfig) -> Sdt {
     let mut devices: Vec<Box<dyn Aml + '_>> = vec![
         Box::new(Processors { config }),
         Box::new(Serial),
-        Box::new(EventDevice {
-            machine: config.machine,
-        }),
+        Box::new(EventDevice { config }),
     ];
+    if has_blocks(config) {
+        let topology = &config.topology;
+        devices.push(Box::new(Blocks { topology }));
+    }
     for index in 0..VIRTIO_COUNT {
         devices.push(Box::new(Virtio { index }));
     }
@@ -50,6 +53,11 @@ pub(super) fn build(config: &PlatformConfig) -> Sdt {
     )
     .to_aml_bytes(&mut body);
     table(*b"DSDT", REVISION, &body)
+}
+
+/// Whether memory may come and go.
+fn has_blocks(config: &PlatformConfig) -> bool {
+    config.machine.has_hotplug() && config.topology.blocks().next().is_some()
 }
 
 /// An edge-triggered, active-high interrupt of its own.
@@ -76,11 +84,11 @@ impl Aml for Serial {
 
 /// The generic event device: its method runs when its interrupt comes. The
 /// line stays up until all events have been seen.
-struct EventDevice {
-    machine: Machine,
+struct EventDevice<'a> {
+    config: &'a PlatformConfig,
 }
 
-impl Aml for EventDevice {
+impl Aml for EventDevice<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid = Name::new("_HID".into(), &"ACPI0013");
         let uid = Name::new("_UID".into(), &0_u8);
@@ -88,9 +96,11 @@ impl Aml for EventDevice {
         let interrupt = Interrupt::new(consumer, edge, active_low, shared, GSI_GED);
         let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt]));
         let is_ours = Equal::new(&Arg(0), &GSI_GED);
-        let scan = MethodCall::new(processors::SCAN.into(), vec![]);
-        let hot = self.machine.has_cpu_hotplug();
-        let scans = hot.then_some(&scan).into_iter();
+        let scan = |path: &'static str| MethodCall::new(path.into(), vec![]);
+        let hot = self.config.machine.has_hotplug();
+        let processors = hot.then(|| scan(processors::SCAN));
+        let memory = has_blocks(self.config).then(|| scan(memory::SCAN));
+        let scans = processors.iter().chain(&memory);
         let dispatch = If::new(&is_ours, scans.map(|scan| -> &dyn Aml { scan }).collect());
         let evt = Method::new("_EVT".into(), 1, true, vec![&dispatch]);
         Device::new("GED_".into(), vec![&hid, &uid, &crs, &evt]).to_aml_bytes(sink);

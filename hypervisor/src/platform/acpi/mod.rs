@@ -1,5 +1,5 @@
 //! The firmware tables: RSDP, XSDT, FADT, MADT, DSDT; if there is more than one
-//! node, SRAT, SLIT and HMAT; and if the root image is an NVDIMM, NFIT.
+//! node, SRAT, SLIT and HMAT, the first also if memory may come later; and if the root image is an NVDIMM, NFIT.
 //!
 //! Hardware-reduced ACPI: no PIC, PIT, PM timer or SCI; events come through
 //! the generic event device. The tables stand behind each other in a fixed
@@ -9,7 +9,9 @@
 
 mod distance;
 mod dsdt;
+mod hotplug;
 mod madt;
+mod memory;
 mod nfit;
 mod processors;
 mod srat;
@@ -77,8 +79,11 @@ pub fn build(config: &PlatformConfig) -> AcpiTables {
     let dsdt = tables.place(&dsdt::build(config));
     tables.add(&fadt(dsdt, config.machine));
     tables.add(&madt::build(config));
-    if let [_, _, ..] = config.topology.nodes() {
+    let is_spread = config.topology.nodes().len() > 1;
+    if is_spread || config.topology.windows().next().is_some() {
         tables.add(&srat::build(&config.topology));
+    }
+    if is_spread {
         tables.add(&distance::slit(&config.topology));
         tables.add(&distance::hmat(&config.topology));
     }

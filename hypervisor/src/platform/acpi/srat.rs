@@ -15,6 +15,8 @@ const REVISION: u8 = 3;
 const RESERVED: [u8; 12] = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// In both structures: the entry counts.
 const ENABLED: u32 = 1;
+/// Of memory: it may come and go.
+const HOT_PLUGGABLE: u32 = 2;
 
 /// A CPU's domain, structure type 2.
 #[derive(IntoBytes, Immutable)]
@@ -64,11 +66,14 @@ pub(super) fn build(topology: &Topology) -> Sdt {
         };
         body.extend_from_slice(cpu.as_bytes());
     }
-    // The RAM that is there from the start. A node's window for memory to be
-    // added later would be one more entry, with the flag for hot-pluggable and
-    // outside of E820.
+    // The RAM that is there from the start.
     for (domain, range) in topology.ram_ranges() {
         body.extend_from_slice(memory(domain, range, ENABLED).as_bytes());
+    }
+    // Where more may come; E820 says nothing of that.
+    for (domain, range) in topology.windows() {
+        let entry = memory(domain, range, ENABLED | HOT_PLUGGABLE);
+        body.extend_from_slice(entry.as_bytes());
     }
     table(*b"SRAT", REVISION, &body)
 }

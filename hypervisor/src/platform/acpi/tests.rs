@@ -5,6 +5,7 @@ use crate::platform::layout;
 use crate::platform::layout::PMEM_BASE;
 use crate::platform::{Machine, PlatformNode, PmemRange, Topology, golden};
 use vmm_shared::addr::MAX_VCPUS;
+use vmm_shared::control::MAX_BLOCKS;
 
 /// Nodes with these vCPUs and so many MiB.
 fn topology(nodes: &[(u16, u64)]) -> Topology {
@@ -260,6 +261,87 @@ fn the_srat_has_all_memory_once() {
     }
 }
 
+/// A rack whose nodes may give so many blocks later.
+fn growing(nodes: &[(u16, u64)], blocks: &[u32]) -> PlatformConfig {
+    let mut config = rack(nodes, Some(PmemInterface::E820));
+    let topology = config.topology.with_blocks(blocks.iter().copied());
+    config.topology = topology.expect("room");
+    config
+}
+
+#[test]
+fn tables_of_two_nodes_with_room_for_memory() {
+    let tables = build(&growing(&[(2, 512), (2, 512)], &[1, 2]));
+    golden::check("acpi-2-nodes-3-blocks.bin", &tables.bytes);
+}
+
+#[test]
+fn memory_that_may_come_is_in_the_srat_and_nowhere_else() {
+    let cases = [
+        (vec![(1, 512)], vec![4], vec![(0, 4096, 512)]),
+        (
+            vec![(1, 512), (1, 0), (1, 3072)],
+            vec![2, 1, 3],
+            vec![(0, 4608, 256), (1, 4864, 128), (2, 4992, 384)],
+        ),
+    ];
+    for (nodes, blocks, expected) in cases {
+        let config = growing(&nodes, &blocks);
+        let tables = build(&config);
+        let found = walk(&tables);
+        let windows: Vec<_> = structures(named(&found, b"SRAT"), 48)
+            .into_iter()
+            .filter(|entry| entry[0] == 1 && u32_at(entry, 28) == 3)
+            .map(|entry| {
+                (
+                    u32_at(entry, 2),
+                    u64_at(entry, 8) >> 20,
+                    u64_at(entry, 16) >> 20,
+                )
+            })
+            .collect();
+        assert_eq!(windows, expected);
+        let ram = layout::ram_ranges(config.topology.memory()).last();
+        assert!(ram.expect("some").end().0 >> 20 <= windows[0].1);
+    }
+    let other = PlatformConfig {
+        machine: Machine {
+            protocol: guest_image::Protocol::Pvh,
+            ..Machine::LINUX
+        },
+        ..growing(&[(1, 512)], &[4])
+    };
+    let tables = build(&other);
+    let has = |name: &[u8]| tables.bytes.windows(4).any(|bytes| bytes == name);
+    assert!(!has(b"MEMS"), "a guest without a driver has no devices");
+}
+
+#[test]
+fn every_block_is_a_device_with_its_addresses_and_domain() {
+    let config = growing(&[(1, 512), (1, 512)], &[2, 3]);
+    let tables = build(&config);
+    let found = walk(&tables);
+    let dsdt = named(&found, b"DSDT");
+    // Behind each EISA id of a memory device: _UID, _PXM, _CRS.
+    let id = [0x0c, 0x41, 0xd0, 0x0c, 0x80];
+    let devices: Vec<usize> = (0..dsdt.len() - 5)
+        .filter(|at| dsdt[*at..].starts_with(&id))
+        .collect();
+    assert_eq!(devices.len(), 5);
+    for ((block, domain), at) in config.topology.blocks().zip(devices) {
+        let device = &dsdt[at..at + 110];
+        let range = config.topology.block_range(block);
+        let place = |bytes: &[u8]| device.windows(bytes.len()).position(|found| found == bytes);
+        let first = place(&range.gpa.0.to_le_bytes()).expect("its first address");
+        let last = place(&(range.end().0 - 1).to_le_bytes()).expect("its last");
+        let len = place(&range.len.to_le_bytes()).expect("its size");
+        assert_eq!((last, len), (first + 8, first + 24));
+        let pxm = place(b"_PXM").expect("its domain");
+        // The opcodes for zero and one.
+        assert_eq!(u16::from(device[pxm + 4]), domain.0);
+    }
+}
+
 #[test]
 fn remote_memory_is_farther_than_local() {
     for nodes in racks() {
@@ -365,5 +447,8 @@ fn the_largest_machines_fit() {
         let tables = build(&rack(nodes, Some(PmemInterface::Nfit)));
         assert!(tables.range().end() <= ACPI_END);
         assert_eq!(walk(&tables).len(), if nodes.len() == 1 { 4 } else { 7 });
+        let blocks = u32::try_from(MAX_BLOCKS / nodes.len()).expect("few");
+        let tables = build(&growing(nodes, &vec![blocks; nodes.len()]));
+        assert!(tables.range().end() <= ACPI_END);
     }
 }

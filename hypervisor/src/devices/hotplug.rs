@@ -1,22 +1,22 @@
-//! The register block by which a guest's ACPI code learns which vCPUs come
-//! and go, and says what it has done about it.
+//! The register block by which a guest's ACPI code learns which units (vCPUs,
+//! or blocks of memory) come and go, and says what it has done about it.
 //!
 //! ```text
-//!   0   4 bytes  write: which vCPU the other registers are about
+//!   0   4 bytes  write: which unit the other registers are about
 //!                read: the first with an event, which is chosen; ones if none
 //!   4   1 byte   read: bit 0 it is there, bit 1 it has come, bit 2 it is to go
-//!                write: bits 1 and 2 end the event, bit 3 takes the vCPU away
+//!                write: bits 1 and 2 end the event, bit 3 takes the unit away
 //!   8   4 bytes  write: the event that the guest reports on (`_OST`)
 //!   12  4 bytes  write: its status, which makes the report
 //! ```
 //!
 //! The interrupt line is up as long as there is an event: one that comes
-//! before the guest's driver waits for it.
+//! before the guest's driver waits for it. Until the guest has seen the event, a
+//! unit that has come is not shown as there: otherwise a guest that boots would
+//! find it first, and refuse it when it hears of it.
 
 use alloc::vec;
 use alloc::vec::Vec;
-
-use vmm_shared::addr::VcpuId;
 
 use super::{IrqLevel, Width};
 
@@ -28,7 +28,7 @@ const OST_STATUS: u16 = 12;
 /// Bytes of the block.
 pub const LEN: u16 = 16;
 
-/// The vCPU is there.
+/// The unit is there.
 pub const PRESENT: u8 = 1 << 0;
 /// It has come.
 pub const INSERTED: u8 = 1 << 1;
@@ -36,6 +36,8 @@ pub const INSERTED: u8 = 1 << 1;
 pub const REMOVING: u8 = 1 << 2;
 /// Takes it away.
 pub const EJECT: u8 = 1 << 3;
+/// Not shown: the guest has not said yet whether it will use it.
+const UNANSWERED: u8 = 1 << 7;
 
 /// ACPI 6.5, table 6.13: what `_OST` reports on.
 const OST_DEVICE_CHECK: u32 = 1;
@@ -50,65 +52,82 @@ const OST_EJECT_IN_PROGRESS: u32 = 0x84;
 pub enum HotplugEffect {
     /// Nothing.
     None,
-    /// The guest has taken a vCPU into service, as far as its ACPI code is
+    /// The guest has taken a unit into service, as far as its ACPI code is
     /// concerned.
-    Accepted(VcpuId),
-    /// The guest will not use a vCPU that has come, for this reason.
-    Declined(VcpuId, u32),
-    /// The guest will not let go of a vCPU, for this reason.
-    Kept(VcpuId, u32),
-    /// The guest has let go of a vCPU.
-    Ejected(VcpuId),
+    Accepted(u16),
+    /// The guest will not use a unit that has come, for this reason.
+    Declined(u16, u32),
+    /// The guest will not let go of a unit, for this reason.
+    Kept(u16, u32),
+    /// The guest has let go of a unit.
+    Ejected(u16),
+}
+
+impl HotplugEffect {
+    /// The unit that it is about.
+    #[must_use]
+    pub const fn unit(self) -> Option<u16> {
+        match self {
+            Self::None => None,
+            Self::Accepted(unit)
+            | Self::Declined(unit, _)
+            | Self::Kept(unit, _)
+            | Self::Ejected(unit) => Some(unit),
+        }
+    }
 }
 
 /// The block.
 #[derive(Clone, Debug)]
-pub struct CpuHotplug {
-    /// Flags by vCPU.
-    vcpus: Vec<u8>,
+pub struct Hotplug {
+    /// Flags by unit.
+    units: Vec<u8>,
+    /// So many are always there.
+    least: usize,
     selected: usize,
     ost_event: u32,
 }
 
-impl CpuHotplug {
-    /// A block for so many vCPUs, of which those are there that `is_present`
-    /// says.
+impl Hotplug {
+    /// A block for so many units, of which those are there that `is_present`
+    /// says, and never fewer than `least`.
     #[must_use]
-    pub fn new(vcpus: u16, is_present: impl Fn(VcpuId) -> bool) -> Self {
-        let mut flags = vec![0; usize::from(vcpus)];
-        for (vcpu, flags) in (0..).map(VcpuId).zip(&mut flags) {
-            if is_present(vcpu) {
+    pub fn new(units: u16, least: usize, is_present: impl Fn(u16) -> bool) -> Self {
+        let mut flags = vec![0; usize::from(units)];
+        for (unit, flags) in (0..).zip(&mut flags) {
+            if is_present(unit) {
                 *flags = PRESENT;
             }
         }
         Self {
-            vcpus: flags,
+            units: flags,
+            least,
             selected: 0,
             ost_event: 0,
         }
     }
 
-    /// Whether the guest has a vCPU.
+    /// Whether the guest has a unit.
     #[must_use]
-    pub fn is_present(&self, vcpu: VcpuId) -> bool {
-        self.flags(vcpu) & PRESENT != 0
+    pub fn is_present(&self, unit: u16) -> bool {
+        self.flags(unit) & PRESENT != 0
     }
 
-    fn flags(&self, vcpu: VcpuId) -> u8 {
-        let flags = self.vcpus.get(usize::from(vcpu.0));
+    fn flags(&self, unit: u16) -> u8 {
+        let flags = self.units.get(usize::from(unit));
         flags.copied().unwrap_or(0)
     }
 
-    /// Tells the guest that a vCPU has come.
-    pub fn insert(&mut self, vcpu: VcpuId) {
-        if let Some(flags) = self.vcpus.get_mut(usize::from(vcpu.0)) {
-            *flags = PRESENT | INSERTED;
+    /// Tells the guest that a unit has come.
+    pub fn insert(&mut self, unit: u16) {
+        if let Some(flags) = self.units.get_mut(usize::from(unit)) {
+            *flags = PRESENT | INSERTED | UNANSWERED;
         }
     }
 
-    /// Asks the guest to let go of a vCPU.
-    pub fn ask_back(&mut self, vcpu: VcpuId) {
-        if let Some(flags) = self.vcpus.get_mut(usize::from(vcpu.0))
+    /// Asks the guest to let go of a unit.
+    pub fn ask_back(&mut self, unit: u16) {
+        if let Some(flags) = self.units.get_mut(usize::from(unit))
             && *flags & PRESENT != 0
         {
             *flags |= REMOVING;
@@ -126,27 +145,31 @@ impl CpuHotplug {
 
     fn next_event(&self) -> Option<usize> {
         let has_event = |flags: &u8| flags & (INSERTED | REMOVING) != 0;
-        self.vcpus.iter().position(has_event)
+        self.units.iter().position(has_event)
     }
 
-    fn selected(&self) -> Option<VcpuId> {
+    fn selected(&self) -> Option<u16> {
         let number = u16::try_from(self.selected).ok()?;
-        (self.selected < self.vcpus.len()).then_some(VcpuId(number))
+        (self.selected < self.units.len()).then_some(number)
     }
 
     /// Reads a register. What doesn't exist reads as ones.
     pub fn read(&mut self, offset: u16, width: Width) -> u32 {
         match (offset, width) {
             (SELECT, Width::Dword) => match self.next_event() {
-                Some(vcpu) => {
-                    self.selected = vcpu;
-                    u32::try_from(vcpu).unwrap_or(u32::MAX)
+                Some(unit) => {
+                    self.selected = unit;
+                    u32::try_from(unit).unwrap_or(u32::MAX)
                 }
                 None => u32::MAX,
             },
             (FLAGS, Width::Byte) => {
-                let flags = self.vcpus.get(self.selected);
-                flags.copied().unwrap_or(0).into()
+                let flags = self.units.get(self.selected).copied().unwrap_or(0);
+                let hidden = match flags & INSERTED {
+                    0 => UNANSWERED,
+                    _ => UNANSWERED | PRESENT,
+                };
+                u32::from(flags & !hidden)
             }
             _ => u32::MAX,
         }
@@ -170,36 +193,44 @@ impl CpuHotplug {
         }
     }
 
+    fn can_spare_one(&self) -> bool {
+        let present = self.units.iter().filter(|flags| **flags & PRESENT != 0);
+        present.count() > self.least
+    }
+
     fn write_flags(&mut self, value: u8) -> HotplugEffect {
-        let present = self.vcpus.iter().filter(|flags| **flags & PRESENT != 0);
-        let is_last = present.count() == 1;
-        let Some(vcpu) = self.selected() else {
+        let can_go = self.can_spare_one();
+        let Some(unit) = self.selected() else {
             return HotplugEffect::None;
         };
-        let flags = &mut self.vcpus[self.selected];
+        let flags = &mut self.units[self.selected];
         *flags &= !(value & (INSERTED | REMOVING));
-        // Without any vCPU there would be nobody to ask for another.
-        if value & EJECT == 0 || *flags & PRESENT == 0 || is_last {
+        if value & EJECT == 0 || *flags & PRESENT == 0 || !can_go {
             return HotplugEffect::None;
         }
         *flags = 0;
-        HotplugEffect::Ejected(vcpu)
+        HotplugEffect::Ejected(unit)
     }
 
     /// What the guest says in `_OST`. It reports success of an ejection, too,
     /// but that is known by then.
     fn report(&mut self, status: u32) -> HotplugEffect {
-        let Some(vcpu) = self.selected() else {
+        let Some(unit) = self.selected() else {
             return HotplugEffect::None;
         };
+        let can_go = self.can_spare_one();
+        let flags = &mut self.units[self.selected];
         match (self.ost_event & 0xff, status) {
-            (OST_DEVICE_CHECK, OST_SUCCESS) => HotplugEffect::Accepted(vcpu),
-            (OST_DEVICE_CHECK, _) if self.is_present(vcpu) => {
-                self.vcpus[self.selected] = 0;
-                HotplugEffect::Declined(vcpu, status)
+            (OST_DEVICE_CHECK, OST_SUCCESS) if *flags & UNANSWERED != 0 => {
+                *flags &= !UNANSWERED;
+                HotplugEffect::Accepted(unit)
+            }
+            (OST_DEVICE_CHECK, _) if *flags & UNANSWERED != 0 && can_go => {
+                *flags = 0;
+                HotplugEffect::Declined(unit, status)
             }
             (OST_EJECT_REQUEST, OST_SUCCESS | OST_EJECT_IN_PROGRESS) => HotplugEffect::None,
-            (OST_EJECT_REQUEST, _) => HotplugEffect::Kept(vcpu, status),
+            (OST_EJECT_REQUEST, _) => HotplugEffect::Kept(unit, status),
             _ => HotplugEffect::None,
         }
     }
@@ -211,20 +242,20 @@ mod tests {
 
     const NONE: u32 = u32::MAX;
 
-    fn block() -> CpuHotplug {
-        CpuHotplug::new(4, |vcpu| vcpu.0 < 2)
+    fn block() -> Hotplug {
+        Hotplug::new(4, 1, |unit| unit < 2)
     }
 
-    fn flags(block: &mut CpuHotplug, vcpu: u32) -> u32 {
-        let _ = block.write(SELECT, Width::Dword, vcpu);
+    fn flags(block: &mut Hotplug, unit: u32) -> u32 {
+        let _ = block.write(SELECT, Width::Dword, unit);
         block.read(FLAGS, Width::Byte)
     }
 
-    fn put(block: &mut CpuHotplug, flags: u8) -> HotplugEffect {
+    fn put(block: &mut Hotplug, flags: u8) -> HotplugEffect {
         block.write(FLAGS, Width::Byte, flags.into())
     }
 
-    fn report(block: &mut CpuHotplug, event: u32, status: u32) -> HotplugEffect {
+    fn report(block: &mut Hotplug, event: u32, status: u32) -> HotplugEffect {
         let _ = block.write(OST_EVENT, Width::Dword, event);
         block.write(OST_STATUS, Width::Dword, status)
     }
@@ -232,7 +263,7 @@ mod tests {
     #[test]
     fn those_are_there_that_the_vm_starts_with() {
         let mut block = block();
-        let seen: Vec<_> = (0..5).map(|vcpu| flags(&mut block, vcpu)).collect();
+        let seen: Vec<_> = (0..5).map(|unit| flags(&mut block, unit)).collect();
         assert_eq!(seen, [1, 1, 0, 0, 0]);
         assert_eq!(block.read(SELECT, Width::Dword), NONE);
         assert_eq!(block.irq_level(), IrqLevel::Deasserted);
@@ -241,68 +272,99 @@ mod tests {
     #[test]
     fn one_that_comes_is_an_event_until_the_guest_has_seen_it() {
         let mut block = block();
-        block.insert(VcpuId(3));
-        block.insert(VcpuId(2));
+        block.insert(3);
+        block.insert(2);
         assert_eq!(block.irq_level(), IrqLevel::Asserted);
-        for vcpu in [2, 3] {
-            assert_eq!(block.read(SELECT, Width::Dword), vcpu);
+        for unit in [2, 3] {
+            assert_eq!(block.read(SELECT, Width::Dword), unit);
             let flags = block.read(FLAGS, Width::Byte);
-            assert_eq!(flags, u32::from(PRESENT | INSERTED));
+            assert_eq!(flags, u32::from(INSERTED), "not shown as there yet");
             assert_eq!(put(&mut block, INSERTED), HotplugEffect::None);
         }
         assert_eq!(block.read(SELECT, Width::Dword), NONE);
         assert_eq!(block.irq_level(), IrqLevel::Deasserted);
         assert_eq!(flags(&mut block, 3), u32::from(PRESENT));
-        let accepted = HotplugEffect::Accepted(VcpuId(3));
+        let accepted = HotplugEffect::Accepted(3);
         assert_eq!(report(&mut block, 1, 0), accepted);
     }
 
     #[test]
     fn one_that_goes_is_gone_when_the_guest_ejects_it() {
         let mut block = block();
-        block.ask_back(VcpuId(1));
+        block.ask_back(1);
         assert_eq!(block.read(SELECT, Width::Dword), 1);
         assert_eq!(put(&mut block, REMOVING), HotplugEffect::None);
-        assert!(block.is_present(VcpuId(1)), "not before it is ejected");
-        assert_eq!(put(&mut block, EJECT), HotplugEffect::Ejected(VcpuId(1)));
+        assert!(block.is_present(1), "not before it is ejected");
+        assert_eq!(put(&mut block, EJECT), HotplugEffect::Ejected(1));
         assert_eq!(flags(&mut block, 1), 0);
         assert_eq!(put(&mut block, EJECT), HotplugEffect::None, "once");
         assert_eq!(report(&mut block, 3, 0), HotplugEffect::None);
-        block.ask_back(VcpuId(1));
+        block.ask_back(1);
         assert_eq!(block.irq_level(), IrqLevel::Deasserted, "it is not there");
     }
 
     #[test]
     fn a_guest_may_refuse() {
         let mut block = block();
-        block.ask_back(VcpuId(1));
+        block.ask_back(1);
         let _ = block.read(SELECT, Width::Dword);
         let _ = put(&mut block, REMOVING);
         assert_eq!(report(&mut block, 3, 0x84), HotplugEffect::None, "at it");
-        let kept = HotplugEffect::Kept(VcpuId(1), 0x82);
+        let kept = HotplugEffect::Kept(1, 0x82);
         assert_eq!(report(&mut block, 3, 0x82), kept);
-        assert!(block.is_present(VcpuId(1)));
-        block.insert(VcpuId(2));
+        assert!(block.is_present(1));
+        block.insert(2);
         let _ = block.read(SELECT, Width::Dword);
-        let declined = HotplugEffect::Declined(VcpuId(2), 1);
+        let declined = HotplugEffect::Declined(2, 1);
         assert_eq!(report(&mut block, 1, 1), declined);
-        assert!(!block.is_present(VcpuId(2)));
+        assert!(!block.is_present(2));
         assert_eq!(block.irq_level(), IrqLevel::Deasserted);
     }
 
     #[test]
-    fn the_last_vcpu_stays() {
-        let mut block = CpuHotplug::new(2, |vcpu| vcpu.0 == 1);
+    fn what_the_guest_has_taken_it_can_not_decline() {
+        let mut block = block();
+        block.insert(2);
+        let _ = block.read(SELECT, Width::Dword);
+        assert_eq!(report(&mut block, 1, 0), HotplugEffect::Accepted(2));
+        for status in [0, 1] {
+            assert_eq!(report(&mut block, 1, status), HotplugEffect::None, "once");
+        }
+        assert_eq!(flags(&mut block, 1), u32::from(PRESENT));
+        assert_eq!(
+            report(&mut block, 1, 1),
+            HotplugEffect::None,
+            "never offered"
+        );
+        assert!(block.is_present(1) && block.is_present(2));
+    }
+
+    #[test]
+    fn the_last_unit_stays_if_one_must() {
+        let mut block = Hotplug::new(2, 1, |unit| unit == 1);
         assert_eq!(flags(&mut block, 1), u32::from(PRESENT));
         assert_eq!(put(&mut block, EJECT), HotplugEffect::None);
-        assert!(block.is_present(VcpuId(1)));
+        assert!(block.is_present(1));
+        let mut block = Hotplug::new(2, 0, |unit| unit == 1);
+        assert_eq!(flags(&mut block, 1), u32::from(PRESENT));
+        assert_eq!(put(&mut block, EJECT), HotplugEffect::Ejected(1));
+    }
+
+    #[test]
+    fn a_block_without_units_is_silent() {
+        let mut block = Hotplug::new(0, 0, |_| true);
+        block.insert(0);
+        block.ask_back(0);
+        assert_eq!(block.read(SELECT, Width::Dword), NONE);
+        assert_eq!(flags(&mut block, 0), 0);
+        assert_eq!(put(&mut block, 0xff), HotplugEffect::None);
     }
 
     #[test]
     fn nonsense_has_no_effect() {
         let mut block = block();
-        for vcpu in [4, 0xffff, u32::MAX] {
-            assert_eq!(flags(&mut block, vcpu), 0);
+        for unit in [4, 0xffff, u32::MAX] {
+            assert_eq!(flags(&mut block, unit), 0);
             assert_eq!(put(&mut block, 0xff), HotplugEffect::None);
             assert_eq!(report(&mut block, 3, 1), HotplugEffect::None);
         }
@@ -312,6 +374,6 @@ mod tests {
                 let _ = block.read(offset, width);
             }
         }
-        assert!(block.is_present(VcpuId(0)) && block.is_present(VcpuId(1)));
+        assert!(block.is_present(0) && block.is_present(1));
     }
 }

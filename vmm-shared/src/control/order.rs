@@ -1,0 +1,141 @@
+//! An order that somebody leaves for the devices' node, and its outcome.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::shm::SharedMem;
+
+/// Where the order is in its words.
+const ORDER: usize = 0;
+const OUTCOME: usize = 8;
+/// Bytes of both.
+pub(super) const ORDER_SIZE: usize = 16;
+
+/// Orders and outcomes with a fact have their kind above it.
+pub(super) const KIND_SHIFT: u32 = 32;
+
+/// What has become of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It stands.
+    Pending,
+    /// It has been carried out.
+    Done,
+    /// Nothing can be done: the vCPU or the memory is not where such an order
+    /// makes sense.
+    Misplaced,
+    /// There is no such core in the rack, or the node has been lost.
+    NoSuchCore,
+    /// The machine that the guest has cannot do that.
+    Unable,
+    /// The guest refused, with this status of its `_OST`.
+    Refused(u32),
+}
+
+impl Outcome {
+    const fn to_raw(self) -> u64 {
+        match self {
+            Self::Pending => 0,
+            Self::Done => 1,
+            Self::Misplaced => 2,
+            Self::NoSuchCore => 3,
+            Self::Unable => 4,
+            Self::Refused(status) => 5 << KIND_SHIFT | status as u64,
+        }
+    }
+
+    fn from_raw(raw: u64) -> Self {
+        match raw {
+            0 => Self::Pending,
+            1 => Self::Done,
+            2 => Self::Misplaced,
+            3 => Self::NoSuchCore,
+            // Garbage means the same: nothing has been done.
+            _ if raw >> KIND_SHIFT != 5 => Self::Unable,
+            _ => Self::Refused(low_half(raw)),
+        }
+    }
+}
+
+pub(super) const fn low_half(raw: u64) -> u32 {
+    let [a, b, c, d, ..] = raw.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// Another order stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another order is being carried out")]
+pub struct Busy;
+
+/// The words of an order, which is any number but 0.
+///
+/// ```text
+///   0   order                       who asks; its outcome clears it
+///   8   outcome of the last order
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OrderWords(SharedMem);
+
+impl OrderWords {
+    pub(super) fn new(window: SharedMem) -> Option<Self> {
+        (window.len() >= ORDER_SIZE).then_some(Self(window))
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        self.0.atomic_u64(offset).expect("inside the words")
+    }
+
+    pub(super) fn ask(&self, order: u64) -> Result<(), Busy> {
+        // AcqRel: the outcome of the order before has been seen.
+        self.word(ORDER)
+            .compare_exchange(0, order, Ordering::AcqRel, Ordering::Relaxed)
+            .map(drop)
+            .map_err(|_| Busy)
+    }
+
+    /// The order that stands; 0 if none does.
+    pub(super) fn standing(&self) -> u64 {
+        self.word(ORDER).load(Ordering::Acquire)
+    }
+
+    pub(super) fn replace(&self, order: u64) {
+        self.word(ORDER).store(order, Ordering::Release);
+    }
+
+    /// Ends this order, unless another has taken its place.
+    pub(super) fn settle(&self, order: u64, outcome: Outcome) {
+        self.word(OUTCOME)
+            .store(outcome.to_raw(), Ordering::Relaxed);
+        // Release: the outcome is visible to who sees that no order stands.
+        let _ = self
+            .word(ORDER)
+            .compare_exchange(order, 0, Ordering::Release, Ordering::Relaxed);
+    }
+
+    pub(super) fn outcome(&self) -> Outcome {
+        // Acquire: see `settle`.
+        match self.word(ORDER).load(Ordering::Acquire) {
+            0 => Outcome::from_raw(self.word(OUTCOME).load(Ordering::Relaxed)),
+            _ => Outcome::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_read_as_they_were_written() {
+        for outcome in [
+            Outcome::Done,
+            Outcome::Misplaced,
+            Outcome::NoSuchCore,
+            Outcome::Unable,
+            Outcome::Refused(0),
+            Outcome::Refused(u32::MAX),
+        ] {
+            assert_eq!(Outcome::from_raw(outcome.to_raw()), outcome);
+        }
+        assert_eq!(Outcome::from_raw(99), Outcome::Unable);
+    }
+}
