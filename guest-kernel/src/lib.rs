@@ -33,3 +33,19 @@ mod user;
 mod wait;
 
 pub use kernel::Kernel;
+
+/// What the fuzz targets call: parsers of what a peer or an image says.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use vmm_shared::shm::SharedMem;
+
+    /// Reads all that can be reached in what claims to be a root image.
+    pub fn root_image(image: SharedMem) {
+        crate::fs::ext4::walk_image(image);
+    }
+
+    /// Applies what claims to be entries of a process's log of regions.
+    pub fn regions(entries: &[u8]) {
+        crate::mem::entry::apply_anything(entries);
+    }
+}

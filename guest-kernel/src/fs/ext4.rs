@@ -266,6 +266,32 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+/// Reads all that can be reached in an image, and returns the names.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn walk_image(image: SharedMem) -> Option<Vec<(Box<[u8]>, u32)>> {
+    let ext4 = Ext4::open(image)?;
+    let (mut seen, mut found) = (alloc::vec![ROOT], Vec::new());
+    let mut next = seen.clone();
+    while let Some(number) = next.pop() {
+        let Some(inode) = ext4.inode(number) else {
+            continue;
+        };
+        ext4.extents(&inode).find(0);
+        ext4.link(&inode);
+        if inode.mode >> 12 != 4 {
+            continue;
+        }
+        for (name, number) in ext4.directory(&inode) {
+            found.push((name, number));
+            if !seen.contains(&number) {
+                seen.push(number);
+                next.push(number);
+            }
+        }
+    }
+    Some(found)
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -289,6 +315,8 @@ mod tests {
         for number in 0..100 {
             std::fs::write(tree.join(format!("folder/{number:040}")), "").expect("written");
         }
+        let empty = std::fs::File::create(&file).expect("created");
+        empty.set_len(2 << 20).expect("there is room");
         let made = Command::new("mke2fs")
             .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
             .args([
@@ -302,7 +330,6 @@ mod tests {
             ])
             .arg("-d")
             .args([&tree, &file])
-            .arg("2M")
             .status()
             .expect("mke2fs is installed");
         assert!(made.success());
@@ -311,36 +338,14 @@ mod tests {
         bytes
     }
 
-    /// Reads all that can be reached, and returns the names.
-    fn walk(ext4: &Ext4) -> Vec<(Vec<u8>, u32)> {
-        let (mut seen, mut found, mut next) = (vec![ROOT], Vec::new(), vec![ROOT]);
-        while let Some(number) = next.pop() {
-            let Some(inode) = ext4.inode(number) else {
-                continue;
-            };
-            ext4.extents(&inode).find(0);
-            ext4.link(&inode);
-            if inode.mode >> 12 != 4 {
-                continue;
-            }
-            for (name, number) in ext4.directory(&inode) {
-                found.push((name.to_vec(), number));
-                if !seen.contains(&number) {
-                    seen.push(number);
-                    next.push(number);
-                }
-            }
-        }
-        found
-    }
-
     #[test]
     fn what_mke2fs_writes_is_read() {
-        let ext4 = Ext4::open(memory_of(&image("read"))).expect("a file system");
-        let names = walk(&ext4);
+        let memory = memory_of(&image("read"));
+        let ext4 = Ext4::open(memory).expect("a file system");
+        let names = walk_image(memory).expect("the same");
         let inode = |wanted: &[u8]| {
             let mut names = names.iter();
-            let found = names.find(|(name, _)| name == wanted).expect("a name");
+            let found = names.find(|(name, _)| **name == *wanted).expect("a name");
             ext4.inode(found.1).expect("an inode")
         };
         // Besides ours there is lost+found.
@@ -374,15 +379,13 @@ mod tests {
                 // Two at once, now and then.
                 let other = used[turn * 31 % used.len()];
                 memory.write_bytes(other, &[0xff]).expect("inside");
-                if let Some(ext4) = Ext4::open(memory) {
-                    walk(&ext4);
-                }
+                walk_image(memory);
                 for at in [*at, other] {
                     memory.write_bytes(at, &good[at..=at]).expect("inside");
                 }
             }
         }
-        assert!(Ext4::open(memory).is_some_and(|ext4| walk(&ext4).len() == 107));
+        assert!(walk_image(memory).is_some_and(|names| names.len() == 107));
     }
 
     #[test]

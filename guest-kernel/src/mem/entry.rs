@@ -152,6 +152,41 @@ impl Entry {
     }
 }
 
+/// Applies bytes as entries of a log, as far as they are some, and looks
+/// whether the regions are sound after each.
+///
+/// # Panics
+/// If they are not, or if a replica that gets a snapshot half way differs.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn apply_anything(bytes: &[u8]) {
+    let (chunks, _) = bytes.as_chunks::<{ size_of::<Entry>() }>();
+    let (mut first, mut second) = (Regions::default(), Regions::default());
+    for (number, chunk) in chunks.iter().enumerate() {
+        if number == chunks.len() / 2 {
+            let mut snapshot = Vec::new();
+            first.save(0, 0, &mut snapshot);
+            second.reset();
+            second.load(0, &snapshot).expect("it was just written");
+        }
+        let entry = Entry::read_from_bytes(chunk).expect("any bytes are one");
+        let change = entry.change().ok_or(Errno::EINVAL);
+        let before = first.clone();
+        let done = change.and_then(|change| first.apply(change));
+        let other = change.and_then(|change| second.apply(change));
+        assert_eq!(done, other, "{entry:?}");
+        if done.is_err() {
+            assert_eq!(first, before, "{entry:?}");
+        }
+        let mut free_from = 0;
+        for (start, region) in first.iter() {
+            assert!(free_from <= start && start < region.end, "{entry:?}");
+            free_from = region.end;
+        }
+        assert!(free_from <= super::tables::USER_END, "{entry:?}");
+    }
+    assert_eq!(first, second);
+}
+
 impl StateMachine for Regions {
     type Op = Entry;
     type Answer = Result<Applied>;
@@ -234,6 +269,50 @@ mod tests {
             offset: 0,
         };
         assert_eq!(bad.change(), None);
+    }
+
+    /// Numbers that are often what a program would say.
+    fn number(random: u64) -> u64 {
+        let small = random >> 8 & 0x3f;
+        match random & 7 {
+            0 => random,
+            1 => small,
+            2 => super::super::tables::USER_END - (small << 12),
+            _ => 0x10_0000 + (small << 12),
+        }
+    }
+
+    #[test]
+    fn whatever_is_in_the_log_the_regions_stay_sound() {
+        // SplitMix64.
+        let mut state = 1_u64;
+        let mut random = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut word = state;
+            word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            word ^ word >> 31
+        };
+        for _ in 0..40 {
+            let mut bytes = Vec::new();
+            for _ in 0..200 {
+                let len = if random() & 3 == 0 {
+                    random()
+                } else {
+                    (random() & 15) << 12
+                };
+                let second = [len, number(random())];
+                let entry = Entry {
+                    kind: random() % 10,
+                    first: number(random()),
+                    second: second[usize::from(random() & 3 == 0)],
+                    attributes: random() & 0x3_0000_0f07,
+                    offset: number(random()),
+                };
+                bytes.extend_from_slice(entry.as_bytes());
+            }
+            apply_anything(&bytes);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Memory: frames, page tables, address spaces.
 
-mod entry;
+pub(crate) mod entry;
 pub(crate) mod frames;
 mod list;
 pub(crate) mod pages;

@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use core::ops::Bound;
 
 use bitflags::bitflags;
+use vmm_shared::addr::PAGE_SIZE;
 
 use super::tables::USER_END;
 use super::{page_down, page_up};
@@ -107,7 +108,8 @@ impl Region {
     }
 }
 
-/// A change of the regions. Addresses and lengths are multiples of a page.
+/// A change of the regions. Addresses and lengths are multiples of a page, or
+/// it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Map `len` bytes: at `wanted` if that is free or nowhere special,
@@ -130,6 +132,23 @@ pub(crate) enum Change {
     Grow(u64),
     /// A region as it is: into a list that is being copied.
     Put(u64, Region),
+}
+
+impl Change {
+    /// Whether its numbers can be meant: of those that come from a log that
+    /// cannot be said.
+    fn is_sound(&self) -> bool {
+        let whole = |all: &[u64]| all.iter().all(|number| number.is_multiple_of(PAGE_SIZE));
+        match *self {
+            Self::Map { wanted, len, .. } => len > 0 && whole(&[wanted.unwrap_or(0), len]),
+            Self::Unmap { start, len } | Self::Protect { start, len, .. } => whole(&[start, len]),
+            Self::SetHeap(start, end) => start <= end && end <= USER_END,
+            Self::Put(start, region) => {
+                start < region.end && region.end <= USER_END && whole(&[start, region.end])
+            }
+            Self::MoveHeap(_) | Self::Grow(_) => true,
+        }
+    }
 }
 
 /// What a change has done.
@@ -182,6 +201,9 @@ impl Regions {
 
     /// Makes a change, or leaves all as it is.
     pub(crate) fn apply(&mut self, change: Change) -> Result<Applied> {
+        if !change.is_sound() {
+            return Err(Errno::EINVAL);
+        }
         let mut done = Applied::default();
         match change {
             Change::Map {
@@ -196,6 +218,9 @@ impl Regions {
             Change::MoveHeap(end) => done.at = self.move_heap(&mut done, end)?,
             Change::Grow(address) => self.grow(address)?,
             Change::Put(start, region) => {
+                if !self.is_free(start, region.end) {
+                    return Err(Errno::EINVAL);
+                }
                 self.map.insert(start, region);
             }
         }
@@ -477,6 +502,17 @@ mod tests {
             Change::MoveHeap(0),
             Change::MoveHeap(u64::MAX),
             Change::Grow(at - PAGE),
+            // Not whole pages, nothing, over what is there.
+            map(at + 1, 1, zeros(RW)),
+            map(at, 0, zeros(RW)),
+            Change::SetHeap(1, 0),
+            Change::Put(
+                at,
+                Region {
+                    end: at + PAGE,
+                    ..zeros(RW)
+                },
+            ),
         ] {
             assert!(regions.apply(change).is_err(), "{change:?}");
             assert_eq!(regions, before, "{change:?}");
