@@ -413,8 +413,11 @@ impl Space {
 
     /// Gives everything back.
     pub(crate) fn free(mut self, objects: &mut Objects) {
-        self.unmap(objects, 0, USER_END)
-            .expect("the whole range is legal");
+        // Region by region: the holes between them are most of the range.
+        for (start, region) in self.regions() {
+            self.unmap(objects, start, region.end - start)
+                .expect("a region is a legal range");
+        }
         self.pages.free();
     }
 
