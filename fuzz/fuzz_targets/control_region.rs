@@ -171,7 +171,7 @@ fn vcpu_home(control: &ControlRegion, vcpu: VcpuId, bytes: &[u8]) {
         let _ = posted.post(*vector);
     }
     let _ = posted.take_vectors();
-    assert!(posted.take_signals().count() <= 5);
+    let _ = posted.take_signals();
     let slot = Slot::new(home).expect("homes are large enough");
     if let Some(access) = slot.question() {
         slot.ask(&access);
@@ -205,7 +205,7 @@ fn membership(control: &ControlRegion, region: SharedMem, input: &Input) {
     let mut watch = Watch::new(membership, all);
     let keeper = membership.join(NodeId(input.node)).ok().map(|life| {
         assert!(membership.join(life.node()).is_err());
-        let keeper = Keeper::new(membership, life, all, 1);
+        let keeper = Keeper::new(membership, life, 1);
         keeper.start(all.without(life.node()), 0);
         (life, keeper)
     });
@@ -221,7 +221,7 @@ fn membership(control: &ControlRegion, region: SharedMem, input: &Input) {
             keeper.look();
             assert!({ before }.all(|node| keeper.lost().contains(node)));
             assert_eq!(
-                keeper.held() == Some(hypervisor::fabric::keeper::Held::Fenced),
+                keeper.held(|_| true) == Some(hypervisor::fabric::keeper::Held::Fenced),
                 !membership.is_in(*life)
             );
         }
