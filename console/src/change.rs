@@ -8,8 +8,8 @@ use serde::Serialize;
 use vmm_shared::addr::LARGE_PAGE_SIZE;
 
 use crate::cli::{
-    ChangeArgs, EventsArgs, ExplainArgs, JobCommand, MoveArgs, NodeCommand, PolicyCommand,
-    ResizeArgs, VcpuCommand,
+    AddArgs, ChangeArgs, EventsArgs, ExplainArgs, JobCommand, MoveArgs, NodeCommand, PolicyCommand,
+    RemoveArgs, ResizeArgs, VcpuCommand,
 };
 use crate::names::RackName;
 use crate::protocol::Request;
@@ -57,12 +57,24 @@ pub(crate) fn resize(args: &ResizeArgs) -> Result<u8> {
 }
 
 pub(crate) fn vcpu(command: &VcpuCommand) -> Result<u8> {
-    let VcpuCommand::Move(MoveArgs { vcpu, to, change }) = command;
-    let wanted = Wanted::MoveVcpu {
-        vcpu: *vcpu,
-        to: *to,
+    let (wanted, change) = match command {
+        VcpuCommand::Move(MoveArgs { vcpu, to, change }) => {
+            let (vcpu, to) = (*vcpu, *to);
+            (Wanted::MoveVcpu { vcpu, to }, change)
+        }
+        VcpuCommand::Add(AddArgs { vcpu, on, change }) => {
+            let (vcpu, on) = (*vcpu, *on);
+            (Wanted::AddVcpu { vcpu, on }, change)
+        }
+        VcpuCommand::Remove(RemoveArgs { vcpu, change }) => {
+            (Wanted::RemoveVcpu { vcpu: *vcpu }, change)
+        }
     };
     ask(change, &wanted)
+}
+
+pub(crate) fn rebalance(args: &ChangeArgs) -> Result<u8> {
+    ask(args, &Wanted::Rebalance)
 }
 
 pub(crate) fn node(command: &NodeCommand) -> Result<u8> {
@@ -84,7 +96,7 @@ pub(crate) fn node(command: &NodeCommand) -> Result<u8> {
         NodeCommand::Drain(args) => ask(&args.change, &Wanted::Drain { node: args.node }),
         NodeCommand::Leave(args) => ask(&args.change, &Wanted::Leave { node: args.node }),
         NodeCommand::Join(args) => {
-            progress::say("starting the node");
+            progress::say("waiting for the node");
             client::join(&args.change.target.name, args.node).map(|()| 0)
         }
     }

@@ -58,8 +58,7 @@ pub(crate) enum Command {
     Nodes(ShowArgs),
     /// The VM's vCPUs and what they have counted.
     Vcpus(ShowArgs),
-    /// Change the running VM's vCPUs past the cluster's tables: what the steps
-    /// of jobs come down to.
+    /// Change the running VM's memory past the cluster's tables.
     #[command(subcommand, hide = true)]
     Direct(DirectCommand),
     /// The VM's memory and the nodes that give it.
@@ -69,10 +68,13 @@ pub(crate) enum Command {
     /// Waits until the guest has confirmed it, unless --no-wait is given.
     #[command(after_help = CHANGE_STATUSES)]
     Resize(ResizeArgs),
+    /// Place the VM as it is anew, by the policy.
+    #[command(after_help = CHANGE_STATUSES)]
+    Rebalance(ChangeArgs),
     /// Keep a node free, empty it, or let it come and go.
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Where a vCPU runs.
+    /// Whether a vCPU is there, and where it runs.
     #[command(subcommand)]
     Vcpu(VcpuCommand),
     /// Changes that take time.
@@ -200,47 +202,11 @@ impl VmArgs {
     }
 }
 
-/// Seconds that a guest gets to take or give a vCPU, or memory.
+/// Seconds that a guest gets to take or give memory.
 const CHANGE_SECONDS: u64 = 60;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DirectCommand {
-    /// Make the VM have so many vCPUs.
-    Resize {
-        /// vCPUs.
-        #[arg(long, value_name = "N")]
-        vcpus: u32,
-        #[command(flatten)]
-        args: DirectArgs,
-    },
-    /// Give the guest a vCPU that it does not have.
-    Add {
-        /// The vCPU.
-        vcpu: u16,
-        /// The node that runs it [default: the one that the guest thinks it
-        /// near].
-        #[arg(long, value_name = "N")]
-        on: Option<u16>,
-        #[command(flatten)]
-        args: DirectArgs,
-    },
-    /// Ask the guest for a vCPU back; any but its first.
-    Remove {
-        /// The vCPU.
-        vcpu: u16,
-        #[command(flatten)]
-        args: DirectArgs,
-    },
-    /// Move a vCPU to another node or core while it runs.
-    Move {
-        /// The vCPU.
-        vcpu: u16,
-        /// The node, or node:core; without a core the emptiest.
-        #[arg(long, value_name = "N[:C]", value_parser = destination)]
-        to: (u16, Option<u16>),
-        #[command(flatten)]
-        args: DirectArgs,
-    },
     /// Give the guest memory of a node, or ask for memory back that it got so.
     Memory {
         #[command(flatten)]
@@ -271,18 +237,6 @@ pub(crate) struct DirectArgs {
     /// Give up waiting after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = CHANGE_SECONDS)]
     pub timeout: u64,
-}
-
-/// A node, or a node and a core.
-fn destination(text: &str) -> Result<(u16, Option<u16>), String> {
-    let number = |text: &str| {
-        let parsed = text.parse();
-        parsed.map_err(|_| format!("{text:?} is no number; use N or N:C"))
-    };
-    match text.split_once(':') {
-        Some((node, core)) => Ok((number(node)?, Some(number(core)?))),
-        None => Ok((number(text)?, None)),
-    }
 }
 
 #[derive(Debug, Args)]
@@ -477,9 +431,10 @@ pub(crate) enum NodeCommand {
     /// Move all that the VM has there to other nodes, and cordon it.
     #[command(after_help = CHANGE_STATUSES)]
     Drain(NodeArgs),
-    /// Let it come back after it has ended.
+    /// Let it come back after it has left; or, if it decides, after it has
+    /// ended.
     Join(NodeArgs),
-    /// Take it out of the tables; it must give nothing.
+    /// Take it out of the tables; it must give nothing. Then it may end.
     #[command(after_help = CHANGE_STATUSES)]
     Leave(NodeArgs),
 }
@@ -489,6 +444,34 @@ pub(crate) enum VcpuCommand {
     /// Let a vCPU go on on another node.
     #[command(after_help = CHANGE_STATUSES)]
     Move(MoveArgs),
+    /// Give the guest a vCPU that it does not have.
+    #[command(after_help = CHANGE_STATUSES)]
+    Add(AddArgs),
+    /// Take a vCPU away; any but the one that the guest booted on.
+    #[command(after_help = CHANGE_STATUSES)]
+    Remove(RemoveArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddArgs {
+    /// Which.
+    #[arg(value_name = "I")]
+    pub vcpu: u16,
+    /// The node that runs it [default: the one that the guest takes it to be
+    /// near to].
+    #[arg(long, value_name = "N")]
+    pub on: Option<u16>,
+    #[command(flatten)]
+    pub change: ChangeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    /// Which.
+    #[arg(value_name = "I")]
+    pub vcpu: u16,
+    #[command(flatten)]
+    pub change: ChangeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -604,15 +587,6 @@ mod tests {
         let args = run(&["--vcpus", "1", "--", "sh", "-c", "--memory x", "--"]);
         assert_eq!(args.command, ["sh", "-c", "--memory x", "--"]);
         assert!(run(&[]).command.is_empty());
-    }
-
-    #[test]
-    fn a_destination_is_a_node_or_one_of_its_cores() {
-        assert_eq!(destination("2"), Ok((2, None)));
-        assert_eq!(destination("1:3"), Ok((1, Some(3))));
-        for wrong in ["", "x", "1:", ":1", "1:2:3", "-1", "70000"] {
-            assert!(destination(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

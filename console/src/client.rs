@@ -136,7 +136,7 @@ pub(crate) fn wait(name: &RackName, job: u32, limit: Duration) -> Result<Option<
     })
 }
 
-/// Starts a node anew.
+/// Lets a node come back.
 pub(crate) fn join(name: &RackName, node: u16) -> Result<()> {
     question(name, Request::Join { node }, |reply| match reply {
         Reply::Ready => Some(()),
@@ -144,7 +144,7 @@ pub(crate) fn join(name: &RackName, node: u16) -> Result<()> {
     })
 }
 
-/// Changes the VM's vCPUs, until the guest has confirmed it.
+/// Changes the VM's memory, until the guest has confirmed it.
 pub(crate) fn direct(name: &RackName, change: Direct, seconds: u64) -> Result<()> {
     // The rack gives up first, and says why.
     let limit = Duration::from_secs(seconds.saturating_mul(2)) + ANSWER_LIMIT;

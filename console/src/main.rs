@@ -113,6 +113,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             serde_json::to_value(&report.nodes)
         }),
         Command::Resize(args) => change::resize(&args),
+        Command::Rebalance(args) => change::rebalance(&args),
         Command::Node(command) => change::node(&command),
         Command::Vcpu(command) => change::vcpu(&command),
         Command::Job(command) => change::job(&command),
@@ -136,29 +137,17 @@ fn up(args: &UpArgs) -> Result<u8> {
 }
 
 fn direct(command: DirectCommand) -> Result<u8> {
-    let (change, args) = match command {
-        DirectCommand::Resize { vcpus, args } => (Direct::Resize { vcpus }, args),
-        DirectCommand::Add { vcpu, on, args } => (Direct::Add { vcpu, node: on }, args),
-        DirectCommand::Remove { vcpu, args } => (Direct::Remove { vcpu }, args),
-        DirectCommand::Move {
-            vcpu,
-            to: (node, core),
-            args,
-        } => (Direct::Move { vcpu, node, core }, args),
-        DirectCommand::Memory {
-            amount,
-            on: node,
-            args,
-        } => {
-            let change = match (amount.add, amount.remove) {
-                (Some(Size(bytes)), _) => Direct::AddMemory { node, bytes },
-                (None, size) => Direct::RemoveMemory {
-                    node,
-                    bytes: size.map_or(0, |size| size.0),
-                },
-            };
-            (change, args)
-        }
+    let DirectCommand::Memory {
+        amount,
+        on: node,
+        args,
+    } = command;
+    let change = match (amount.add, amount.remove) {
+        (Some(Size(bytes)), _) => Direct::AddMemory { node, bytes },
+        (None, size) => Direct::RemoveMemory {
+            node,
+            bytes: size.map_or(0, |size| size.0),
+        },
     };
     progress::say("waiting for the guest");
     client::direct(&args.target.name, change, args.timeout).map(|()| 0)

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::tables::{Changed, ClusterReport, Event, JobReport, PlanReport, Wanted};
 
 /// Changes with everything in this module.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 /// Longest line of either side.
 const MAX_LINE: usize = 1 << 20;
 
@@ -53,31 +53,19 @@ pub(crate) enum Request {
     },
     /// Wait for the end of a job, so long at most.
     Wait { job: u32, milliseconds: u64 },
-    /// Start a node anew.
+    /// Let a node come back.
     Join { node: u16 },
-    /// Change the VM's vCPUs or memory past the cluster's tables; it may take so many
+    /// Change the VM's memory past the cluster's tables; it may take so many
     /// seconds.
     Direct { change: Direct, seconds: u64 },
     /// Stop; the guest gets so many seconds to switch itself off.
     Down { seconds: u64 },
 }
 
-/// What of the running VM is to change.
+/// What of the running VM's memory is to change.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Direct {
-    /// How many there are.
-    Resize { vcpus: u32 },
-    /// One comes, to this node if it matters.
-    Add { vcpu: u16, node: Option<u16> },
-    /// One goes.
-    Remove { vcpu: u16 },
-    /// One goes elsewhere.
-    Move {
-        vcpu: u16,
-        node: u16,
-        core: Option<u16>,
-    },
     /// So much memory comes from this node.
     AddMemory { node: u16, bytes: u64 },
     /// So much goes back to it.

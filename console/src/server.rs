@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use control_plane::cluster::Cluster;
 use control_plane::policy::text;
 use rack::{ConsoleLog, ConsoleRead, NodeStatus, RackError, RackStatus, RingWriter, Role};
-use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::addr::NodeId;
 use vmm_shared::control::{NodeState, VmState};
 
 use crate::machine::Machine;
@@ -146,15 +146,27 @@ impl Server {
             Request::Wait { job, milliseconds } => {
                 let limit = Duration::from_millis(milliseconds).min(REQUEST_LIMIT);
                 let told = tables::wait(&self.machine.rack, job, limit);
+                if let Ok(Some(job)) = &told
+                    && job.ended
+                {
+                    // Its agent takes a vCPU into service in one go: when it
+                    // answers, that is over. If it does not, the job has
+                    // ended all the same.
+                    let _ = self.machine.agent.ping(limit);
+                }
                 answer(&mut client, told.map(Reply::Job))
             }
             Request::Join { node } => {
-                let told = self.machine.rack.restart(NodeId(node));
+                let told = tables::join(&self.machine.rack, NodeId(node));
                 answer(&mut client, told.map(|()| Reply::Ready))
             }
             Request::Exec => {
                 if let Some(reason) = self.reason() {
                     return send(&mut client, &Reply::Refused(reason));
+                }
+                if self.machine.agent.wait_hello(Duration::ZERO).is_err() {
+                    let what = "the guest is still booting; try again when viaduct up is done";
+                    return send(&mut client, &Reply::Refused(what.to_owned()));
                 }
                 send(&mut client, &Reply::Ready)?;
                 client.set_read_timeout(None)?;
@@ -186,7 +198,7 @@ impl Server {
         }
     }
 
-    /// Changes the VM's vCPUs or memory, until the guest has confirmed it.
+    /// Changes the VM's memory, until the guest has confirmed it.
     fn direct(&self, change: Direct, limit: Duration) -> Result<(), String> {
         if let Some(reason) = self.reason() {
             return Err(reason);
@@ -194,30 +206,12 @@ impl Server {
         let rack = &self.machine.rack;
         let size = rack::Size;
         let done = match change {
-            Direct::AddMemory { node, bytes } => {
-                let added = rack.add_memory(NodeId(node), size(bytes), limit);
-                return added.map_err(|why| why.to_string());
-            }
+            Direct::AddMemory { node, bytes } => rack.add_memory(NodeId(node), size(bytes), limit),
             Direct::RemoveMemory { node, bytes } => {
-                let removed = rack.remove_memory(NodeId(node), size(bytes), limit);
-                return removed.map_err(|why| why.to_string());
-            }
-            Direct::Resize { vcpus } => rack.resize_vcpus(vcpus, limit),
-            Direct::Add { vcpu, node } => {
-                rack.grant_vcpus(&[VcpuId(vcpu)], node.map(NodeId), limit)
-            }
-            Direct::Remove { vcpu } => rack.reclaim_vcpus(&[VcpuId(vcpu)], limit),
-            Direct::Move { vcpu, node, core } => {
-                rack.move_vcpu(VcpuId(vcpu), NodeId(node), core, limit)
+                rack.remove_memory(NodeId(node), size(bytes), limit)
             }
         };
-        done.map_err(|why| why.to_string())?;
-        if matches!(change, Direct::Move { .. }) {
-            return Ok(());
-        }
-        // It brings one up in one go: it answers when that is over.
-        let answered = self.machine.agent.ping(limit);
-        answered.map(drop).map_err(|why| why.to_string())
+        done.map_err(|why| why.to_string())
     }
 
     /// Why the VM takes no commands, if it has ended.

@@ -155,8 +155,10 @@ pub(crate) fn nodes(report: &Report) -> String {
     let rows = report.cluster.iter().flat_map(|cluster| &cluster.nodes);
     let cordoned: Vec<u16> = rows.filter(|row| row.cordoned).map(|row| row.id).collect();
     for node in &report.nodes {
+        let mut left = report.cluster.iter().flat_map(|cluster| &cluster.left);
         let state = match cordoned.contains(&node.id) {
             true => format!("{}, cordoned", node.state),
+            false if left.any(|id| *id == node.id) => format!("{}, has left", node.state),
             false => node.state.clone(),
         };
         table.add_row([

@@ -179,8 +179,8 @@ fn bring_up(order: &Order) -> Result<()> {
     let aborted = Arc::clone(&machine);
     signals::at_end(move || aborted.power_off(Duration::ZERO));
     say(&Word::Doing("booting the guest".into()));
-    machine.wait_up(&order.plan)?;
-    Server::start(order.name.to_string(), machine, held, || {
-        std::process::exit(0)
-    })
+    // What is asked for while the guest boots waits for it.
+    let (name, served) = (order.name.to_string(), Arc::clone(&machine));
+    Server::start(name, served, held, || std::process::exit(0))?;
+    machine.wait_up(&order.plan)
 }

@@ -2,7 +2,7 @@
 //! that holds a rack tells them.
 
 use control_plane::cluster::{
-    CANCELLED, Change, Cluster, Job, JobId, JobState, NODE_LOST, Step, StepKind, Vm, VmPhase, Wish,
+    Change, Cluster, Job, JobId, JobState, Reason, Step, StepKind, Vm, VmPhase, Wish,
 };
 use control_plane::optimise::Share;
 use control_plane::place::plan::{NoPlan, Plan};
@@ -25,6 +25,16 @@ pub(crate) enum Wanted {
         vcpu: u16,
         to: u16,
     },
+    /// One that the guest does not have; without a node, to the one that the
+    /// guest takes it to be near to.
+    AddVcpu {
+        vcpu: u16,
+        on: Option<u16>,
+    },
+    RemoveVcpu {
+        vcpu: u16,
+    },
+    Rebalance,
     Cordon {
         node: u16,
         on: bool,
@@ -95,6 +105,8 @@ pub(crate) struct ClusterReport {
     pub digest: String,
     pub vm: Option<Shape>,
     pub nodes: Vec<NodeRow>,
+    /// Nodes that have left and may live on.
+    pub left: Vec<u16>,
     pub jobs: Vec<JobReport>,
 }
 
@@ -110,6 +122,8 @@ pub(crate) struct Shape {
     pub most: Amount,
     /// The node of each vCPU, if it is there.
     pub homes: Vec<Option<u16>>,
+    /// The node that the guest takes each to be near to.
+    pub seats: Vec<u16>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +158,9 @@ pub(crate) struct JobReport {
     /// Why it did not end as asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// vCPUs that it should have taken away and the guest kept.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub kept_vcpus: Vec<u16>,
 }
 
 /// A line of the journal.
@@ -177,6 +194,7 @@ pub(crate) fn report(rack: &Rack) -> Result<ClusterReport, RackError> {
             digest: format!("{:016x}", digest.value),
             vm: cluster.vms().get(&VM).map(shape),
             nodes: nodes(cluster),
+            left: cluster.left().map(|node| node.0).collect(),
             jobs: cluster.jobs().values().map(job).collect(),
         }
     })
@@ -199,6 +217,10 @@ fn shape(vm: &Vm) -> Shape {
             .iter()
             .map(|home| home.map(|node| node.0))
             .collect(),
+        seats: (0..)
+            .map_while(|vcpu| vm.seat(VcpuId(vcpu)))
+            .map(|node| node.0)
+            .collect(),
     }
 }
 
@@ -217,11 +239,18 @@ fn nodes(cluster: &Cluster) -> Vec<NodeRow> {
 }
 
 fn why(reason: u16) -> String {
-    match reason {
-        CANCELLED => "it was cancelled".to_owned(),
-        NODE_LOST => "a node was lost".to_owned(),
-        other => format!("a node could not do a step (reason {other})"),
-    }
+    Reason::from_code(reason).to_string()
+}
+
+/// What of a job that has ended stayed as it was, and why.
+fn left_over(job: &Job, short: u32, reason: u16) -> Option<String> {
+    let vcpus = job
+        .kept()
+        .map(|(vcpu, why)| format!("vCPU {} stayed: {why}", vcpu.0));
+    let memory =
+        (short > 0).then(|| format!("{}M stayed as they were: {}", short * 2, why(reason)));
+    let all: Vec<String> = vcpus.chain(memory).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn job(job: &Job) -> JobReport {
@@ -229,10 +258,9 @@ fn job(job: &Job) -> JobReport {
         JobState::Waiting => ("waiting", false, None),
         JobState::Running => ("running", false, None),
         JobState::RollingBack { reason } => ("rolling-back", false, Some(why(reason))),
-        JobState::Finished { short: 0, .. } => ("finished", true, None),
         JobState::Finished { short, reason } => {
-            let left = format!("{}M stayed as they were: {}", short * 2, why(reason));
-            ("finished", false, Some(left))
+            let left = left_over(job, short, reason);
+            ("finished", left.is_none(), left)
         }
         JobState::RolledBack { reason } => ("rolled-back", false, Some(why(reason))),
         JobState::Refused => ("refused", false, Some("it has no placement".to_owned())),
@@ -247,6 +275,7 @@ fn job(job: &Job) -> JobReport {
         steps: job.steps().len(),
         done: job.done(),
         reason,
+        kept_vcpus: job.kept().map(|(vcpu, _)| vcpu.0).collect(),
     }
 }
 
@@ -277,8 +306,27 @@ pub(crate) fn wait(
         other => Some(other),
     };
     match rack.cluster().wait(limit, ended)? {
-        Some(ended) => Ok(ended),
+        Some(ended) => {
+            // Who is told that it has ended finds all three columns so.
+            rack.cluster().observe()?;
+            Ok(ended)
+        }
         None => rack.cluster().read(find),
+    }
+}
+
+/// Lets a node come back that has left, or a control node that has ended.
+pub(crate) fn join(rack: &Rack, node: NodeId) -> Result<(), RackError> {
+    let cluster = rack.cluster();
+    if !cluster.read(|tables| tables.has_left(node))? {
+        return rack.restart(node);
+    }
+    let answer = cluster.change(0, Change::Admit { node }, &[], false)?;
+    match Verdict::from_number(answer.verdict) {
+        Some(Verdict::Applied) => Ok(()),
+        _ => Err(RackError::NoPlacement {
+            reason: answer.sentence().to_owned(),
+        }),
     }
 }
 
@@ -311,16 +359,36 @@ impl Wanted {
                     to: Share::new(vcpus.unwrap_or(now.vcpus), slices.unwrap_or(now.slices)),
                 }
             }
-            Self::MoveVcpu { vcpu, to } => Wish::MoveVcpu {
-                vm: VM,
-                vcpu: VcpuId(*vcpu),
-                to: NodeId(*to),
-            },
+            Self::MoveVcpu { vcpu, to } => place(*vcpu, Some(NodeId(*to))),
+            Self::AddVcpu { vcpu, on } => {
+                let seat = || cluster.vms().get(&VM)?.seat(VcpuId(*vcpu));
+                place(*vcpu, on.map(NodeId).or_else(seat).or(Some(NodeId(0))))
+            }
+            Self::RemoveVcpu { vcpu } => place(*vcpu, None),
+            Self::Rebalance => Wish::Rebalance { vm: VM },
             Self::Drain { node } => Wish::Drain {
                 node: NodeId(*node),
             },
             _ => return None,
         })
+    }
+
+    /// Why it can't be meant so, as far as the tables alone can tell.
+    fn misled(&self, cluster: &Cluster) -> Option<String> {
+        let home = |vcpu: u16| cluster.vms().get(&VM)?.home(VcpuId(vcpu));
+        match self {
+            Self::MoveVcpu { vcpu, .. } if home(*vcpu).is_none() => Some(format!(
+                "the VM has no vCPU {vcpu}; viaduct vcpus shows those that it has"
+            )),
+            Self::AddVcpu { vcpu, on } => {
+                let there = home(*vcpu).filter(|node| on.is_some_and(|on| on != node.0))?;
+                Some(format!(
+                    "vCPU {vcpu} is on node {} already; use viaduct vcpu move",
+                    there.0
+                ))
+            }
+            _ => None,
+        }
     }
 
     fn payload(&self) -> &[u8] {
@@ -331,6 +399,11 @@ impl Wanted {
     }
 }
 
+fn place(vcpu: u16, to: Option<NodeId>) -> Wish {
+    let (vm, vcpu) = (VM, VcpuId(vcpu));
+    Wish::PlaceVcpu { vm, vcpu, to }
+}
+
 /// Brings it to who decides. Of a dry run nothing is left but the plan.
 pub(crate) fn change(
     rack: &Rack,
@@ -339,6 +412,10 @@ pub(crate) fn change(
     dry_run: bool,
 ) -> Result<Changed, RackError> {
     let cluster = rack.cluster();
+    if let Some(why) = cluster.read(|tables| wanted.misled(tables))? {
+        let answer = Answer::new(Verdict::Refused, 0).with_sentence(0, &why);
+        return Ok(changed(&answer, None));
+    }
     let change = cluster.read(|tables| wanted.change(request, tables))?;
     let answer = cluster.change(request, change, wanted.payload(), dry_run)?;
     let plan = match change {

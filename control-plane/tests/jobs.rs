@@ -4,8 +4,8 @@
 mod support;
 
 use control_plane::cluster::{
-    CANCELLED, Change, Cluster, Done, JobState, NODE_LOST, Refusal, StepKind, StepResult, VmPhase,
-    Wish,
+    CANCELLED, Change, Cluster, Done, JobState, NODE_LOST, Reason, Refusal, StepKind, StepResult,
+    VmPhase, Wish,
 };
 use control_plane::optimise::Share;
 use control_plane::place::Cause;
@@ -145,12 +145,12 @@ fn what_cannot_be_is_refused_with_the_nearest_that_can() {
         rack.ask(Wish::Drain { node }),
         Err(Refusal::NoNode { node })
     );
-    let absent = Wish::MoveVcpu {
+    let absent = Wish::PlaceVcpu {
         vm: VM,
-        vcpu: VcpuId(5),
-        to: NodeId(1),
+        vcpu: VcpuId(16),
+        to: Some(NodeId(1)),
     };
-    assert_eq!(rack.ask(absent), Err(Refusal::NoVcpu { vcpu: 5 }));
+    assert_eq!(rack.ask(absent), Err(Refusal::NoVcpu { vcpu: 16 }));
     assert_eq!(rack.cluster.vms()[&VM].desired(), Share::new(2, 32));
 }
 
@@ -268,10 +268,10 @@ fn moves_go_where_they_are_told_or_say_why_not() {
     rack.boot(Share::new(3, 30));
     let home = rack.cluster.vms()[&VM].home(VcpuId(1)).expect("it runs");
     let to = NodeId((home.0 + 1) % 3);
-    rack.start(Wish::MoveVcpu {
+    rack.start(Wish::PlaceVcpu {
         vm: VM,
         vcpu: VcpuId(1),
-        to,
+        to: Some(to),
     });
     rack.work();
     assert_eq!(rack.cluster.vms()[&VM].home(VcpuId(1)), Some(to));
@@ -291,10 +291,10 @@ fn moves_go_where_they_are_told_or_say_why_not() {
             share: Share::new(1, 0),
         });
     }
-    let told = rack.dry_run(Wish::MoveVcpu {
+    let told = rack.dry_run(Wish::PlaceVcpu {
         vm: VM,
         vcpu: VcpuId(0),
-        to,
+        to: Some(to),
     });
     let Err(NoPlan::Breaks(Cause::Rule(name))) = told else {
         panic!("{told:?}");
@@ -464,6 +464,191 @@ fn a_partial_shrink_says_exactly_what_stayed() {
     rack.start(resize(5, 60));
     rack.work();
     assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(5, 60));
+}
+
+#[test]
+fn a_vcpu_that_the_guest_keeps_stays_and_the_rest_goes() {
+    let mut rack = rack();
+    rack.boot(Share::new(5, 100));
+    let job = rack.start(resize(2, 100));
+    let busy = Reason::Kept(0x82);
+    let mut first = None;
+    while rack.turn(&mut |cluster, _| {
+        let (_, step) = cluster.jobs()[&job].current().expect("a step");
+        assert_eq!(step.kind, StepKind::Remove);
+        match *first.get_or_insert(step.vcpu) == step.vcpu {
+            true => StepResult::Short {
+                slices: 0,
+                reason: busy.code(),
+            },
+            false => StepResult::Done,
+        }
+    }) {}
+    let job = &rack.cluster.jobs()[&job];
+    assert!(matches!(job.state(), JobState::Finished { short: 0, .. }));
+    let kept = VcpuId(first.expect("some were to go"));
+    assert_eq!(job.kept().collect::<Vec<_>>(), [(kept, busy)]);
+    let vm = &rack.cluster.vms()[&VM];
+    assert_eq!(vm.granted(), Share::new(3, 100));
+    assert!(vm.home(kept).is_some());
+    assert_eq!(vm.desired(), Share::new(2, 100));
+    rack.start(resize(2, 100));
+    rack.work();
+    assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(2, 100));
+}
+
+#[test]
+fn what_the_guest_kept_is_not_given_back_when_the_job_is_undone() {
+    let mut rack = rack();
+    rack.boot(Share::new(5, 100));
+    let before = rack.cluster.clone();
+    let job = rack.start(resize(2, 100));
+    rack.turn(&mut done());
+    rack.turn(&mut |_, _| StepResult::Short {
+        slices: 0,
+        reason: Reason::Kept(0x82).code(),
+    });
+    rack.turn(&mut done());
+    rack.must(Change::Cancel { job });
+    while rack.turn(&mut |cluster, _| {
+        let (_, step) = cluster.jobs()[&job].current().expect("a step");
+        assert!(!step.is_kept(), "there is nothing to do for the executor");
+        StepResult::Done
+    }) {}
+    assert_eq!(rack.cluster.vms(), before.vms());
+    assert_eq!(rack.cluster.nodes(), before.nodes());
+}
+
+#[test]
+fn a_step_that_may_have_been_begun_is_undone_first() {
+    let mut rack = rack();
+    rack.boot(Share::new(3, 30));
+    let home = rack.cluster.vms()[&VM].home(VcpuId(1)).expect("it runs");
+    let to = NodeId((home.0 + 1) % 3);
+    let wish = Wish::PlaceVcpu {
+        vm: VM,
+        vcpu: VcpuId(1),
+        to: Some(to),
+    };
+    let job = rack.start(wish);
+    rack.turn(&mut done());
+    rack.must(Change::Cancel { job });
+    let (_, step) = rack.cluster.jobs()[&job].current().expect("a step");
+    assert_eq!((step.kind, step.to), (StepKind::Move, home.0));
+    rack.work();
+    assert_eq!(rack.cluster.vms()[&VM].home(VcpuId(1)), Some(home));
+}
+
+#[test]
+fn vcpus_come_and_go_by_their_numbers() {
+    let mut rack = rack();
+    rack.boot(Share::new(3, 30));
+    let place = |vcpu, to| Wish::PlaceVcpu {
+        vm: VM,
+        vcpu: VcpuId(vcpu),
+        to,
+    };
+    rack.start(place(1, None));
+    assert_eq!(rack.cluster.vms()[&VM].desired(), Share::new(2, 30));
+    rack.work();
+    let homes = rack.cluster.vms()[&VM].homes();
+    let there: Vec<bool> = homes.iter().take(4).map(Option::is_some).collect();
+    assert_eq!(there, [true, false, true, false]);
+    assert_eq!(rack.ask(place(1, None)), Ok(Done::Nothing));
+    rack.start(place(7, Some(NodeId(2))));
+    rack.work();
+    let vm = &rack.cluster.vms()[&VM];
+    assert_eq!(vm.home(VcpuId(7)), Some(NodeId(2)));
+    assert_eq!(
+        (vm.desired(), vm.granted()),
+        (Share::new(3, 30), Share::new(3, 30))
+    );
+    for vcpu in [0, 2] {
+        rack.start(place(vcpu, None));
+        rack.work();
+    }
+    let nearest = Share::new(1, 30);
+    assert_eq!(
+        rack.ask(place(7, None)),
+        Err(Refusal::OutOfRange { nearest })
+    );
+}
+
+/// Two nodes of four cores, and a VM with seats for three vCPUs on the first
+/// and for two on the second.
+fn seated(policy: &str) -> Rack {
+    let mut rack = Rack::new(&[(0, 4, 64), (1, 4, 64)], Share::new(8, 64));
+    rack.must(Change::RemoveVm { vm: VM });
+    let create = Change::CreateVm {
+        vm: VM,
+        most: Share::new(5, 64),
+        least: Share::new(1, 1),
+    };
+    for wrong in [&[0, 0, 3, 0][..], &[0, 0, 6, 0], &[0, 0, 5], &[0; 3]] {
+        assert_eq!(rack.append(create, wrong), Err(Refusal::Malformed));
+    }
+    rack.append(create, &[0, 0, 3, 0, 1, 0, 2, 0])
+        .expect("made");
+    rack.policy(policy);
+    rack
+}
+
+fn homes(rack: &Rack) -> Vec<Option<u16>> {
+    let homes = rack.cluster.vms()[&VM].homes();
+    homes.iter().map(|home| home.map(|node| node.0)).collect()
+}
+
+#[test]
+fn vcpus_come_to_where_the_guest_takes_them_to_be() {
+    let even = "[[constraint]]\nname = \"even\"\nkind = \"spread\"\nweight = 8\nslice-weight = 1\n";
+    let mut rack = seated(even);
+    rack.boot(Share::new(2, 64));
+    assert_eq!(homes(&rack), [Some(0), None, None, Some(1), None]);
+    rack.start(resize(4, 64));
+    rack.work();
+    assert_eq!(homes(&rack), [Some(0), Some(0), None, Some(1), Some(1)]);
+    // Without a seat left where they are to be, others will do.
+    rack.must(Change::Cordon {
+        node: NodeId(0),
+        on: true,
+    });
+    rack.start(resize(5, 64));
+    rack.work();
+    assert_eq!(homes(&rack)[2], Some(1));
+    assert_eq!(rack.cluster.vms()[&VM].seat(VcpuId(2)), Some(NodeId(0)));
+}
+
+#[test]
+fn a_vcpu_that_is_pinned_comes_where_it_is_pinned_to_or_not_at_all() {
+    let pin =
+        "[[constraint]]\nname = \"odd\"\nkind = \"pin\"\nhard = true\nvm = 0\nvcpu = 1\nnode = 1\n";
+    let mut rack = seated(pin);
+    rack.boot(Share::new(1, 64));
+    assert_eq!(homes(&rack)[0], Some(0), "the guest boots on it");
+    for vcpus in 2..=5 {
+        rack.start(resize(vcpus, 64));
+        rack.work();
+        assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(vcpus, 64));
+        assert!(matches!(homes(&rack)[1], None | Some(1)));
+    }
+    assert_eq!(homes(&rack)[1], Some(1), "no other was left");
+}
+
+#[test]
+fn a_node_that_has_left_waits_to_be_admitted() {
+    let mut rack = rack();
+    let node = NodeId(2);
+    assert_eq!(
+        rack.append(Change::Admit { node }, &[]),
+        Err(Refusal::NoNode { node })
+    );
+    rack.must(Change::Leave { node });
+    assert!(rack.cluster.has_left(node));
+    let mut fresh = Cluster::default();
+    fresh.load(0, &rack.snapshot()).expect("a snapshot");
+    assert_eq!(fresh, rack.cluster);
+    rack.must(Change::Admit { node });
+    assert!(!rack.cluster.has_left(node));
 }
 
 #[test]

@@ -77,8 +77,8 @@ fn wishes() -> impl Strategy<Value = Wish> {
     let vm = (0_u16..2).prop_map(VmId);
     prop_oneof![
         4 => (vm.clone(), shares()).prop_map(|(vm, to)| Wish::Resize { vm, to }),
-        2 => (vm.clone(), 0_u16..8, node.clone())
-            .prop_map(|(vm, vcpu, to)| Wish::MoveVcpu { vm, vcpu: VcpuId(vcpu), to }),
+        4 => (vm.clone(), 0_u16..8, prop::option::of(node.clone()))
+            .prop_map(|(vm, vcpu, to)| Wish::PlaceVcpu { vm, vcpu: VcpuId(vcpu), to }),
         1 => (vm.clone(), node.clone(), node.clone(), 0_u32..10)
             .prop_map(|(vm, from, to, count)| Wish::MoveSlices { vm, from, to, count }),
         2 => node.prop_map(|node| Wish::Drain { node }),
@@ -103,6 +103,7 @@ fn changes() -> impl Strategy<Value = Change> {
             .prop_map(|(node, domain, size)| Change::Join { node, domain, size }),
         1 => node.clone().prop_map(|node| Change::Leave { node }),
         1 => node.clone().prop_map(|node| Change::Lose { node }),
+        1 => node.clone().prop_map(|node| Change::Admit { node }),
         2 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Change::Cordon { node, on }),
         1 => (vm.clone(), shares()).prop_map(|(vm, most)| Change::CreateVm {
             vm,

@@ -3,7 +3,7 @@
 mod support;
 
 use control_plane::cluster::{
-    Change, Cluster, Done, JobState, Op, Refusal, Step, StepKind, StepResult, Wish,
+    Change, Cluster, Done, Job, JobState, Op, Refusal, Step, StepKind, StepResult, Wish,
 };
 use control_plane::optimise::Share;
 use control_plane::role::{Executor, Reply, Role, Tables};
@@ -36,7 +36,7 @@ impl Executor for Nodes {
         }
     }
 
-    fn drive(&mut self, _: &Cluster, _: &Step) -> Option<StepResult> {
+    fn drive(&mut self, _: &Cluster, _: &Job, _: &Step) -> Option<StepResult> {
         Some(StepResult::Done)
     }
 }
@@ -215,10 +215,10 @@ fn a_vcpu_moves_where_it_is_told() {
     let home = |rack: &Rack| rack.cluster.vms()[&VM].home(VcpuId(1));
     let from = home(&rack).expect("it runs");
     let to = NodeId(1 - from.0);
-    let wish = Wish::MoveVcpu {
+    let wish = Wish::PlaceVcpu {
         vm: VM,
         vcpu: VcpuId(1),
-        to,
+        to: Some(to),
     };
     ask(
         &mut role,

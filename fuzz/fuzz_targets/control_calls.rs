@@ -6,7 +6,7 @@
 
 #![no_main]
 
-use control_plane::cluster::{Change, Cluster, Done, Op, Refusal, Step, StepResult, VmId, VmPhase};
+use control_plane::cluster::{Change, Cluster, Done, Job, Op, Refusal, Step, StepResult, VmId, VmPhase};
 use control_plane::optimise::Share;
 use control_plane::role::{Executor, Reply, Role, Tables};
 use libfuzzer_sys::fuzz_target;
@@ -38,7 +38,7 @@ impl Executor for Obedient {
         Ok(())
     }
 
-    fn drive(&mut self, _: &Cluster, _: &Step) -> Option<StepResult> {
+    fn drive(&mut self, _: &Cluster, _: &Job, _: &Step) -> Option<StepResult> {
         Some(StepResult::Done)
     }
 }

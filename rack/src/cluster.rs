@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use control_plane::cluster::{Change, Cluster, Op};
+use control_plane::cluster::{Change, Cluster, Op, Vm, VmPhase};
+use control_plane::optimise::Share;
 use control_plane::place::plan::NoPlan;
-use vmm_shared::addr::{MAX_NODES, NodeId};
+use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_NODES, MAX_VCPUS, NodeId, VcpuId};
 use vmm_shared::control::cluster::{ClusterLayout, LAUNCHER_EPOCH, MAX_PEERS};
-use vmm_shared::control::{ControlRegion, LAUNCHER_PEER};
+use vmm_shared::control::{ControlRegion, LAUNCHER_PEER, VcpuRecord};
 use vmm_shared::log::{Clock, Config, Log, MemberId, Replica, ReplicaError};
 use vmm_shared::rpc::console::{Answer, ChangeRequest, Method, OP_BYTES, PART_BYTES, Part};
 use vmm_shared::rpc::{CallResult, Doorbell, Endpoint, Queue, Refused};
@@ -23,7 +24,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::doorbell::{Bell, Doorbells};
 use crate::error::RackError;
-use crate::founding::Founding;
+use crate::founding::{Founding, VM};
 
 /// How often the launcher shows the log's other members that it lives.
 const TICK: Duration = Duration::from_millis(100);
@@ -186,6 +187,40 @@ impl ClusterMember {
             && let Ok(replica) = join(&self.log, &self.clock)
         {
             *lock(&self.replica) = Arc::new(replica);
+        }
+    }
+
+    /// Tells the cluster that the guest answers, and what it sees.
+    pub(crate) fn guest_is_up(&self, memory: u64) -> Result<(), RackError> {
+        let slices = u32::try_from(memory / LARGE_PAGE_SIZE).unwrap_or(u32::MAX);
+        let share = Share::new(self.started_vcpus(), slices);
+        self.tell(Change::Seen { vm: VM, share })?;
+        let phase = VmPhase::Running;
+        self.tell(Change::Phase { vm: VM, phase })
+    }
+
+    /// vCPUs that the guest has started.
+    fn started_vcpus(&self) -> u32 {
+        let records = (0..).map(VcpuId).take(MAX_VCPUS);
+        let records = records.filter_map(|vcpu| self.control.vcpu(vcpu));
+        let started = records.filter(VcpuRecord::has_started).count();
+        u32::try_from(started).expect("few")
+    }
+
+    /// Tells the cluster what a running guest sees, if that has changed.
+    ///
+    /// # Errors
+    /// The log can't be followed.
+    pub fn observe(&self) -> Result<(), RackError> {
+        let is_up = |vm: &&Vm| vm.phase() == VmPhase::Running;
+        let known = |cluster: &Cluster| cluster.vms().get(&VM).filter(is_up).map(Vm::seen);
+        let Some(known) = self.read(known)? else {
+            return Ok(());
+        };
+        let share = Share::new(self.started_vcpus(), known.slices);
+        match share == known {
+            true => Ok(()),
+            false => self.tell(Change::Seen { vm: VM, share }),
         }
     }
 
@@ -375,6 +410,8 @@ impl Ticker {
                 while !closed.load(Ordering::Acquire) {
                     let rings = ticking.bell.rings();
                     ticking.tick();
+                    // A log that can't be followed is joined again.
+                    let _ = ticking.observe();
                     ticking.bell.wait(rings, TICK);
                 }
             })

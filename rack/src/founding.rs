@@ -13,7 +13,7 @@ use control_plane::place::plan::plan;
 use control_plane::place::steps::steps;
 use control_plane::policy::text;
 use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
-use vmm_shared::control::{BLOCK_SIZE, MAX_BLOCKS, NodeShare};
+use vmm_shared::control::{BLOCK_SIZE, MAX_BLOCKS, NodeShare, vcpus_per_core};
 use vmm_shared::log::{At, Clock, MemberId, StateMachine};
 use zerocopy::IntoBytes;
 
@@ -47,54 +47,58 @@ pub(crate) fn found<C: Clock>(
     clock: &C,
 ) -> Result<Founding, RackError> {
     let mut draft = Draft::default();
-    let total = share(vm.vcpus, vm.memory.0);
-    let crowd = vm.vcpus.div_ceil(rack.cores().max(1)).max(1);
     for (node, spec) in (0..).map(NodeId).zip(&rack.nodes) {
         draft.change(Change::Join {
             node,
             domain: node.0,
-            size: size(spec, vm, crowd),
+            size: size(spec, rack, vm),
         })?;
     }
     let policy = text::parse(DEFAULT_POLICY).map_err(|why| RackError::NoPlacement {
         reason: why.to_string(),
     })?;
     draft.append(Change::LoadPolicy.into(), policy.as_bytes().to_vec())?;
-    draft.change(Change::CreateVm {
+    let create = Op::from(Change::CreateVm {
         vm: VM,
-        most: share(rack.cores() * crowd, rack.memory(vm).0),
+        most: share(vm.max_vcpus, rack.memory(vm).0),
         least: share(1, LEAST_MEMORY.0),
-    })?;
-    draft.place(Wish::Resize { vm: VM, to: total }, clock)?;
-    let placed = draft.cluster.vms().get(&VM);
-    let placed = placed.expect("it was made above");
-    // Nodes number vCPUs through, node after node.
-    debug_assert!(
-        placed
-            .homes()
-            .is_sorted_by_key(|home| home.map_or(u16::MAX, |node| node.0))
-    );
-    let given = |(node, spec): (NodeId, &NodeSpec)| {
-        let share = placed.granted_at(node);
-        NodeShare {
-            memory: u64::from(share.slices) * LARGE_PAGE_SIZE,
-            cores: spec.cores,
-            vcpus: share.vcpus,
-            max_vcpus: share.vcpus,
-            blocks: 0,
-        }
+    });
+    let to = share(vm.vcpus, vm.memory.0);
+    // The seats of those vCPUs that may come follow from where the first are:
+    // so these are placed before the VM is made.
+    let mut trial = draft.clone();
+    trial.append(create, Vec::new())?;
+    let placed = trial.plan(to, clock)?;
+    let on = |node: NodeId| {
+        let its = placed.iter().find(|(id, _)| *id == node);
+        its.map_or(Share::NONE, |(_, share)| *share)
     };
-    let mut shares: Vec<NodeShare> = (0..).map(NodeId).zip(&rack.nodes).map(given).collect();
-    let vcpus: Vec<_> = shares.iter().map(|share| share.vcpus).collect();
-    for (share, room) in shares.iter_mut().zip(room(vm.max_vcpus, &vcpus, rack)) {
-        share.max_vcpus = room;
-    }
+    let nodes = || (0..).map(NodeId).zip(&rack.nodes);
+    let first: Vec<u32> = nodes().map(|(node, _)| on(node).vcpus).collect();
+    let rooms = room(vm.max_vcpus, &first, rack);
+    draft.append(create, seats(&rooms))?;
+    draft.place(to, &placed)?;
+    let given = |((node, spec), room): ((NodeId, &NodeSpec), &u32)| NodeShare {
+        memory: u64::from(on(node).slices) * LARGE_PAGE_SIZE,
+        cores: spec.cores,
+        vcpus: on(node).vcpus,
+        max_vcpus: *room,
+        blocks: 0,
+    };
+    let mut shares: Vec<NodeShare> = nodes().zip(&rooms).map(given).collect();
     let limits: Vec<_> = rack.nodes.iter().map(|node| node.most_memory(vm)).collect();
     add_blocks(&mut shares, &limits, vm);
     Ok(Founding {
         shares,
         entries: draft.entries,
     })
+}
+
+/// How many vCPUs have their seat at which node, as the log has it.
+fn seats(rooms: &[u32]) -> Vec<u8> {
+    let count = |room: &u32| u16::try_from(*room).expect("checked to be few");
+    let pairs = (0_u16..).zip(rooms).map(|(node, room)| [node, count(room)]);
+    pairs.flatten().flat_map(u16::to_le_bytes).collect()
 }
 
 /// Room for `max` vCPUs, `vcpus` of which are there: each that may come later
@@ -140,15 +144,16 @@ fn share(vcpus: u32, memory: u64) -> Share {
     Share::new(vcpus, slices)
 }
 
-/// What a node can give, if so many vCPUs share a core.
-fn size(node: &NodeSpec, vm: &VmSpec, crowd: u32) -> Share {
+/// What a node can give: see [`vcpus_per_core`].
+fn size(node: &NodeSpec, rack: &RackSpec, vm: &VmSpec) -> Share {
+    let per_core = vcpus_per_core(vm.max_vcpus, rack.cores());
     match node.role {
-        Role::Data => share(node.cores * crowd, node.most_memory(vm).0),
+        Role::Data => share(node.cores * per_core, node.most_memory(vm).0),
         Role::Control => Share::NONE,
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Draft {
     cluster: Cluster,
     entries: Vec<Entry>,
@@ -171,21 +176,25 @@ impl Draft {
         })
     }
 
-    /// A job that has ended: its VM boots with what it gives.
-    fn place<C: Clock>(&mut self, wish: Wish, clock: &C) -> Result<(), RackError> {
-        let job = match self.change(Change::Ask { request: 0, wish })? {
-            Done::Started { job } => job,
-            _ => return Ok(()),
-        };
-        let nowhere = |reason: String| RackError::NoPlacement { reason };
+    /// What each node is to give to the VM.
+    fn plan<C: Clock>(&self, to: Share, clock: &C) -> Result<Vec<(NodeId, Share)>, RackError> {
+        let wish = Wish::Resize { vm: VM, to };
         let planned = plan(&self.cluster, wish, PLANNING, clock);
-        let planned = planned.map_err(|why| nowhere(why.to_string()))?;
+        let planned = planned.map_err(|why| RackError::NoPlacement {
+            reason: why.to_string(),
+        })?;
         let part = planned.parts.first();
-        let shares = part.map_or(&[][..], |part| &part.shares);
-        let steps = steps(&self.cluster, VM, &self.first_give_most(shares));
-        let steps = steps.ok_or_else(|| nowhere("it is not there".into()))?;
-        let change = Change::Plan { job };
-        self.append(change.into(), steps.as_bytes().to_vec())?;
+        Ok(self.first_give_most(part.map_or(&[][..], |part| &part.shares)))
+    }
+
+    /// A job that has ended: its VM boots with what it gives.
+    fn place(&mut self, to: Share, shares: &[(NodeId, Share)]) -> Result<(), RackError> {
+        let wish = Wish::Resize { vm: VM, to };
+        let Done::Started { job } = self.change(Change::Ask { request: 0, wish })? else {
+            return Ok(());
+        };
+        let steps = steps(&self.cluster, VM, shares).unwrap_or_default();
+        self.append(Change::Plan { job }.into(), steps.as_bytes().to_vec())?;
         while let Some(index) = self.current(job) {
             let result = StepResult::Done;
             self.change(Change::Step { job, index, result })?;
@@ -222,6 +231,10 @@ mod tests {
     use super::*;
     use crate::size::Size;
     use crate::spec::NodeSpec;
+    use control_plane::cluster::Vm;
+    use vmm_shared::addr::VcpuId;
+    use vmm_shared::control::{BootConfig, first_places};
+    use zerocopy::FromZeros;
 
     struct Wall(std::time::Instant);
 
@@ -274,13 +287,7 @@ mod tests {
             memory: Size::mib(512),
         };
         let founding = founded(&rack, &vm);
-        let mut cluster = Cluster::default();
-        for ((op, payload), position) in founding.entries.iter().zip(0..) {
-            let member = MemberId::new(1).expect("any");
-            let done = cluster.apply(op, payload, At { position, member });
-            assert!(done.is_ok(), "{done:?}");
-        }
-        assert_eq!(cluster.check(), Ok(()));
+        let cluster = applied(&founding);
         let placed = &cluster.vms()[&VM];
         assert_eq!(placed.desired(), placed.granted());
         for (node, given) in (0..).map(NodeId).zip(&founding.shares) {
@@ -288,14 +295,70 @@ mod tests {
             assert_eq!(granted.vcpus, given.vcpus);
             assert_eq!(u64::from(granted.slices) << 21, given.memory);
         }
-        let homes: Vec<_> = placed.homes().iter().flatten().map(|node| node.0).collect();
-        let blocks = (0..).zip(&founding.shares);
-        let blocks: Vec<u16> = blocks
-            .flat_map(|(node, given)| (0..given.vcpus).map(move |_| node))
-            .collect();
-        assert_eq!(homes, blocks);
+        assert_eq!(numbers(placed), places(&founding));
         let control = founding.shares[2];
         assert_eq!((control.memory, control.cores, control.vcpus), (0, 1, 0));
+    }
+
+    /// The vCPUs of the tables and where they are.
+    fn numbers(vm: &Vm) -> Vec<(VcpuId, NodeId)> {
+        let homes = (0..).map(VcpuId).zip(vm.homes());
+        homes
+            .filter_map(|(vcpu, home)| Some((vcpu, (*home)?)))
+            .collect()
+    }
+
+    /// The same of the hypervisors.
+    fn places(founding: &Founding) -> Vec<(VcpuId, NodeId)> {
+        let places = first_places(&founding.shares);
+        places.map(|(vcpu, at)| (vcpu, at.node)).collect()
+    }
+
+    #[test]
+    fn tables_and_hypervisors_count_vcpus_alike() {
+        for (cores, vcpus, max_vcpus) in [
+            (&[2, 2][..], 2, 4),
+            (&[1, 3], 2, 4),
+            (&[2, 2], 2, 12),
+            (&[1, 1, 1], 1, 3),
+            (&[4, 1], 5, 5),
+            (&[3, 1, 2], 2, 6),
+        ] {
+            let nodes: Vec<_> = cores.iter().map(|cores| (*cores, None)).collect();
+            let (rack, memory) = (rack(&nodes), Size::mib(512));
+            let vm = VmSpec {
+                vcpus,
+                max_vcpus,
+                memory,
+            };
+            let founding = founded(&rack, &vm);
+            let cluster = applied(&founding);
+            let placed = &cluster.vms()[&VM];
+            assert_eq!(numbers(placed), places(&founding), "{cores:?}");
+            let seats = (0..).zip(&founding.shares);
+            let seats = seats.flat_map(|(node, share)| (0..share.max_vcpus).map(move |_| node));
+            for (vcpu, node) in (0..).map(VcpuId).zip(seats) {
+                assert_eq!(placed.seat(vcpu), Some(NodeId(node)));
+            }
+            assert_eq!(placed.most().vcpus, max_vcpus);
+            let mut config = BootConfig::new_zeroed();
+            config.nodes = u32::try_from(cores.len()).expect("few");
+            config.shares[..cores.len()].copy_from_slice(&founding.shares);
+            for (node, row) in cluster.nodes() {
+                assert_eq!(config.places(*node), row.size().vcpus, "{cores:?}");
+            }
+        }
+    }
+
+    fn applied(founding: &Founding) -> Cluster {
+        let mut cluster = Cluster::default();
+        for ((op, payload), position) in founding.entries.iter().zip(0..) {
+            let member = MemberId::new(1).expect("any");
+            let done = cluster.apply(op, payload, At { position, member });
+            assert!(done.is_ok(), "{done:?}");
+        }
+        assert_eq!(cluster.check(), Ok(()));
+        cluster
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod watch;
 pub use boot::{BootFiles, ModuleFile};
 pub use cluster::ClusterMember;
 pub use console::{ConsoleLog, ConsoleRead};
-pub use elastic::{ElasticError, VcpuStatus};
+pub use elastic::VcpuStatus;
 pub use error::RackError;
 pub use fault::Faults;
 pub use founding::{DEFAULT_POLICY, VM};

@@ -114,9 +114,6 @@ impl Memory {
         }
         let desired = self.control.vm();
         desired
-            .desired_vcpus()
-            .store(vm.vcpus.into(), Ordering::Relaxed);
-        desired
             .desired_memory()
             .store(vm.memory.0, Ordering::Relaxed);
         self.control.set_boot_config(&BootConfig {

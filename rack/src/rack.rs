@@ -7,9 +7,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use control_plane::cluster::{Change, VmPhase};
-use control_plane::optimise::Share;
-use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
+use control_plane::cluster::Cluster;
+use vmm_shared::addr::NodeId;
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
     BUNDLE_OFFSET, ControlRegion, Counter, Digest, NodeShare, NodeState, Place, RingId, VmState,
@@ -304,18 +303,8 @@ impl Rack {
     /// # Errors
     /// The log does not take it.
     pub fn guest_is_up(&self) -> Result<(), RackError> {
-        let vcpus = self.counters();
-        let started = vcpus.iter().filter(|vcpu| vcpu.values[0].1 > 0).count();
-        let pages = self.shares.iter().map(|share| share.memory).sum::<u64>() / LARGE_PAGE_SIZE;
-        let share = Share::new(
-            u32::try_from(started).expect("few"),
-            u32::try_from(pages).unwrap_or(u32::MAX),
-        );
-        self.cluster.tell(Change::Seen { vm: VM, share })?;
-        self.cluster.tell(Change::Phase {
-            vm: VM,
-            phase: VmPhase::Running,
-        })
+        self.cluster
+            .guest_is_up(self.shares.iter().map(|share| share.memory).sum())
     }
 
     /// Starts a node anew whose process has ended, while the VM goes on. The
@@ -645,9 +634,10 @@ impl Rack {
     fn vcpu_numbers(&self) -> VcpuNumbers {
         let vcpus = self.vcpus();
         let number = |count: usize| u32::try_from(count).expect("few");
-        let desired = self.control().vm().desired_vcpus().load(Ordering::Relaxed);
+        let desired = |cluster: &Cluster| Some(cluster.vms().get(&VM)?.desired().vcpus);
+        let desired = self.cluster.read(desired).ok().flatten();
         VcpuNumbers {
-            desired: u32::try_from(desired).unwrap_or(u32::MAX),
+            desired: desired.unwrap_or(self.vm.vcpus),
             granted: number(vcpus.len()),
             seen: number(vcpus.iter().filter(|vcpu| vcpu.has_started).count()),
             most: self.max_vcpus(),

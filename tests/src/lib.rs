@@ -12,6 +12,7 @@ mod bench;
 pub mod guest;
 mod terminal;
 mod turn;
+mod up;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub use alarms::alarms;
 pub use bench::{Bench, Finished, Line, Started};
 pub use terminal::{COLUMNS, ROWS, Terminal};
 pub use turn::Turn;
+pub use up::Up;
 
 /// After so long a thing that should have happened never will.
 pub const LIMIT: Duration = Duration::from_secs(300);

@@ -1,86 +1,13 @@
 //! The cluster's log and its control role: replicas that stay equal, whoever
 //! dies, and an operator who is told the truth.
 
-use std::cell::RefCell;
-
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
-use viaduct_tests::{Bench, COLUMNS, Finished, ROWS, Terminal};
+use viaduct_tests::{COLUMNS, ROWS, Terminal, Up};
 
-/// A rack that is up, as its console shows it.
-struct Up {
-    bench: Bench,
-    name: &'static str,
-}
-
-impl Up {
-    fn start(name: &'static str, words: &[&str]) -> Self {
-        let bench = Bench::new();
-        let fixed = ["--cores", "1", "--memory", "256M", "--rootfs", "busybox"];
-        bench.up(name, &[words, &fixed].concat());
-        Self { bench, name }
-    }
-
-    fn console(&self, words: &[&str]) -> Finished {
-        let named = words.iter().copied().chain(["--name", self.name]);
-        self.bench.viaduct(named)
-    }
-
-    fn json(&self, words: &[&str]) -> Value {
-        let done = self.console(&[words, &["--json"]].concat()).well();
-        serde_json::from_slice(&done.stdout).expect("JSON")
-    }
-
-    /// Waits until these nodes and the launcher have the same tables.
-    fn wait_for_equal_replicas(&self, nodes: &[usize]) -> Value {
-        let last = RefCell::new(Value::Null);
-        self.bench.wait_until("all replicas are equal", || {
-            let now = self.json(&["status"]);
-            let wanted = &now["cluster"];
-            let at = wanted["position"].as_u64().expect("a position");
-            let equal = nodes.iter().all(|node| {
-                let replica = &now["nodes"][*node]["replica"];
-                let is_there = replica["position"].as_u64() == Some(at);
-                let same = replica["digest"] == wanted["digest"];
-                assert!(!is_there || same, "node {node} differs: {now:#}");
-                is_there
-            });
-            last.replace(now);
-            equal
-        });
-        last.into_inner()
-    }
-
-    fn kill(&self, node: usize) {
-        let pid = self.json(&["nodes"])[node]["pid"].as_i64();
-        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        kill_process(pid.expect("a process"), Signal::KILL).expect("it runs");
-        let state = format!("/{node}/state");
-        self.bench.wait_until("its end is noticed", || {
-            self.json(&["nodes"]).pointer(&state) == Some(&"stopped".into())
-        });
-    }
-
-    /// The guest still does what it is told.
-    fn assert_alive(&self) {
-        let done = self.bench.exec(self.name, &["echo", "alive"]).finish();
-        assert_eq!(done.well().out(), "alive\n");
-    }
-
-    fn refused(&self, words: &[&str], status: i32, facts: &[&str]) {
-        let done = self.console(words);
-        let said = done.err();
-        assert_eq!(done.status, status, "{words:?}: {said}");
-        assert_eq!(said.lines().count(), 1, "{words:?}: {said}");
-        for fact in facts {
-            assert!(said.contains(fact), "{words:?}: no {fact:?} in {said}");
-        }
-    }
-
-    fn down(self) {
-        self.bench.down(self.name);
-        self.bench.assert_nothing_left();
-    }
+fn start(name: &'static str, words: &[&str]) -> Up {
+    let fixed = ["--cores", "1", "--memory", "256M"];
+    Up::start(name, &[words, &fixed].concat())
 }
 
 fn is_cordoned(status: &Value, node: usize) -> bool {
@@ -89,7 +16,7 @@ fn is_cordoned(status: &Value, node: usize) -> bool {
 
 #[test]
 fn two_nodes_without_control_have_equal_tables_and_a_fixed_shape() {
-    let rack = Up::start("pair", &["--nodes", "2"]);
+    let rack = start("pair", &["--nodes", "2"]);
     let status = rack.wait_for_equal_replicas(&[0, 1]);
     let cluster = &status["cluster"];
     assert_eq!(cluster["controller"], Value::Null);
@@ -111,7 +38,7 @@ fn two_nodes_without_control_have_equal_tables_and_a_fixed_shape() {
 
 #[test]
 fn a_control_node_may_die_and_come_back_and_nothing_decided_is_lost() {
-    let rack = Up::start("trio", &["--nodes", "2", "--control", "1"]);
+    let rack = start("trio", &["--nodes", "2", "--control", "1"]);
     let status = rack.wait_for_equal_replicas(&[0, 1, 2]);
     assert_eq!(status["cluster"]["controller"], 2);
     assert_eq!(status["nodes"][2]["role"], "control");
@@ -155,7 +82,7 @@ fn a_control_node_may_die_and_come_back_and_nothing_decided_is_lost() {
 
 #[test]
 fn another_control_node_takes_over() {
-    let rack = Up::start("heirs", &["--nodes", "1", "--control", "2"]);
+    let rack = start("heirs", &["--nodes", "1", "--control", "2"]);
     let first = rack.wait_for_equal_replicas(&[0, 1, 2]);
     let first = first["cluster"]["controller"]
         .as_u64()
@@ -174,8 +101,8 @@ fn another_control_node_takes_over() {
 
 #[test]
 fn top_shows_the_rack_as_it_changes() {
-    let rack = Up::start("seen", &["--nodes", "2", "--control", "1"]);
-    rack.wait_for_equal_replicas(&[0, 1, 2]);
+    let rack = start("seen", &["--nodes", "2", "--control", "1"]);
+    let _ = rack.wait_for_equal_replicas(&[0, 1, 2]);
     let mut terminal = Terminal::start(&rack.bench, &["top", "--name", rack.name]);
     let mut screen = vt100::Parser::new(ROWS, COLUMNS, 0);
     let shown = terminal.expect_screen(&mut screen, |shown| shown.contains("q quits"));
@@ -228,7 +155,7 @@ fn top_shows_the_rack_as_it_changes() {
 
 #[test]
 fn what_cannot_be_is_refused_with_the_reason() {
-    let rack = Up::start("no", &["--nodes", "2", "--control", "1"]);
+    let rack = start("no", &["--nodes", "2", "--control", "1"]);
     let before = rack.wait_for_equal_replicas(&[0, 1, 2]);
     let bad = rack
         .bench

@@ -44,7 +44,7 @@ pub use node_counters::{NodeCounter, NodeCounters};
 pub use order::{Busy, Outcome};
 pub use replica_digest::{Digest, ReplicaDigest};
 use vcpu::VCPU_RECORD_SIZE;
-pub use vcpu::{Order, Place, VcpuRecord};
+pub use vcpu::{Order, Place, Ticket, VcpuRecord};
 
 const BOOT_CONFIG: usize = 0;
 const NODE_RECORDS: usize = 0x1000;
@@ -243,10 +243,30 @@ impl BootConfig {
             .filter(is_data)
             .fold(NodeSet::EMPTY, NodeSet::with)
     }
+
+    /// How many vCPUs a node can have at the same time: see
+    /// [`vcpus_per_core`].
+    #[must_use]
+    pub fn places(&self, node: NodeId) -> u32 {
+        let share = |node: NodeId| self.shares.get(usize::from(node.0));
+        let shares = || self.data_nodes().filter_map(share);
+        let sum = |of: fn(&NodeShare) -> u32| shares().map(of).fold(0, u32::saturating_add);
+        let per_core = vcpus_per_core(sum(|share| share.max_vcpus), sum(|share| share.cores));
+        let own = share(node).filter(|_| self.data_nodes().contains(node));
+        own.map_or(0, |own| own.cores.saturating_mul(per_core))
+    }
 }
 const _: () = assert!(NODE_RECORDS + MAX_NODES * NODE_RECORD_SIZE <= VM_RECORD);
 const _: () = assert!(VM_RECORD + VM_RECORD_SIZE <= COUNTERS);
 const _: () = assert!(COUNTERS + MAX_VCPUS * COUNTERS_SIZE <= RingId::ConsoleOut.place().0);
+
+/// How many vCPUs may share a core, if there is room for so many on so many
+/// cores: as few as possible. The tables count places for vCPUs, and a core of
+/// a node is as many of them.
+#[must_use]
+pub fn vcpus_per_core(max_vcpus: u32, cores: u32) -> u32 {
+    max_vcpus.div_ceil(cores.max(1)).max(1)
+}
 
 /// Where the vCPUs are when the VM starts: on the cores of their nodes by
 /// turns.
@@ -524,7 +544,6 @@ impl NodeRecord {
 ///   64   vCPUs that wait for a device access, one bit each
 ///   96   whether all fetch coherently: 0 unknown      node 0 writes
 ///   104  orders for vCPUs that have got further       who changes one
-///   112  vCPUs that the operator wants                launcher writes
 ///   120  bytes of memory that the operator wants      launcher writes
 ///   128  withdrawals of memory so far                 node 0 writes
 /// ```
@@ -553,12 +572,6 @@ impl VmRecord {
     #[must_use]
     pub fn fetch(&self) -> &AtomicU64 {
         self.word(96)
-    }
-
-    /// vCPUs that the operator wants.
-    #[must_use]
-    pub fn desired_vcpus(&self) -> &AtomicU64 {
-        self.word(112)
     }
 
     /// Bytes of memory that the operator wants.

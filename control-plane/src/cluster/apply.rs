@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{NodeId, VcpuId};
 use vmm_shared::log::{At, BadSnapshot, StateMachine};
 
 use super::jobs::{Job, JobState, NODE_LOST};
@@ -56,7 +56,7 @@ pub enum Refusal {
         /// Which.
         job: JobId,
     },
-    /// No such vCPU, or it is not there.
+    /// No such vCPU.
     NoVcpu {
         /// Which.
         vcpu: u16,
@@ -149,7 +149,7 @@ impl fmt::Display for Refusal {
             Self::NoNode { node } => write!(f, "there is no node {}", node.0),
             Self::NoVm { vm } => write!(f, "there is no vm {}", vm.0),
             Self::NoJob { job } => write!(f, "there is no job {}", job.0),
-            Self::NoVcpu { vcpu } => write!(f, "the VM has no vCPU {vcpu} now"),
+            Self::NoVcpu { vcpu } => write!(f, "there is no vCPU {vcpu}"),
             Self::Exists => f.write_str("it is there already"),
             Self::TooLarge => f.write_str("the sizes are beyond what the tables hold"),
             Self::OutOfRange { nearest } => write!(
@@ -172,6 +172,24 @@ impl fmt::Display for Refusal {
             Self::Policy(error) => write!(f, "constraint {}: {}", error.rule + 1, error.fault),
         }
     }
+}
+
+/// The seat of each possible vCPU: pairs of a node and a number, 16 bits each.
+/// Without any, vCPUs are at home anywhere.
+fn seats_of(mut bytes: &[u8], vcpus: u32) -> Option<Vec<NodeId>> {
+    let mut seats = Vec::new();
+    while let Some((pair, rest)) = bytes.split_first_chunk::<4>() {
+        let [n0, n1, c0, c1] = *pair;
+        let count = usize::from(u16::from_le_bytes([c0, c1]));
+        let node = NodeId(u16::from_le_bytes([n0, n1]));
+        bytes = rest;
+        if seats.len() + count > vcpus as usize {
+            return None;
+        }
+        seats.resize(seats.len() + count, node);
+    }
+    let is_whole = seats.is_empty() || seats.len() == vcpus as usize;
+    (bytes.is_empty() && is_whole).then_some(seats)
 }
 
 impl StateMachine for Cluster {
@@ -209,6 +227,10 @@ impl Cluster {
         match change {
             Change::Join { node, domain, size } => self.join(node, domain, size).map(applied),
             Change::Leave { node } => self.leave(node).map(applied),
+            Change::Admit { node } => match self.left.remove(&node) {
+                true => Ok(Done::Applied),
+                false => Err(Refusal::NoNode { node }),
+            },
             Change::Lose { node } => self.lose(node).map(applied),
             Change::Cordon { node, on } => {
                 self.node(node)?.cordoned = on;
@@ -218,7 +240,9 @@ impl Cluster {
                 self.policy = Policy::from_bytes(payload).map_err(Refusal::Policy)?;
                 Ok(Done::Applied)
             }
-            Change::CreateVm { vm, most, least } => self.create(vm, most, least).map(applied),
+            Change::CreateVm { vm, most, least } => {
+                self.create(vm, most, least, payload).map(applied)
+            }
             Change::RemoveVm { vm } => self.remove(vm).map(applied),
             Change::Phase { vm, phase } => {
                 self.vm(vm)?.phase = phase;
@@ -298,6 +322,7 @@ impl Cluster {
             free: size,
         };
         self.nodes.insert(node, row);
+        self.left.remove(&node);
         Ok(())
     }
 
@@ -315,6 +340,7 @@ impl Cluster {
             return Err(Refusal::InUse);
         }
         self.nodes.remove(&node);
+        self.left.insert(node);
         Ok(())
     }
 
@@ -371,7 +397,7 @@ impl Cluster {
         }
     }
 
-    fn create(&mut self, vm: VmId, most: Share, least: Share) -> Result<(), Refusal> {
+    fn create(&mut self, vm: VmId, most: Share, least: Share, seats: &[u8]) -> Result<(), Refusal> {
         let legal = least.vcpus >= 1
             && least.vcpus <= most.vcpus
             && least.slices <= most.slices
@@ -384,7 +410,9 @@ impl Cluster {
         if self.vms.contains_key(&vm) {
             return Err(Refusal::Exists);
         }
+        let seats = seats_of(seats, most.vcpus).ok_or(Refusal::Malformed)?;
         let row = Vm {
+            seats,
             least,
             most,
             desired: Share::NONE,
@@ -426,11 +454,8 @@ impl Cluster {
                 }
                 [vm].into()
             }
-            Wish::MoveVcpu { vm, vcpu, to } => {
-                self.target(to)?;
-                if self.vm(vm)?.home(vcpu).is_none() {
-                    return Err(Refusal::NoVcpu { vcpu: vcpu.0 });
-                }
+            Wish::PlaceVcpu { vm, vcpu, to } => {
+                self.placed(vm, vcpu, to)?;
                 [vm].into()
             }
             Wish::MoveSlices {
@@ -477,8 +502,18 @@ impl Cluster {
                     return Ok(Done::Nothing);
                 }
             }
-            Wish::MoveVcpu { vm, vcpu, to } if self.vm(vm)?.home(vcpu) == Some(to) => {
-                return Ok(Done::Nothing);
+            Wish::PlaceVcpu { vm, vcpu, to } => {
+                let row = self.vm(vm)?;
+                if row.home(vcpu) == to {
+                    return Ok(Done::Nothing);
+                }
+                before = row.desired;
+                let given = row.granted().vcpus;
+                match (row.home(vcpu), to) {
+                    (None, Some(_)) => row.desired.vcpus = given + 1,
+                    (Some(_), None) => row.desired.vcpus = given - 1,
+                    _ => {}
+                }
             }
             Wish::MoveSlices { count: 0, .. } => return Ok(Done::Nothing),
             Wish::Drain { node } => {
@@ -504,6 +539,23 @@ impl Cluster {
         };
         self.jobs.insert(id, job);
         Ok(Done::Started { job: id })
+    }
+
+    /// Checks that a vCPU can be asked to be there, or nowhere.
+    fn placed(&mut self, vm: VmId, vcpu: VcpuId, to: Option<NodeId>) -> Result<(), Refusal> {
+        let row = self.vm(vm)?;
+        let home = row.homes.get(usize::from(vcpu.0));
+        let home = *home.ok_or(Refusal::NoVcpu { vcpu: vcpu.0 })?;
+        let least = row.granted().vcpus == row.least.vcpus;
+        if home.is_some() && to.is_none() && least {
+            let nearest = row.granted();
+            return Err(Refusal::OutOfRange { nearest });
+        }
+        match to {
+            Some(node) if home != to => self.target(node),
+            Some(node) => self.node(node).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     fn target(&mut self, node: NodeId) -> Result<(), Refusal> {

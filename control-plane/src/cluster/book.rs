@@ -43,6 +43,9 @@ impl Vm {
         step: &Step,
         free: impl Fn(NodeId) -> Option<Share>,
     ) -> Result<RowChanges, Refusal> {
+        if step.is_kept() {
+            return Ok(RowChanges::new());
+        }
         let share = step.share();
         let id = VmId(step.vm);
         let (used, leased) = (Holder::Vm(id), Holder::Leased(id));
@@ -214,9 +217,7 @@ impl<'a> Trial<'a> {
     pub(crate) fn fulfils(&self, wish: Wish) -> bool {
         match wish {
             Wish::Resize { vm, to } => self.vm(vm).is_some_and(|vm| vm.granted() == to),
-            Wish::MoveVcpu { vm, vcpu, to } => {
-                self.vm(vm).is_some_and(|vm| vm.home(vcpu) == Some(to))
-            }
+            Wish::PlaceVcpu { vm, vcpu, to } => self.vm(vm).is_some_and(|vm| vm.home(vcpu) == to),
             Wish::MoveSlices {
                 vm, from, count, ..
             } => {

@@ -13,14 +13,18 @@
 //! reverse; from then on only bookkeeping is left, which can't fail. So a job
 //! that is found in mid-way after a restart goes on where it was, in the
 //! direction it had. Steps name what shall be, not what to change ("vCPU 5 is
-//! on node 2"), so executing one twice does no harm.
+//! on node 2"), so executing one twice does no harm, nor does undoing one that
+//! was never begun.
+//!
+//! A vCPU that the guest does not give up stays, and the job goes on without
+//! that step: it is *kept*.
 
 use alloc::vec::Vec;
 
+use vmm_shared::addr::VcpuId;
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
-use super::Refusal;
-use super::{Cluster, JobId, Placement, StepResult, Trial, VmId, VmPhase, Wish};
+use super::{Cluster, JobId, Placement, Reason, Refusal, StepResult, Trial, VmId, VmPhase, Wish};
 use crate::optimise::Share;
 use crate::policy::ANY;
 
@@ -58,8 +62,8 @@ pub enum StepKind {
 pub struct Step {
     /// What to do.
     pub kind: StepKind,
-    /// Zero.
-    pub reserved: u8,
+    /// 1 if the guest did not let it be done: the vCPU stays where it was.
+    pub kept: u8,
     /// To which VM.
     pub vm: u16,
     /// With which vCPU, or [`ANY`] for slices and leases.
@@ -68,8 +72,8 @@ pub struct Step {
     pub from: u16,
     /// The node that gives; of `Lease`, `Add` and `Move`.
     pub to: u16,
-    /// Zero.
-    pub reserved2: u16,
+    /// Why the guest did not let it be done.
+    pub why: u16,
     /// Cores that are leased or released.
     pub cores: u32,
     /// Slices.
@@ -84,12 +88,12 @@ impl Step {
     pub const fn new(kind: StepKind, vm: VmId) -> Self {
         Self {
             kind,
-            reserved: 0,
+            kept: 0,
             vm: vm.0,
             vcpu: ANY,
             from: ANY,
             to: ANY,
-            reserved2: 0,
+            why: 0,
             cores: 0,
             slices: 0,
         }
@@ -105,7 +109,13 @@ impl Step {
     /// Whether only the tables change, not the guest.
     #[must_use]
     pub const fn is_bookkeeping(&self) -> bool {
-        matches!(self.kind, StepKind::Lease | StepKind::Release)
+        matches!(self.kind, StepKind::Lease | StepKind::Release) || self.is_kept()
+    }
+
+    /// Whether the guest did not let it be done.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.kept != 0
     }
 
     /// What undoes it.
@@ -136,19 +146,20 @@ pub enum JobState {
     Running,
     /// Its steps are undone one by one.
     RollingBack {
-        /// Why: the executor's code, or [`CANCELLED`].
+        /// Why: the code of a [`Reason`](super::Reason).
         reason: u16,
     },
-    /// All is as wished, but for slices that the guest did not take or give.
+    /// All is as wished, but for slices that the guest did not take or give,
+    /// and vCPUs that it [kept](Job::kept).
     Finished {
-        /// How many stayed as they were.
+        /// How many slices stayed as they were.
         short: u32,
-        /// Why the last of them did: the executor's code.
+        /// Why the last of all that did: the code of a reason.
         reason: u16,
     },
     /// All is as it was before.
     RolledBack {
-        /// Why: the executor's code, or [`CANCELLED`].
+        /// Why: the code of a reason.
         reason: u16,
     },
     /// There is no placement: nothing was done.
@@ -156,15 +167,15 @@ pub enum JobState {
     /// A step could be neither done nor undone, or a node was lost. What the
     /// VM has is what the tables say.
     Stuck {
-        /// Why: the executor's code, or [`NODE_LOST`].
+        /// Why: the code of a reason.
         reason: u16,
     },
 }
 
 /// The reason of a job that was cancelled.
-pub const CANCELLED: u16 = u16::MAX;
+pub const CANCELLED: u16 = Reason::Cancelled.code();
 /// The reason of a job that lost a node.
-pub const NODE_LOST: u16 = u16::MAX - 1;
+pub const NODE_LOST: u16 = Reason::NodeLost.code();
 
 impl JobState {
     /// Whether nothing more happens.
@@ -223,6 +234,18 @@ impl Job {
         &self.steps
     }
 
+    /// The vCPUs that it should have removed and the guest kept.
+    pub fn kept(&self) -> impl Iterator<Item = (VcpuId, Reason)> {
+        let kept = self.steps.iter().filter(|step| step.is_kept());
+        kept.map(|step| (VcpuId(step.vcpu), Reason::from_code(step.why)))
+    }
+
+    /// Whether its steps are undone now.
+    #[must_use]
+    pub const fn is_undoing(&self) -> bool {
+        matches!(self.state, JobState::RollingBack { .. })
+    }
+
     /// How many of its steps are done, and not undone.
     #[must_use]
     pub const fn done(&self) -> u32 {
@@ -249,7 +272,7 @@ impl Job {
     pub(crate) fn touches(&self, cluster: &Cluster, vm: VmId) -> bool {
         match self.wish {
             Wish::Resize { vm: own, .. }
-            | Wish::MoveVcpu { vm: own, .. }
+            | Wish::PlaceVcpu { vm: own, .. }
             | Wish::MoveSlices { vm: own, .. }
             | Wish::Rebalance { vm: own } => own == vm,
             Wish::Drain { node } => {
@@ -281,7 +304,8 @@ impl Cluster {
             steps.push(step);
             rest = tail;
         }
-        if !steps.is_sorted_by_key(|step| step.kind) {
+        let is_sorted = steps.is_sorted_by_key(|step| step.kind);
+        if !is_sorted || steps.iter().any(Step::is_kept) {
             return Err(Refusal::BadPlan);
         }
         let mut trial = Trial::new(self);
@@ -332,7 +356,7 @@ impl Cluster {
         if current != index {
             return Err(Refusal::WrongState { job: id });
         }
-        let back = matches!(job.state, JobState::RollingBack { .. });
+        let back = job.is_undoing();
         match result {
             StepResult::Failed { reason } => {
                 if step.is_bookkeeping() {
@@ -345,6 +369,15 @@ impl Cluster {
                 };
                 self.settle(id);
                 return Ok(());
+            }
+            StepResult::Short { slices: 0, reason } if step.vcpu != ANY => {
+                if step.kind != StepKind::Remove || back || step.is_kept() {
+                    return Err(Refusal::BadPlan);
+                }
+                job.reason = reason;
+                step.kept = 1;
+                step.why = reason;
+                job.steps[index as usize] = step;
             }
             StepResult::Short { slices, reason } => {
                 let partial = step.vcpu == ANY && !step.is_bookkeeping() && slices < step.slices;
@@ -363,16 +396,7 @@ impl Cluster {
             }
             StepResult::Done => {}
         }
-        let vm = self
-            .vms
-            .get_mut(&VmId(step.vm))
-            .ok_or(Refusal::NoVm { vm: VmId(step.vm) })?;
-        let nodes = &mut self.nodes;
-        for change in vm.book(&step, |node| nodes.get(&node).map(|node| node.free))? {
-            if let Some(node) = nodes.get_mut(&change.node) {
-                node.pass(change.share, change.from, change.to);
-            }
-        }
+        self.book(&step)?;
         if let Some(job) = self.jobs.get_mut(&id) {
             job.done = if back { index } else { index + 1 };
         }
@@ -380,16 +404,35 @@ impl Cluster {
         Ok(())
     }
 
-    pub(crate) fn cancel(&mut self, id: JobId) -> Result<(), Refusal> {
-        let job = self.jobs.get_mut(&id).ok_or(Refusal::NoJob { job: id })?;
-        match job.state {
-            JobState::Waiting | JobState::Running if !job.is_past_return() => {
-                job.state = JobState::RollingBack { reason: CANCELLED };
-                self.settle(id);
-                Ok(())
+    fn book(&mut self, step: &Step) -> Result<(), Refusal> {
+        let id = VmId(step.vm);
+        let vm = self.vms.get_mut(&id).ok_or(Refusal::NoVm { vm: id })?;
+        let nodes = &mut self.nodes;
+        for change in vm.book(step, |node| nodes.get(&node).map(|node| node.free))? {
+            if let Some(node) = nodes.get_mut(&change.node) {
+                node.pass(change.share, change.from, change.to);
             }
-            _ => Err(Refusal::TooLate { job: id }),
         }
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&mut self, id: JobId) -> Result<(), Refusal> {
+        let job = self.jobs.get(&id).ok_or(Refusal::NoJob { job: id })?;
+        if job.state.has_ended() || job.is_undoing() || job.is_past_return() {
+            return Err(Refusal::TooLate { job: id });
+        }
+        // The step at hand may have been begun: it counts as done, so that it
+        // is undone, too.
+        let at_hand = job.current().filter(|(_, step)| !step.is_bookkeeping());
+        if let Some((_, step)) = &at_hand {
+            self.book(step)?;
+        }
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.done += u32::from(at_hand.is_some());
+            job.state = JobState::RollingBack { reason: CANCELLED };
+        }
+        self.settle(id);
+        Ok(())
     }
 
     pub(crate) fn refuse(&mut self, id: JobId) -> Result<(), Refusal> {
@@ -427,7 +470,7 @@ impl Cluster {
         self.release_unused(id);
         let undone = matches!(state, JobState::RolledBack { .. } | JobState::Refused);
         if undone
-            && let Wish::Resize { vm, .. } = wish
+            && let Wish::Resize { vm, .. } | Wish::PlaceVcpu { vm, .. } = wish
             && let Some(vm) = self.vms.get_mut(&vm)
         {
             vm.desired = before;

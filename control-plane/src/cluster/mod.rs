@@ -6,7 +6,7 @@
 //! | cores, slices | who holds it: nobody, a VM, a node's pool | node, index |
 //! | VMs | limits; desired, granted and seen; phase | VM |
 //! | placements | what a VM holds of a node, and has been granted of that | VM, node |
-//! | homes | where a vCPU is | VM, vCPU |
+//! | homes | where a vCPU is; where the guest takes it to be | VM, vCPU |
 //! | jobs | wish, state, plan, steps done | job |
 //! | rules | the policy | name |
 //! | journal | who changed what and what came of it | position |
@@ -27,9 +27,10 @@ mod book;
 mod jobs;
 pub mod journal;
 mod op;
+mod reason;
 mod snapshot;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::hash::Hasher;
 
@@ -44,8 +45,10 @@ pub use apply::{Done, Refusal};
 pub use book::Trial;
 pub use jobs::{CANCELLED, Job, JobState, NODE_LOST, Step, StepKind};
 pub use op::{Change, JobId, Op, StepResult, VmId, VmPhase, Wish};
+pub use reason::Reason;
 
-/// Most cores of a node.
+/// Most cores of a node: places for vCPUs, of which a core that several share
+/// is several.
 pub const MAX_CORES: u32 = 4096;
 /// Most slices of a node: 2 TiB.
 pub const MAX_SLICES: u32 = 1 << 20;
@@ -185,6 +188,9 @@ pub struct Vm {
     pub(crate) placements: BTreeMap<NodeId, Placement>,
     /// By vCPU: where it is, if it is there.
     pub(crate) homes: Vec<Option<NodeId>>,
+    /// By vCPU: the node that the guest takes it to be near to. Empty if that
+    /// is not known.
+    pub(crate) seats: Vec<NodeId>,
 }
 
 impl Vm {
@@ -247,6 +253,13 @@ impl Vm {
         *self.homes.get(usize::from(vcpu.0))?
     }
 
+    /// The node whose memory the guest has been told that a vCPU is near to,
+    /// wherever it is now: all possible vCPUs are counted node by node.
+    #[must_use]
+    pub fn seat(&self, vcpu: VcpuId) -> Option<NodeId> {
+        self.seats.get(usize::from(vcpu.0)).copied()
+    }
+
     /// What it has been granted of a node.
     #[must_use]
     pub fn granted_at(&self, node: NodeId) -> Share {
@@ -263,6 +276,8 @@ pub struct Cluster {
     /// How often the control role was taken over.
     pub(crate) term: u32,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Nodes that have left, and wait to be admitted.
+    pub(crate) left: BTreeSet<NodeId>,
     pub(crate) vms: BTreeMap<VmId, Vm>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) last_job: u32,
@@ -281,6 +296,17 @@ impl Cluster {
     #[must_use]
     pub const fn nodes(&self) -> &BTreeMap<NodeId, Node> {
         &self.nodes
+    }
+
+    /// The nodes that have left and have not been admitted again.
+    pub fn left(&self) -> impl Iterator<Item = NodeId> {
+        self.left.iter().copied()
+    }
+
+    /// Whether a node has left and is not to join by itself.
+    #[must_use]
+    pub fn has_left(&self, node: NodeId) -> bool {
+        self.left.contains(&node)
     }
 
     /// The VMs.
@@ -371,7 +397,13 @@ impl Cluster {
                 return Err("a row's holder does not exist");
             }
         }
+        if self.left.iter().any(|node| self.nodes.contains_key(node)) {
+            return Err("a node that has left is there");
+        }
         for vm in self.vms.values() {
+            if !vm.seats.is_empty() && vm.seats.len() != vm.homes.len() {
+                return Err("some vCPUs have seats and some have none");
+            }
             for (node, placement) in &vm.placements {
                 if !self.nodes.contains_key(node) {
                     return Err("a VM is on a node that does not exist");

@@ -9,7 +9,9 @@ use core::fmt;
 use vmm_shared::addr::{NodeId, VcpuId};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::Reason;
 use crate::optimise::Share;
+use crate::policy::ANY;
 
 /// A VM of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,14 +31,14 @@ pub enum Wish {
         /// vCPUs and slices.
         to: Share,
     },
-    /// One vCPU on that node.
-    MoveVcpu {
+    /// One vCPU on that node, or nowhere.
+    PlaceVcpu {
         /// Of which VM.
         vm: VmId,
         /// Which.
         vcpu: VcpuId,
-        /// Where it shall be.
-        to: NodeId,
+        /// Where it shall be, if anywhere.
+        to: Option<NodeId>,
     },
     /// So many slices from one node to another.
     MoveSlices {
@@ -66,7 +68,8 @@ pub enum Wish {
 pub enum StepResult {
     /// Done as planned.
     Done,
-    /// Done in part, the rest refused: of so many slices. The job goes on.
+    /// Done in part, the rest refused: of so many slices; or of a vCPU, which
+    /// stays, none. The job goes on.
     Short {
         /// Slices that were added, moved or removed.
         slices: u32,
@@ -101,8 +104,14 @@ pub enum Change {
         /// Cores and slices that it has.
         size: Share,
     },
-    /// A node without leases goes.
+    /// A node without leases goes. It is not taken in again before it is
+    /// admitted, though it may go on living.
     Leave {
+        /// Which.
+        node: NodeId,
+    },
+    /// A node that has left may join again.
+    Admit {
         /// Which.
         node: NodeId,
     },
@@ -120,7 +129,8 @@ pub enum Change {
     },
     /// The payload is the policy from now on.
     LoadPolicy,
-    /// A VM that holds nothing yet.
+    /// A VM that holds nothing yet. The payload says how many of its possible
+    /// vCPUs have their seat at which node: see [`Vm::seat`](super::Vm::seat).
     CreateVm {
         /// Which.
         vm: VmId,
@@ -255,10 +265,10 @@ impl Op {
                 vm,
                 to: self.share(),
             },
-            2 => Wish::MoveVcpu {
+            2 => Wish::PlaceVcpu {
                 vm,
                 vcpu: VcpuId(self.other),
-                to: node,
+                to: (node.0 != ANY).then_some(node),
             },
             3 => Wish::MoveSlices {
                 vm,
@@ -340,6 +350,7 @@ impl Op {
                 share,
             },
             17 => Change::TakeOver { node },
+            18 => Change::Admit { node },
             _ => return None,
         })
     }
@@ -358,9 +369,9 @@ impl From<Wish> for Op {
                 slices: to.slices,
                 ..new(1)
             },
-            Wish::MoveVcpu { vm, vcpu, to } => Self {
+            Wish::PlaceVcpu { vm, vcpu, to } => Self {
                 vm: vm.0,
-                node: to.0,
+                node: to.map_or(ANY, |node| node.0),
                 other: vcpu.0,
                 ..new(2)
             },
@@ -468,6 +479,7 @@ impl From<Change> for Op {
                 ..with(of_node(16, node), share)
             },
             Change::TakeOver { node } => of_node(17, node),
+            Change::Admit { node } => of_node(18, node),
         }
     }
 }
@@ -482,6 +494,7 @@ impl fmt::Display for Change {
                 write!(f, "node {} joins, {cores} cores and {memory}M", node.0)
             }
             Self::Leave { node } => write!(f, "node {} leaves", node.0),
+            Self::Admit { node } => write!(f, "node {} may join again", node.0),
             Self::Lose { node } => write!(f, "node {} is lost", node.0),
             Self::Cordon { node, on: true } => write!(f, "cordon node {}", node.0),
             Self::Cordon { node, on: false } => write!(f, "uncordon node {}", node.0),
@@ -515,10 +528,12 @@ impl fmt::Display for Change {
                 match result {
                     StepResult::Done => f.write_str("done"),
                     StepResult::Short { slices, reason } => {
-                        let memory = u64::from(*slices) * 2;
-                        write!(f, "done for {memory}M only, reason {reason}")
+                        let (memory, why) = (u64::from(*slices) * 2, Reason::from_code(*reason));
+                        write!(f, "done for {memory}M only: {why}")
                     }
-                    StepResult::Failed { reason } => write!(f, "failed, reason {reason}"),
+                    StepResult::Failed { reason } => {
+                        write!(f, "failed: {}", Reason::from_code(*reason))
+                    }
                 }
             }
             Self::Cancel { job } => write!(f, "cancel job {}", job.0),
@@ -563,8 +578,15 @@ impl fmt::Display for Wish {
                     u64::from(to.slices) * 2
                 )
             }
-            Self::MoveVcpu { vm, vcpu, to } => {
-                write!(f, "move vCPU {} of vm {} to node {}", vcpu.0, vm.0, to.0)
+            Self::PlaceVcpu {
+                vm,
+                vcpu,
+                to: Some(to),
+            } => {
+                write!(f, "put vCPU {} of vm {} on node {}", vcpu.0, vm.0, to.0)
+            }
+            Self::PlaceVcpu { vm, vcpu, to: None } => {
+                write!(f, "remove vCPU {} of vm {}", vcpu.0, vm.0)
             }
             Self::MoveSlices {
                 vm,

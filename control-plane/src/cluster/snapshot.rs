@@ -20,7 +20,7 @@ use crate::optimise::Share;
 use crate::policy::{ANY, Policy, Rule};
 
 /// Version of this format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -36,6 +36,7 @@ struct Head {
     jobs: u32,
     rules: u32,
     records: u32,
+    left: u32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -69,6 +70,7 @@ struct VmHead {
     seen: [u32; 2],
     placements: u32,
     homes: u32,
+    seats: u32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -171,8 +173,12 @@ impl Cluster {
             jobs: u32::try_from(self.jobs.len()).expect("one per VM, and the kept"),
             rules: len(self.policy.rules()),
             records: len(&records),
+            left: u32::try_from(self.left.len()).expect("16-bit ids"),
         };
         out.extend_from_slice(head.as_bytes());
+        for node in &self.left {
+            out.extend_from_slice(node.0.as_bytes());
+        }
         for (id, node) in &self.nodes {
             let (cores, slices) = (runs(&node.cores), runs(&node.slices));
             let head = NodeHead {
@@ -208,6 +214,9 @@ impl Cluster {
             last_job: head.last_job,
             ..Self::default()
         };
+        for _ in 0..head.left {
+            cluster.left.insert(NodeId(reader.take()?));
+        }
         for _ in 0..head.nodes {
             let node: NodeHead = reader.take()?;
             let mut row = Node {
@@ -254,6 +263,7 @@ fn write_vm(id: VmId, vm: &Vm, out: &mut Vec<u8>) {
         seen: pair(vm.seen),
         placements: u32::try_from(vm.placements.len()).expect("16-bit ids"),
         homes: len(&vm.homes),
+        seats: len(&vm.seats),
     };
     out.extend_from_slice(head.as_bytes());
     for (node, placement) in &vm.placements {
@@ -267,11 +277,14 @@ fn write_vm(id: VmId, vm: &Vm, out: &mut Vec<u8>) {
     for home in &vm.homes {
         out.extend_from_slice(home.map_or(ANY, |node| node.0).as_bytes());
     }
+    for seat in &vm.seats {
+        out.extend_from_slice(seat.0.as_bytes());
+    }
 }
 
 fn read_vm(reader: &mut Reader<'_>) -> Option<(VmId, Vm)> {
     let head: VmHead = reader.take()?;
-    if head.homes > MAX_VM_VCPUS {
+    if head.homes > MAX_VM_VCPUS || head.seats > head.homes {
         return None;
     }
     let mut placements = BTreeMap::new();
@@ -288,6 +301,10 @@ fn read_vm(reader: &mut Reader<'_>) -> Option<(VmId, Vm)> {
         let home: u16 = reader.take()?;
         homes.push((home != ANY).then_some(NodeId(home)));
     }
+    let mut seats = Vec::new();
+    for _ in 0..head.seats {
+        seats.push(NodeId(reader.take()?));
+    }
     let vm = Vm {
         least: share(head.least),
         most: share(head.most),
@@ -300,6 +317,7 @@ fn read_vm(reader: &mut Reader<'_>) -> Option<(VmId, Vm)> {
         },
         placements,
         homes,
+        seats,
     };
     Some((VmId(head.vm), vm))
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use vmm_shared::addr::{NodeId, VcpuId};
 
-use super::{Cause, part};
+use super::{Cause, part, will_exist};
 use crate::cluster::{Cluster, Node, Trial, Vm, VmId};
 use crate::optimise::{Bounds, DomainTerms, Hinge, Limit, NodeTerms, Problem, Share, Side};
 use crate::policy::{Kind, Rule};
@@ -200,7 +200,7 @@ impl Drafter<'_> {
                         .push(hinge(has.slices, rule.slice_weight, Side::Below));
                 }
                 (Kind::Pack, _) => terms.open_weight = rule.weight,
-                (Kind::Pin, _) => pinned += u32::from(self.will_exist(VcpuId(rule.vcpu))),
+                (Kind::Pin, _) => pinned += u32::from(self.will_exist(rule.vcpu)),
                 // Of the whole problem, or known only later.
                 (Kind::Near | Kind::Domain, _) | (Kind::Spread, false) => {}
             }
@@ -232,23 +232,12 @@ impl Drafter<'_> {
         (terms, (vcpus.cause, slices.cause))
     }
 
-    /// Whether the VM will have this vCPU: those that it has, then the lowest
-    /// numbers; the lowest stay when it shrinks.
-    fn will_exist(&self, vcpu: VcpuId) -> bool {
-        let homes = self.vm.homes();
-        let Some(home) = homes.get(usize::from(vcpu.0)) else {
-            return false;
+    fn will_exist(&self, vcpu: u16) -> bool {
+        let is_pinned = |vcpu: u16| {
+            let mut rules = self.rules.iter();
+            rules.any(|(_, rule)| rule.kind == Kind::Pin && rule.vcpu == vcpu)
         };
-        let given = self.vm.granted().vcpus;
-        let before = homes.iter().take(usize::from(vcpu.0));
-        let (present, total) = (before.flatten().count(), self.ask.total.vcpus as usize);
-        match home {
-            Some(_) => present < total,
-            None => {
-                let absent = usize::from(vcpu.0) - present;
-                given as usize + absent < total
-            }
-        }
+        will_exist(self.vm, self.ask.total.vcpus, vcpu, is_pinned)
     }
 
     /// Pins to nodes that are not there: such a node must give a core and has
@@ -256,7 +245,7 @@ impl Drafter<'_> {
     fn missing_pins(&self, cluster: &Cluster, draft: &mut Draft) {
         for (_, rule) in &self.rules {
             let node = NodeId(rule.node);
-            let needed = rule.kind == Kind::Pin && self.will_exist(VcpuId(rule.vcpu));
+            let needed = rule.kind == Kind::Pin && self.will_exist(rule.vcpu);
             if !needed || cluster.nodes().contains_key(&node) {
                 continue;
             }

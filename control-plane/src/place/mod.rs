@@ -19,7 +19,7 @@ pub mod steps;
 
 use core::fmt;
 
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{NodeId, VcpuId};
 
 use crate::cluster::{Cluster, Vm, VmId};
 use crate::optimise::Share;
@@ -55,6 +55,28 @@ impl fmt::Display for Cause {
 pub(crate) fn part(total: u32, percent: u32) -> u32 {
     let part = (u64::from(total) * u64::from(percent)).div_ceil(100);
     u32::try_from(part).unwrap_or(u32::MAX)
+}
+
+/// Whether a VM that is to have `total` vCPUs will have this one, wherever each
+/// is: the lowest of those that it has stay. Of those that come, the first ever
+/// is the one that the guest boots on, and pinned ones come when no others are
+/// left.
+pub(crate) fn will_exist(vm: &Vm, total: u32, vcpu: u16, is_pinned: impl Fn(u16) -> bool) -> bool {
+    let home = |vcpu: u16| vm.home(VcpuId(vcpu));
+    let all = u16::try_from(vm.homes().len()).unwrap_or(u16::MAX);
+    let count = |range: core::ops::Range<u16>, is: &dyn Fn(u16) -> bool| {
+        u32::try_from(range.filter(|vcpu| is(*vcpu)).count()).expect("16-bit numbers")
+    };
+    if vcpu >= all {
+        return false;
+    }
+    if home(vcpu).is_some() {
+        return count(0..vcpu, &|other| home(other).is_some()) < total;
+    }
+    let missing = total.saturating_sub(vm.granted().vcpus);
+    let others = count(0..all, &|other| home(other).is_none() && !is_pinned(other));
+    let before = count(0..vcpu, &|other| home(other).is_none() && is_pinned(other));
+    missing > 0 && (vcpu == 0 || is_pinned(vcpu) && others + before < missing)
 }
 
 /// The hard constraint that a VM would break with `after`, if there is one;
@@ -124,7 +146,7 @@ fn breaks(rule: &Rule, cluster: &Cluster, after: &Vm, free: &dyn Fn(NodeId) -> S
             })
         }
         Kind::Pin => {
-            let home = after.home(vmm_shared::addr::VcpuId(rule.vcpu));
+            let home = after.home(VcpuId(rule.vcpu));
             home.is_some_and(|home| home.0 != rule.node)
         }
         Kind::Pack | Kind::Near | Kind::FewestMoves => false,

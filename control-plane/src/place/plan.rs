@@ -151,13 +151,19 @@ pub fn plan<C: Clock>(
             place(cluster, &[ask], budget, clock)
         }
         Wish::Drain { node } => drain(cluster, node, budget, clock),
-        Wish::MoveVcpu { vm, vcpu, to } => {
-            let from = cluster.vms().get(&vm).and_then(|vm| vm.home(vcpu));
+        Wish::PlaceVcpu { vm, vcpu, to } => {
+            let from = cluster.vms().get(&vm).ok_or(NoPlan::Gone)?.home(vcpu);
+            let kind = match (from, to) {
+                (Some(_), Some(_)) => StepKind::Move,
+                (None, Some(_)) => StepKind::Add,
+                (Some(_), None) => StepKind::Remove,
+                (None, None) => return Ok(Plan::new(Vec::new(), Vec::new())),
+            };
             let step = Step {
                 vcpu: vcpu.0,
-                from: from.ok_or(NoPlan::Gone)?.0,
-                to: to.0,
-                ..Step::new(StepKind::Move, vm)
+                from: from.map_or(ANY, |node| node.0),
+                to: to.map_or(ANY, |node| node.0),
+                ..Step::new(kind, vm)
             };
             as_told(cluster, step)
         }
@@ -178,7 +184,7 @@ pub fn plan<C: Clock>(
     }
 }
 
-/// A move that says where to: nothing is left to decide.
+/// A step that says what and where: nothing is left to decide.
 fn as_told(cluster: &Cluster, step: Step) -> Result<Plan, NoPlan> {
     let id = VmId(step.vm);
     let share = step.share();
@@ -189,12 +195,13 @@ fn as_told(cluster: &Cluster, step: Step) -> Result<Plan, NoPlan> {
         slices: share.slices,
         ..Step::new(kind, id)
     };
-    let steps: Vec<Step> = [
-        ledger(StepKind::Lease, ANY, step.to),
-        step,
-        ledger(StepKind::Release, step.from, ANY),
-    ]
-    .into();
+    let lease = ledger(StepKind::Lease, ANY, step.to);
+    let release = ledger(StepKind::Release, step.from, ANY);
+    let steps: Vec<Step> = match step.kind {
+        StepKind::Add => [lease, step].into(),
+        StepKind::Remove => [step, release].into(),
+        _ => [lease, step, release].into(),
+    };
     let mut trial = Trial::new(cluster);
     for step in &steps {
         let room = |node: u16| trial.free(NodeId(node));

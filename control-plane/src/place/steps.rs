@@ -8,8 +8,9 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{NodeId, VcpuId};
 
+use super::will_exist;
 use crate::cluster::{Cluster, Step, StepKind, Vm, VmId};
 use crate::optimise::Share;
 use crate::policy::{ANY, Kind};
@@ -120,7 +121,8 @@ fn slice_steps(
 }
 
 /// As for slices, but each vCPU by its number: pinned ones go where they
-/// belong, the others stay where they can.
+/// belong, the others stay where they can, and those that come have their seat
+/// on their node, as long as there are such.
 fn vcpu_steps(
     cluster: &Cluster,
     id: VmId,
@@ -154,10 +156,10 @@ fn vcpu_steps(
         .map(|rule| (rule.vcpu, NodeId(rule.node)))
         .collect();
     let pin = |vcpu: u16| pins.iter().find(|pin| pin.0 == vcpu).map(|pin| pin.1);
-    let staying = order.iter().take(total as usize);
     let mut targets: BTreeMap<u16, NodeId> = BTreeMap::new();
-    for (vcpu, _) in staying.clone() {
+    for (vcpu, _) in &order {
         if let Some(node) = pin(*vcpu)
+            && will_exist(vm, total, *vcpu, |vcpu| pin(vcpu).is_some())
             && take(node)
         {
             targets.insert(*vcpu, node);
@@ -217,15 +219,32 @@ fn vcpu_steps(
     homeless.extend(others);
     rehouse(&mut homeless, true);
     rehouse(&mut homeless, false);
-    let mut places = left
-        .iter()
-        .flat_map(|(_, node, left)| core::iter::repeat_n(*node, *left as usize));
-    for (vcpu, home) in homeless {
-        if home.is_none() {
-            let Some(node) = places.next() else {
-                break;
-            };
-            targets.insert(vcpu, node);
+    let mut absent: Vec<u16> = homeless
+        .into_iter()
+        .filter_map(|(vcpu, home)| home.is_none().then_some(vcpu))
+        .collect();
+    // Each node in its turn takes those that belong to it. The rest is for who
+    // is left, but the guest boots on vCPU 0: that one comes in any case.
+    let belongs = |vcpu: u16, node: NodeId| match pin(vcpu) {
+        Some(pin) => pin == node,
+        None => vm.seat(VcpuId(vcpu)) == Some(node),
+    };
+    let goes = |vcpu: u16, node: NodeId| pin(vcpu).is_none_or(|pin| pin == node);
+    left.retain(|(_, _, left)| *left > 0);
+    let boots = absent.first() == Some(&0);
+    let first = left.iter().position(|(_, node, _)| belongs(0, *node));
+    if boots && let Some(place) = left.get_mut(first.unwrap_or(0)) {
+        place.2 -= 1;
+        targets.insert(absent.remove(0), place.1);
+    }
+    for fits in [&belongs as &dyn Fn(u16, NodeId) -> bool, &goes] {
+        for (_, node, left) in &mut left {
+            while *left > 0
+                && let Some(index) = absent.iter().position(|vcpu| fits(*vcpu, *node))
+            {
+                *left -= 1;
+                targets.insert(absent.remove(index), *node);
+            }
         }
     }
     let mut moves: Vec<Step> = Vec::new();

@@ -9,7 +9,7 @@ mod requests;
 use vmm_shared::addr::NodeId;
 use vmm_shared::log::{Clock, ReplicaError, Thread};
 
-use crate::cluster::{Change, Cluster, Done, Op, Refusal, Step, StepResult};
+use crate::cluster::{Change, Cluster, Done, Job, Op, Refusal, Step, StepResult};
 use crate::optimise::Budget;
 use crate::place::plan::{Todo, plan, todo};
 
@@ -51,9 +51,11 @@ pub trait Executor {
     /// What can't be done, for the operator: the end of "this version …".
     fn can(&self, step: &Step) -> Result<(), &'static str>;
 
-    /// Goes on with a step, without waiting; how it ended, once it has. Asked
-    /// again for the same step after a restart, it does what is left of it.
-    fn drive(&mut self, cluster: &Cluster, step: &Step) -> Option<StepResult>;
+    /// Goes on with a job's step, or with [undoing](Job::is_undoing) one,
+    /// without waiting; how it ended, once it has. It need not have been begun,
+    /// nor is it known who has begun it: what shall be follows from the step
+    /// and the tables, which still are as before it.
+    fn drive(&mut self, cluster: &Cluster, job: &Job, step: &Step) -> Option<StepResult>;
 }
 
 /// The control role of one node.
@@ -142,7 +144,7 @@ fn next<C: Clock>(
         Todo::Execute { job, index, step } => {
             let result = match step.is_bookkeeping() {
                 true => StepResult::Done,
-                false => executor.drive(cluster, &step)?,
+                false => executor.drive(cluster, cluster.jobs().get(&job)?, &step)?,
             };
             let change = Change::Step { job, index, result };
             Some((Op::from(change), alloc::vec::Vec::new()))

@@ -123,6 +123,7 @@ fn may_ask(op: &Op) -> Result<(), &'static str> {
             | Change::Cancel { .. }
             | Change::Cordon { .. }
             | Change::Leave { .. }
+            | Change::Admit { .. }
             | Change::LoadPolicy,
         ) => Ok(()),
         Some(_) => Err("this is not for operators to change"),

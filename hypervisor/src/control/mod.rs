@@ -12,7 +12,7 @@ mod executor;
 
 use control_plane::cluster::{Change, Op};
 use control_plane::optimise::Share;
-use control_plane::role::{Reply, Role, Tables};
+use control_plane::role::{Executor, Reply, Role, Tables};
 use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::BootConfig;
@@ -20,7 +20,10 @@ use vmm_shared::log::ReplicaError;
 use vmm_shared::rpc::{Refused, Request, RpcError};
 
 use self::executor::NodeExecutor;
+use crate::fabric::Fabric;
 use crate::fabric::cluster::{Calls, ClusterMember, Follower};
+use crate::fabric::keeper::Held;
+use crate::vm::DEVICE_CORE;
 
 /// Things done for jobs between two looks at the doorbell.
 const TURNS: usize = 16;
@@ -29,15 +32,24 @@ const TURNS: usize = 16;
 #[derive(Debug, Default)]
 pub struct Control {
     role: Role,
-    executor: NodeExecutor,
     /// Whether this node was in charge when it looked last.
     in_charge: bool,
 }
 
 impl Control {
-    /// Does what is to be done now.
-    pub fn attend(&mut self, member: &ClusterMember, config: &BootConfig) {
-        let done = member.with(|follower, calls| self.work(member, config, follower, calls));
+    /// Does what is to be done now. A node that is alone has nothing to decide.
+    pub fn attend(&mut self, fabric: &Fabric, config: &BootConfig) {
+        let Some(member) = fabric.cluster() else {
+            return;
+        };
+        let mut executor = NodeExecutor {
+            control: fabric.control(),
+            config,
+            ring_devices: &|| fabric.kick(DEVICE_CORE),
+            may_ask: &|| fabric.held() != Some(Held::Fenced),
+        };
+        let done = member
+            .with(|follower, calls| self.work((member, config), follower, calls, &mut executor));
         if let Some(Err(error)) = done {
             log::warn!("the control role has to wait: {error:?}");
         }
@@ -45,10 +57,10 @@ impl Control {
 
     fn work(
         &mut self,
-        member: &ClusterMember,
-        config: &BootConfig,
+        (member, config): (&ClusterMember, &BootConfig),
         follower: &Follower,
         calls: &mut Calls,
+        executor: &mut impl Executor,
     ) -> Result<(), ReplicaError> {
         let clock = member.clock();
         let mut tables = follower.thread().ok_or(ReplicaError::TimedOut)?;
@@ -61,8 +73,8 @@ impl Control {
         while let Some(request) = member.next_call(calls) {
             let reply = if in_charge {
                 let Request { header, .. } = &request;
-                let (role, executor) = (&mut self.role, &self.executor);
-                role.answer(header.method, request.body(), &mut tables, executor, clock)
+                let (method, body) = (header.method, request.body());
+                self.role.answer(method, body, &mut tables, executor, clock)
             } else {
                 Reply::NoSuchMethod
             };
@@ -79,7 +91,7 @@ impl Control {
             let _ = tables.append(Op::from(change), &[])?;
         }
         for _ in 0..TURNS {
-            if !self.role.turn(&mut tables, &mut self.executor, clock)? {
+            if !self.role.turn(&mut tables, executor, clock)? {
                 break;
             }
         }
@@ -112,7 +124,7 @@ fn arrivals_and_losses<T: Tables>(
             let known = cluster.nodes().contains_key(&node);
             match (known, is_alive(node)) {
                 (true, false) => Some(Change::Lose { node }),
-                (false, true) => Some(Change::Join {
+                (false, true) if !cluster.has_left(node) => Some(Change::Join {
                     node,
                     domain: node.0,
                     size: size(config, node),
@@ -129,7 +141,7 @@ fn size(config: &BootConfig, node: NodeId) -> Share {
     let share = config.shares.get(usize::from(node.0));
     match share {
         Some(share) if !config.control_nodes().contains(node) => Share::new(
-            share.cores,
+            config.places(node),
             u32::try_from(share.room() / LARGE_PAGE_SIZE).unwrap_or(u32::MAX),
         ),
         _ => Share::NONE,

@@ -457,6 +457,13 @@ impl Fabric {
         }
     }
 
+    /// Wakes those who wait for what becomes of vCPUs: the launcher, and the
+    /// nodes that decide.
+    pub fn tell_of_vcpus(&self) {
+        self.ring_launcher();
+        self.ring_nodes(self.deciding);
+    }
+
     /// Appends to a ring that the launcher reads; returns how much fitted.
     pub fn write(&self, ring: RingId, bytes: &[u8]) -> usize {
         let ring = self.control.ring(ring);

@@ -79,9 +79,7 @@ fn decide(fabric: &Fabric, config: &BootConfig, clocks: &Clocks) -> ! {
             log::error!("the other nodes have put this one out, as it gave no sign of life");
             io::exit(NodeExit::Fenced)
         }
-        if let Some(member) = fabric.cluster() {
-            control.attend(member, config);
-        }
+        control.attend(fabric, config);
         let due = fabric.next_due().unwrap_or(u64::MAX);
         sleep(clocks, due.saturating_sub(cpu::rdtsc()));
     }

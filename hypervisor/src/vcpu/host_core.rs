@@ -358,7 +358,7 @@ impl<'a> Core<'a> {
         self.house(vcpu, record);
         record.arrive(vm.guest_tsc());
         record.settle(Order::Move(self.parts.here), Outcome::Done);
-        vm.fabric().ring_launcher();
+        vm.fabric().tell_of_vcpus();
         Ok(())
     }
 
@@ -394,7 +394,7 @@ impl<'a> Core<'a> {
                     _ => Outcome::Done,
                 };
                 record.settle(order, outcome);
-                vm.fabric().ring_launcher();
+                vm.fabric().tell_of_vcpus();
             }
             Some(order @ Order::Move(to)) => {
                 self.waiting.push_back(vcpu);
@@ -403,7 +403,7 @@ impl<'a> Core<'a> {
                     false => Outcome::NoSuchCore,
                 };
                 record.settle(order, outcome);
-                vm.fabric().ring_launcher();
+                vm.fabric().tell_of_vcpus();
             }
             // It has been carried out, or is not for a core.
             _ => self.waiting.push_back(vcpu),

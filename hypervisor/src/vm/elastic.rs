@@ -1,7 +1,7 @@
 //! vCPUs that come, go and move while the guest runs; and the block of
 //! registers about them and about [memory](super::memory).
 //!
-//! Anyone may leave an order in a vCPU's record; the devices' node, which also
+//! Who decides leaves an order in a vCPU's record; the devices' node, which also
 //! speaks to the guest's ACPI code, sees that it is carried out:
 //!
 //! ```text
@@ -16,7 +16,7 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Location, VcpuId};
 use vmm_shared::coherence::NodeSet;
-use vmm_shared::control::{BlockId, Busy, Order, Outcome, Place, VcpuRecord};
+use vmm_shared::control::{BlockId, Order, Outcome, Place, VcpuRecord};
 
 use super::{DEVICE_NODE, DOORBELL_VCPU, Vm};
 use crate::devices::hotplug::{self, HotplugEffect};
@@ -104,36 +104,6 @@ impl Vm {
         record.expect("the VM's vCPUs have homes")
     }
 
-    /// Gives the guest a vCPU that it doesn't have, on this core.
-    ///
-    /// # Errors
-    /// If another order for it stands.
-    pub fn grant_vcpu(&self, vcpu: VcpuId, at: Location) -> Result<(), Busy> {
-        self.order(vcpu, Order::Grant(at))
-    }
-
-    /// Asks the guest for a vCPU back.
-    ///
-    /// # Errors
-    /// If another order for it stands.
-    pub fn reclaim_vcpu(&self, vcpu: VcpuId) -> Result<(), Busy> {
-        self.order(vcpu, Order::Reclaim)
-    }
-
-    /// Takes a vCPU to another core, of this node or another.
-    ///
-    /// # Errors
-    /// If another order for it stands.
-    pub fn move_vcpu(&self, vcpu: VcpuId, to: Location) -> Result<(), Busy> {
-        self.order(vcpu, Order::Move(to))
-    }
-
-    fn order(&self, vcpu: VcpuId, order: Order) -> Result<(), Busy> {
-        self.record(vcpu).ask(order)?;
-        self.tell_devices();
-        Ok(())
-    }
-
     /// Makes the devices' node look at the orders.
     pub fn tell_devices(&self) {
         self.fabric().tell_devices();
@@ -180,7 +150,7 @@ impl Vm {
                 && let Some(outcome) = self.carry_on(&mut hotplug.vcpus, vcpu, order)
             {
                 record.settle(order, outcome);
-                self.fabric().ring_launcher();
+                self.fabric().tell_of_vcpus();
             }
         }
         self.serve_block_orders(&mut hotplug.memory);
@@ -273,5 +243,6 @@ impl Vm {
             }
             _ => {}
         }
+        self.fabric().tell_of_vcpus();
     }
 }

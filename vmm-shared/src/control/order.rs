@@ -10,8 +10,20 @@ const OUTCOME: usize = 8;
 /// Bytes of both.
 pub(super) const ORDER_SIZE: usize = 16;
 
-/// Orders and outcomes with a fact have their kind above it.
+/// Orders and outcomes with a fact have their kind above it, in 8 bits; and
+/// above that the ticket of who has asked, if there may be several.
 pub(super) const KIND_SHIFT: u32 = 32;
+pub(super) const TICKET_SHIFT: u32 = KIND_SHIFT + 8;
+
+/// A word's ticket alone.
+pub(super) const fn mark(raw: u64) -> u64 {
+    raw >> TICKET_SHIFT << TICKET_SHIFT
+}
+
+/// A word without its ticket.
+pub(super) const fn plain(raw: u64) -> u64 {
+    raw & ((1 << TICKET_SHIFT) - 1)
+}
 
 /// What has become of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +116,7 @@ impl OrderWords {
     /// Ends this order, unless another has taken its place.
     pub(super) fn settle(&self, order: u64, outcome: Outcome) {
         self.word(OUTCOME)
-            .store(outcome.to_raw(), Ordering::Relaxed);
+            .store(mark(order) | outcome.to_raw(), Ordering::Relaxed);
         // Release: the outcome is visible to who sees that no order stands.
         let _ = self
             .word(ORDER)
@@ -114,9 +126,17 @@ impl OrderWords {
     pub(super) fn outcome(&self) -> Outcome {
         // Acquire: see `settle`.
         match self.word(ORDER).load(Ordering::Acquire) {
-            0 => Outcome::from_raw(self.word(OUTCOME).load(Ordering::Relaxed)),
+            0 => Outcome::from_raw(plain(self.word(OUTCOME).load(Ordering::Relaxed))),
             _ => Outcome::Pending,
         }
+    }
+
+    /// The outcome of the last order, if it had this ticket and stands no more.
+    pub(super) fn outcome_with(&self, ticket: u64) -> Option<Outcome> {
+        // Acquire: see `settle`.
+        let stands = self.word(ORDER).load(Ordering::Acquire) != 0;
+        let raw = self.word(OUTCOME).load(Ordering::Relaxed);
+        (!stands && mark(raw) == ticket).then(|| Outcome::from_raw(plain(raw)))
     }
 }
 

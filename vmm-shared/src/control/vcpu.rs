@@ -11,10 +11,15 @@
 //!
 //! Whoever wants something of a vCPU leaves an [`Order`] and tells the devices'
 //! node. There is one order at a time; it stands until it has an [`Outcome`].
+//! Order and outcome carry the [`Ticket`] of who has asked: who takes over from
+//! that one finds in the record whether it has been asked already, and what
+//! came of it.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::order::{Busy, KIND_SHIFT, ORDER_SIZE, OrderWords, Outcome, low_half};
+use super::order::{
+    Busy, KIND_SHIFT, ORDER_SIZE, OrderWords, Outcome, TICKET_SHIFT, low_half, mark, plain,
+};
 use crate::addr::{Location, NodeId};
 use crate::shm::SharedMem;
 
@@ -68,6 +73,22 @@ impl Place {
             (3, at) => Some(Self::Moving(at)),
             _ => None,
         }
+    }
+}
+
+/// What an order was left for: nobody leaves two for one vCPU with the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u32);
+
+impl Ticket {
+    /// The ticket with this number, of which 24 bits count.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        Self(number & 0xff_ffff)
+    }
+
+    const fn mark(self) -> u64 {
+        (self.0 as u64) << TICKET_SHIFT
     }
 }
 
@@ -130,8 +151,8 @@ impl Order {
 ///   16   moves so far                               who has it writes
 ///   24   the guest's TSC when it left its last core who had it writes
 ///   32   TSC ticks from then to its new core's first step for it
-///   64   order                                      who asks; its outcome clears it
-///   72   outcome of the last order
+///   64   order and ticket                           who asks; its outcome clears it
+///   72   outcome of the last order, and its ticket
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuRecord(SharedMem);
@@ -214,30 +235,42 @@ impl VcpuRecord {
     ///
     /// # Errors
     /// If one stands.
-    pub fn ask(&self, order: Order) -> Result<(), Busy> {
-        self.orders().ask(order.to_raw())
+    pub fn ask(&self, order: Order, ticket: Ticket) -> Result<(), Busy> {
+        self.orders().ask(ticket.mark() | order.to_raw())
     }
 
     /// The order that stands, if one does and makes sense.
     #[must_use]
     pub fn order(&self) -> Option<Order> {
-        Order::from_raw(self.orders().standing())
+        Order::from_raw(plain(self.orders().standing()))
+    }
+
+    /// Whether an order stands, even one that makes no sense.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.orders().standing() != 0
     }
 
     /// Turns what stands into another order. Only for the devices' node.
     pub fn replace_order(&self, order: Order) {
-        self.orders().replace(order.to_raw());
+        let ticket = mark(self.orders().standing());
+        self.orders().replace(ticket | order.to_raw());
     }
 
     /// Ends this order, unless another has taken its place.
     pub fn settle(&self, order: Order, outcome: Outcome) {
-        self.orders().settle(order.to_raw(), outcome);
+        let standing = self.orders().standing();
+        if plain(standing) == order.to_raw() {
+            self.orders().settle(standing, outcome);
+        }
     }
 
-    /// What has become of the last order.
+    /// What has become of the order with this ticket; `None` if it was not the
+    /// last, or still stands.
     #[must_use]
-    pub fn outcome(&self) -> Outcome {
-        self.orders().outcome()
+    pub fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
+        let outcome = self.orders().outcome_with(ticket.mark())?;
+        (outcome != Outcome::Pending).then_some(outcome)
     }
 }
 
@@ -278,6 +311,24 @@ mod tests {
         assert_eq!(record.place(), None);
     }
 
+    const TICKET: Ticket = Ticket::new(0xab_cdef);
+
+    #[test]
+    fn an_outcome_is_that_of_one_ticket() {
+        let record = record();
+        assert_eq!(record.outcome_of(Ticket::new(0)), None);
+        assert_eq!(record.ask(Order::Reclaim, TICKET), Ok(()));
+        record.replace_order(Order::Drop);
+        assert!(record.is_busy());
+        record.settle(Order::Drop, Outcome::Done);
+        assert!(!record.is_busy());
+        assert_eq!(record.outcome_of(TICKET), Some(Outcome::Done));
+        assert_eq!(record.outcome_of(Ticket::new(0xab_cdee)), None);
+        record.word(ORDER).store(u64::MAX, Ordering::Relaxed);
+        assert_eq!((record.order(), record.is_busy()), (None, true));
+        assert_eq!(record.outcome_of(TICKET), None);
+    }
+
     #[test]
     fn one_order_stands_until_it_has_an_outcome() {
         let record = record();
@@ -288,15 +339,15 @@ mod tests {
             Order::Drop,
             Order::Withdraw(0x80),
         ] {
-            assert_eq!(record.ask(order), Ok(()));
+            assert_eq!(record.ask(order, TICKET), Ok(()));
             assert_eq!(record.order(), Some(order));
-            assert_eq!(record.outcome(), Outcome::Pending);
-            assert_eq!(record.ask(Order::Reclaim), Err(Busy));
+            assert_eq!(record.outcome_of(TICKET), None);
+            assert_eq!(record.ask(Order::Reclaim, Ticket::new(7)), Err(Busy));
             record.settle(Order::Withdraw(1), Outcome::Done);
             assert_eq!(record.order(), Some(order), "that was another");
             record.settle(order, Outcome::Refused(0x82));
             assert_eq!(record.order(), None);
-            assert_eq!(record.outcome(), Outcome::Refused(0x82));
+            assert_eq!(record.outcome_of(TICKET), Some(Outcome::Refused(0x82)));
         }
     }
 

@@ -1,0 +1,144 @@
+//! Steps about a vCPU: an order in its record for each, see [`VcpuRecord`].
+//!
+//! ```text
+//!   an order stands ──> wait         it is so ──> Done
+//!   it has this step's ticket, and an outcome ──> that
+//!   else ──> leave the order, ring the devices' node
+//! ```
+
+use core::sync::atomic::Ordering;
+
+use control_plane::cluster::{Job, Reason, Step, StepKind, StepResult};
+use vmm_shared::addr::{Location, MAX_VCPUS, NodeId, VcpuId};
+use vmm_shared::control::{BootBy, Order, Outcome, Place, Ticket, VcpuRecord};
+
+use super::NodeExecutor;
+
+/// What a job orders for a vCPU: one thing, and perhaps its undoing.
+fn ticket(job: &Job) -> Ticket {
+    Ticket::new(job.id().0 << 1 | u32::from(job.is_undoing()))
+}
+
+const fn failed(reason: Reason) -> StepResult {
+    StepResult::Failed {
+        reason: reason.code(),
+    }
+}
+
+fn low_byte(status: u32) -> u8 {
+    status.to_le_bytes()[0]
+}
+
+impl NodeExecutor<'_> {
+    /// Whether such a step can be done at all.
+    pub(super) fn can_change_vcpu(&self, step: &Step) -> Result<(), &'static str> {
+        let is_pv = BootBy::from_raw(self.config.boot_by) == Some(BootBy::Paravirtual);
+        match step.kind {
+            StepKind::Add | StepKind::Remove if is_pv => {
+                Err("cannot change the number of vCPUs of the paravirtual guest")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on with one.
+    pub(super) fn drive_vcpu(&self, job: &Job, step: &Step) -> Option<StepResult> {
+        let Some(record) = self.control.vcpu(VcpuId(step.vcpu)) else {
+            return Some(failed(Reason::Misplaced));
+        };
+        if record.is_busy() {
+            // Who has left it may not have lived to say so.
+            self.tell_devices();
+            return None;
+        }
+        if is_so(&record, job, step) {
+            return Some(StepResult::Done);
+        }
+        match record.outcome_of(ticket(job)) {
+            // The guest has it, and will start it.
+            Some(Outcome::Done) if step.kind == StepKind::Add => None,
+            Some(outcome) => Some(end(outcome, job, step)),
+            None => self.order(&record, job, step),
+        }
+    }
+
+    fn order(&self, record: &VcpuRecord, job: &Job, step: &Step) -> Option<StepResult> {
+        let order = match step.kind {
+            StepKind::Remove => Order::Reclaim,
+            kind => {
+                let Some(at) = self.emptiest_core(NodeId(step.to)) else {
+                    return Some(failed(Reason::NoCore));
+                };
+                match kind {
+                    StepKind::Add => Order::Grant(at),
+                    _ => Order::Move(at),
+                }
+            }
+        };
+        // One that was put out while it looked must not order anything.
+        if (self.may_ask)() && record.ask(order, ticket(job)).is_ok() {
+            self.tell_devices();
+        }
+        None
+    }
+
+    fn tell_devices(&self) {
+        // Release: what has been ordered is visible to who sees the count.
+        self.control.vm().orders().fetch_add(1, Ordering::Release);
+        (self.ring_devices)();
+    }
+
+    /// The core of a node that has, or is to get, the fewest vCPUs.
+    fn emptiest_core(&self, node: NodeId) -> Option<Location> {
+        let share = self.config.shares.get(usize::from(node.0))?;
+        let cores = u16::try_from(share.cores).unwrap_or(u16::MAX);
+        let vcpus = (0..).map(VcpuId).take(MAX_VCPUS);
+        let at = |vcpu| self.control.vcpu(vcpu)?.place()?.location();
+        let taken: alloc::vec::Vec<u16> = vcpus
+            .filter_map(at)
+            .filter(|at| at.node == node)
+            .map(|at| at.core)
+            .collect();
+        let load = |core: &u16| taken.iter().filter(|taken| *taken == core).count();
+        let core = (0..cores).min_by_key(load)?;
+        Some(Location { node, core })
+    }
+}
+
+/// Whether all is as the step says, and no order stands.
+fn is_so(record: &VcpuRecord, job: &Job, step: &Step) -> bool {
+    let is_there = |at: Location| at.node == NodeId(step.to);
+    match (step.kind, record.place()) {
+        (StepKind::Remove, Some(Place::Absent)) => true,
+        // A vCPU that was never taken away need not have been started, either.
+        (StepKind::Add, Some(Place::At(at))) => {
+            is_there(at) && (record.has_started() || job.is_undoing())
+        }
+        (StepKind::Move, Some(Place::At(at))) => is_there(at),
+        _ => false,
+    }
+}
+
+/// How a step has ended whose order had this outcome.
+fn end(outcome: Outcome, job: &Job, step: &Step) -> StepResult {
+    match outcome {
+        Outcome::Refused(status) => {
+            let status = low_byte(status);
+            match step.kind {
+                StepKind::Remove if job.is_undoing() => failed(Reason::Kept(status)),
+                StepKind::Remove => StepResult::Short {
+                    slices: 0,
+                    reason: Reason::Kept(status).code(),
+                },
+                _ => failed(Reason::Declined(status)),
+            }
+        }
+        Outcome::NoSuchCore => failed(Reason::NoCore),
+        Outcome::Unable => failed(Reason::Unable),
+        // It was done, and has been changed since by nobody who may.
+        Outcome::Misplaced | Outcome::Done | Outcome::Pending => failed(Reason::Misplaced),
+    }
+}
+
+#[cfg(test)]
+mod tests;
