@@ -223,6 +223,12 @@ impl Rack {
         Ok(usize::try_from(whole).unwrap_or(usize::MAX))
     }
 
+    /// The records of a node's blocks that are so, in order.
+    fn records(&self, node: NodeId, is_so: impl Fn(&BlockRecord) -> bool) -> Vec<BlockRecord> {
+        let records = self.blocks(node).map(|(_, record)| record);
+        records.filter(is_so).collect()
+    }
+
     /// Gives the guest so much more memory of a node, and waits until it has
     /// taken it into use.
     ///
@@ -235,12 +241,8 @@ impl Rack {
         limit: Duration,
     ) -> Result<(), MemoryError> {
         let count = self.in_blocks(node, asked)?;
-        let absent: Vec<_> = self
-            .blocks(node)
-            .filter(|(_, record)| record.state() == Some(BlockState::Absent))
-            .map(|(_, record)| record)
-            .take(count)
-            .collect();
+        let mut absent = self.records(node, |record| record.state() == Some(BlockState::Absent));
+        absent.truncate(count);
         if absent.len() < count {
             let free = Size(self.hot_memory(node).free);
             return Err(MemoryError::NoRoom { node, asked, free });
@@ -264,11 +266,7 @@ impl Rack {
         limit: Duration,
     ) -> Result<(), MemoryError> {
         let count = self.in_blocks(node, asked)?;
-        let mut present: Vec<_> = self
-            .blocks(node)
-            .filter(|(_, record)| record.is_present())
-            .map(|(_, record)| record)
-            .collect();
+        let mut present = self.records(node, BlockRecord::is_present);
         if present.len() < count {
             let added = Size(self.hot_memory(node).granted);
             return Err(MemoryError::NotAdded { node, asked, added });
