@@ -355,6 +355,42 @@ cases! {
         })
     };
 
+    // An interrupt of the host's timer that is lost between two exits would
+    // leave a guest without exits alone for ever.
+    deadlines_among_exits: Pass, |g| {
+        g.enable_apic()?;
+        g.write_msr(LVT_TIMER, DEADLINE_MODE | 0x50)?;
+        g.sti()?;
+        g.mov(r12, 0_u64)?;
+        g.repeat(1_000, |g| {
+            let mut exits = g.create_label();
+            let mut waits = g.create_label();
+            g.inc(r12)?;
+            // From 10 to some 70 thousand ticks ahead, by chance.
+            g.rdtsc()?;
+            g.shl(rdx, 32)?;
+            g.or(rax, rdx)?;
+            g.imul_3(rdx, rax, 0x6b43)?;
+            g.and(edx, 0xffff)?;
+            g.lea(rax, rax + rdx + 10_000)?;
+            g.mov(rdx, rax)?;
+            g.shr(rdx, 32)?;
+            g.mov(ecx, DEADLINE)?;
+            g.wrmsr()?;
+            g.mov(r15, 60_u64)?;
+            g.mov(r14, rbx)?;
+            g.place(&mut exits)?;
+            g.xor(eax, eax)?;
+            g.cpuid()?;
+            g.dec(r15)?;
+            g.jnz(exits)?;
+            g.mov(rbx, r14)?;
+            g.place(&mut waits)?;
+            g.cmp(r12, at(state::INTERRUPTS + 0x50 * 8))?;
+            g.ja(waits)
+        })
+    };
+
     deadline_at_the_end_of_time: Pass, |g| {
         g.enable_apic()?;
         g.write_msr(LVT_TIMER, DEADLINE_MODE | 0x50)?;
