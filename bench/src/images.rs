@@ -24,6 +24,10 @@ pub(crate) struct BareImage {
 /// The files of the measured guest and of the guest around it.
 #[derive(Debug)]
 pub(crate) struct BenchImages {
+    /// What measures, as a program of its own.
+    pub program: PathBuf,
+    /// What it runs.
+    pub busybox: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub command_line: String,
@@ -45,17 +49,20 @@ impl BenchImages {
     ) -> Result<Self> {
         let images = Images::open(None, |_, text| eprintln!("bench: {text}"))?;
         let source = KernelSource::Debian;
+        let program = |name: &str| {
+            rack::beside_executable(&format!("x86_64-unknown-linux-musl/release/{name}"))
+        };
         // Static programs, each in the place of the agent.
-        let initramfs = |program: &str| {
-            let init = format!("x86_64-unknown-linux-musl/release/{program}");
-            let init = rack::beside_executable(&init);
+        let initramfs = |name: &str| {
             images
-                .initramfs(&init, Root::Busybox, &source)
+                .initramfs(&program(name), Root::Busybox, &source)
                 .context("cannot build the guest's files; start with scripts/bench")
         };
         let tsc_khz = tsc::khz();
         let metrics: Vec<_> = suite.metrics().iter().map(|metric| metric.name).collect();
         let mut built = Self {
+            program: program("viaduct-bench-guest"),
+            busybox: images.busybox()?,
             kernel: images.kernel(&source)?,
             initramfs: initramfs("viaduct-bench-guest")?,
             // What the kernel doesn't know becomes a variable of init's.

@@ -5,6 +5,7 @@
 //! same. The systems take turns, so that a drift of the machine's speed
 //! falls on all of them.
 
+mod child;
 mod console;
 mod images;
 mod metric;
@@ -12,6 +13,7 @@ mod outer;
 mod qemu;
 mod quiet;
 mod report;
+mod session;
 mod suite;
 mod system;
 mod tsc;
@@ -82,7 +84,7 @@ fn bench(cli: &Cli) -> Result<()> {
         "--memory must be a multiple of 2M"
     );
     ensure!(
-        cli.suite != Suite::Span || cli.vcpus.is_multiple_of(2),
+        !matches!(cli.suite, Suite::Span | Suite::Pv) || cli.vcpus.is_multiple_of(2),
         "--vcpus must be even: each of two nodes gets half"
     );
     let guest = Guest {

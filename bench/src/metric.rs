@@ -70,6 +70,13 @@ const fn one_node(ratio: f64) -> Target {
     }
 }
 
+const fn linux(ratio: f64) -> Target {
+    Target {
+        against: System::LinuxGuest,
+        ratio,
+    }
+}
+
 const fn metric(
     name: &'static str,
     title: &'static str,
@@ -161,6 +168,55 @@ pub(crate) const SPANNING: [Metric; 11] = [
     metric("page_fault", "anonymous page fault", MICROSECONDS, &[]),
 ];
 
+/// Page faults of four threads on one node, and on two.
+pub(crate) const FAULTS: [&str; 2] = ["faults_one", "faults_two"];
+
+/// The paravirtual guest against Linux.
+pub(crate) const GUESTS: [Metric; 12] = [
+    metric(BOOT, "boot to the first command", SECONDS, &[linux(0.25)]),
+    metric("getpid", "getpid", NANOSECONDS, &[linux(1.0)]),
+    metric(
+        "pipe_here",
+        "pipe round trip, one node",
+        MICROSECONDS,
+        &[linux(1.0)],
+    ),
+    metric("pipe", "pipe round trip, two nodes", MICROSECONDS, &[]),
+    metric(
+        "futex_here",
+        "futex round trip, one node",
+        MICROSECONDS,
+        &[linux(1.0)],
+    ),
+    metric(
+        "futex",
+        "futex round trip, two nodes",
+        MICROSECONDS,
+        &[linux(1.0)],
+    ),
+    metric("fork_exec", "200 × fork and exec", SECONDS, &[linux(1.0)]),
+    metric(
+        "map",
+        "map, touch and unmap 64 KiB",
+        MICROSECONDS,
+        &[linux(1.0)],
+    ),
+    metric(
+        FAULTS[0],
+        "page fault of 4 threads, one node",
+        MICROSECONDS,
+        &[],
+    ),
+    metric(
+        FAULTS[1],
+        "page fault of 4 threads, two nodes",
+        MICROSECONDS,
+        &[],
+    ),
+    metric(COMPUTE[0], "compute, one thread", SECONDS, &[]),
+    metric(COMPUTE[1], "compute, two threads", SECONDS, &[]),
+];
+
 /// kvm-unit-tests' vmexit: each kind of exit by its name there.
 pub(crate) const VMEXIT: [Metric; 6] = [
     vmexit("cpuid", "CPUID"),
@@ -178,11 +234,12 @@ const fn vmexit(name: &'static str, title: &'static str) -> Metric {
     metric(name, title, MICROSECONDS, HALF_OF_KVM)
 }
 
-/// The metric of this name that a Linux guest measures.
+/// The metric of this name that a guest with processes measures.
 pub(crate) fn find(name: &str) -> Option<&'static Metric> {
     HYPERVISORS
         .iter()
         .chain(&SPANNING)
+        .chain(&GUESTS)
         .find(|metric| metric.name == name)
 }
 

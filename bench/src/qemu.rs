@@ -1,17 +1,13 @@
-//! QEMU without Viaduct: the command lines of the systems it is compared
-//! with, and a process that ends with this one.
+//! QEMU without Viaduct: the command lines of the systems it is compared with.
 
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
-use std::time::Duration;
+use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use rack::Size;
 
-use crate::console::{Heard, Outcome, Watch};
-use crate::images::BenchImages;
+use crate::child;
+use crate::console::{Outcome, Watch};
+use crate::images::{BenchImages, utf8};
 use crate::system::Guest;
 
 /// A machine to boot Linux in.
@@ -84,61 +80,9 @@ pub(crate) fn bare_arguments(guest: &Guest, image: &str, words: &str) -> Vec<Str
     .collect()
 }
 
-/// A process that is killed when it is dropped, or when this one dies.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // It fails only if the process has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Runs a machine on the host until its guest has told everything.
 pub(crate) fn run(machine: &Machine<'_>, images: &BenchImages, verbose: bool) -> Result<Outcome> {
     let program = rack::Programs::find().qemu;
-    // setpriv: however this process ends, QEMU ends too.
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(&program)
-        .args(arguments(machine))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    let mut watch = Watch::new(verbose, Vec::new).of(images);
-    let child = command
-        .spawn()
-        .context("cannot start setpriv; install util-linux")?;
-    let mut child = Guard(child);
-    let output = child.0.stdout.take().context("stdout is piped")?;
-    let pieces = read_in_thread(output);
-    loop {
-        match pieces.recv_timeout(Duration::from_secs(1)) {
-            Ok(piece) => {
-                if watch.feed(&piece)? == Heard::End {
-                    return Ok(watch.finish());
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => watch.check_time()?,
-            Err(RecvTimeoutError::Disconnected) => {
-                let status = child.0.wait()?;
-                bail!("QEMU has ended ({status}); {}", watch.last_words());
-            }
-        }
-    }
-}
-
-/// Reads in a thread, which ends with the writer or the receiver.
-fn read_in_thread(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            if sender.send(buffer[..count].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
-    receiver
+    let watch = Watch::new(verbose, Vec::new).of(images);
+    child::follow(utf8(&program)?, arguments(machine), Stdio::null(), watch)
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::console::Outcome;
-use crate::metric::{BOOT, COMPUTE, Metric, Target, find};
+use crate::metric::{BOOT, COMPUTE, FAULTS, Metric, Target, find};
 use crate::quiet::QUIET;
 use crate::suite::Suite;
 use crate::system::{Guest, System};
@@ -27,6 +27,9 @@ const LARGE_PAGES: f64 = 0.9;
 
 /// The least that two threads on two nodes should do in the time of one.
 const SPEED_UP: f64 = 1.85;
+
+/// The least that four threads fault on two nodes in the time of one node.
+const FAULTS_SPEED_UP: f64 = 1.7;
 
 /// All that was measured.
 #[derive(Debug)]
@@ -165,10 +168,16 @@ impl Report {
         median(all.filter_map(|outcome| outcome.large_pages))
     }
 
+    /// How often the first metric's time the second's is, for as much work.
+    fn speed_up(&self, metrics: [&str; 2]) -> Option<f64> {
+        let [one, two] = metrics.map(|name| self.figure(find(name)?, self.suite.subject()));
+        Some(one? / two?)
+    }
+
     /// What two threads do in the time in which one does its work.
-    fn speed_up(&self) -> Option<f64> {
-        let [one, two] = COMPUTE.map(|name| self.figure(find(name)?, self.suite.subject()));
-        Some(2.0 * one? / two?)
+    fn compute_speed_up(&self) -> OwnFigure {
+        let factor = self.speed_up(COMPUTE).map(|factor| 2.0 * factor);
+        OwnFigure::factor("two threads on two nodes against one", factor, SPEED_UP)
     }
 
     /// The tables.
@@ -261,16 +270,15 @@ impl Report {
                 ]
             }
             Suite::Vmexit => Vec::new(),
-            Suite::Span => {
-                let speed_up = self.speed_up();
-                vec![OwnFigure {
-                    title: "two threads on two nodes against one",
-                    unit: "×",
-                    value: speed_up.map(digits),
-                    met: speed_up.map(|factor| factor >= SPEED_UP),
-                    target: format!("≥ {SPEED_UP}"),
-                }]
-            }
+            Suite::Span => vec![self.compute_speed_up()],
+            Suite::Pv => vec![
+                self.compute_speed_up(),
+                OwnFigure::factor(
+                    "page faults on two nodes against one",
+                    self.speed_up(FAULTS),
+                    FAULTS_SPEED_UP,
+                ),
+            ],
         }
     }
 
@@ -372,6 +380,19 @@ struct OwnFigure {
     value: Option<String>,
     met: Option<bool>,
     target: String,
+}
+
+impl OwnFigure {
+    /// A factor that should be so large at least.
+    fn factor(title: &'static str, factor: Option<f64>, least: f64) -> Self {
+        Self {
+            title,
+            unit: "×",
+            value: factor.map(digits),
+            met: factor.map(|factor| factor >= least),
+            target: format!("≥ {least}"),
+        }
+    }
 }
 
 fn table(header: impl IntoIterator<Item = String>) -> Table {

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::metric::{HYPERVISORS, Metric, SPANNING, VMEXIT};
+use crate::metric::{GUESTS, HYPERVISORS, Metric, SPANNING, VMEXIT};
 use crate::system::System;
 
 /// A comparison of one system with others.
@@ -12,6 +12,8 @@ pub(crate) enum Suite {
     Hypervisors,
     /// A VM that spans two nodes against the same VM on one
     Span,
+    /// The paravirtual guest against Linux, each on two nodes
+    Pv,
     /// The same as the first by vmexit of kvm-unit-tests, without a kernel
     Vmexit,
 }
@@ -22,6 +24,7 @@ impl Suite {
         match self {
             Self::Hypervisors => "hypervisors",
             Self::Span => "span",
+            Self::Pv => "pv",
             Self::Vmexit => "vmexit",
         }
     }
@@ -32,6 +35,7 @@ impl Suite {
         match self {
             Self::Hypervisors => &[System::Viaduct, System::Plain, System::Kvm],
             Self::Span => &[System::Spanning, System::Viaduct],
+            Self::Pv => &[System::PvGuest, System::LinuxGuest],
             Self::Vmexit => &[System::Viaduct, System::Kvm],
         }
     }
@@ -46,6 +50,7 @@ impl Suite {
         match self {
             Self::Hypervisors => &HYPERVISORS,
             Self::Span => &SPANNING,
+            Self::Pv => &GUESTS,
             Self::Vmexit => &VMEXIT,
         }
     }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::console::{Exits, Heard, Outcome, Watch};
 use crate::images::{BenchImages, utf8};
 use crate::qemu::{self, Engine, Machine};
+use crate::session;
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -27,6 +28,10 @@ pub(crate) enum System {
     Kvm,
     /// Our hypervisor on two nodes, with half of the vCPUs and memory each
     Spanning,
+    /// The same with the paravirtual guest, as an operator starts it
+    PvGuest,
+    /// The same with the Linux guest
+    LinuxGuest,
 }
 
 /// The guest's size.
@@ -51,6 +56,8 @@ impl System {
             Self::Plain => "plain QEMU",
             Self::Kvm => "nested KVM",
             Self::Spanning => "Viaduct, 2 nodes",
+            Self::PvGuest => "pv guest",
+            Self::LinuxGuest => "Linux guest",
         }
     }
 
@@ -61,6 +68,8 @@ impl System {
             Self::Plain => "plain",
             Self::Kvm => "KVM",
             Self::Spanning => "two nodes",
+            Self::PvGuest => "pv",
+            Self::LinuxGuest => "Linux",
         }
     }
 
@@ -77,6 +86,8 @@ impl System {
         match self {
             Self::Viaduct => viaduct(1, guest, images),
             Self::Spanning => viaduct(2, guest, images),
+            Self::PvGuest => session::run("pv", guest, images),
+            Self::LinuxGuest => session::run("linux", guest, images),
             Self::Plain => qemu::run(&machine, images, guest.verbose),
             Self::Kvm => {
                 let outer = images.outer.as_deref().context("built when asked for")?;

@@ -1,4 +1,4 @@
-//! The first process of a guest that is measured.
+//! What measures in a guest: its first process, or a command in it.
 //!
 //! It tells the host what it finds, a line each: `@bench value NAME NS`. Every
 //! measurement is announced by `@bench start NAME` and a pause, so that the
@@ -7,6 +7,9 @@
 mod machine;
 mod measure;
 mod span;
+mod threads;
+
+use std::time::Duration;
 
 use anyhow::Result;
 use rustix::time::{ClockId, clock_gettime};
@@ -23,8 +26,8 @@ const HYPERVISORS: [Measurement; 7] = [
     ("page_fault", measure::page_fault),
     ("random_read", measure::random_read),
     ("cpuid", measure::cpuid),
-    ("pipe", measure::pipe_round_trip),
-    ("futex", measure::futex_round_trip),
+    ("pipe", || measure::pipe_round_trip(1)),
+    ("futex", || measure::futex_round_trip(1)),
 ];
 
 /// Of a VM on several nodes against one on a single node.
@@ -35,21 +38,40 @@ const SPAN: [Measurement; 9] = [
     ("one_word", span::one_word),
     ("ipi_p50", span::ipi_p50),
     ("ipi_p99", span::ipi_p99),
-    ("pipe", measure::pipe_round_trip),
-    ("futex", measure::futex_round_trip),
+    ("pipe", || measure::pipe_round_trip(1)),
+    ("futex", || measure::futex_round_trip(1)),
     ("page_fault", measure::page_fault),
+];
+
+/// Of the paravirtual guest against Linux, each on two nodes of one CPU.
+const PV: [Measurement; 11] = [
+    ("getpid", threads::getpid),
+    ("pipe_here", || measure::pipe_round_trip(0)),
+    ("pipe", || measure::pipe_round_trip(1)),
+    ("futex_here", || measure::futex_round_trip(0)),
+    ("futex", || measure::futex_round_trip(1)),
+    ("fork_exec", measure::fork_exec),
+    ("map", threads::map),
+    ("faults_one", threads::faults_one),
+    ("faults_two", threads::faults_two),
+    ("compute_one", span::compute_one),
+    ("compute_two", span::compute_two),
 ];
 
 fn main() {
     // Before anything else: this is the time that the boot took.
     let booted = clock_gettime(ClockId::Boottime);
-    tell(&format!(
-        "value boot {}",
-        booted.tv_sec * 1_000_000_000 + booted.tv_nsec
-    ));
+    let booted = Duration::try_from(booted).unwrap_or_default();
+    // A command comes later, and is told when the guest was up.
+    let told = std::env::var("booted")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let booted = told.map_or(booted, Duration::from_secs_f64);
+    tell(&format!("value boot {}", booted.as_nanos()));
     measure::pause();
     let measurements: &[Measurement] = match std::env::var("suite").as_deref() {
         Ok("span") => &SPAN,
+        Ok("pv") => &PV,
         _ => &HYPERVISORS,
     };
     for (name, measurement) in measurements {
@@ -61,5 +83,7 @@ fn main() {
         }
     }
     tell("end");
-    power_off()
+    if rustix::process::getpid().is_init() {
+        power_off()
+    }
 }

@@ -12,7 +12,7 @@ use memmap2::{Advice, MmapMut};
 use rustix::pipe::pipe;
 use rustix::thread::{CpuSet, futex, sched_setaffinity};
 
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 const ROUNDS: usize = 5;
 
 /// Keeps the processor busy, without a wait that would be an exit, for as
@@ -134,30 +134,41 @@ pub(crate) fn against(
     ours: impl FnOnce() -> Result<()>,
     theirs: impl FnOnce() -> Result<()> + Send,
 ) -> Result<Duration> {
+    against_on(1, ours, theirs)
+}
+
+/// Runs `ours` on CPU 0 against `theirs` on another, and times `ours`.
+fn against_on(
+    other: usize,
+    ours: impl FnOnce() -> Result<()>,
+    theirs: impl FnOnce() -> Result<()> + Send,
+) -> Result<Duration> {
     pin_to(0)?;
     thread::scope(|scope| {
-        let other = scope.spawn(|| {
-            pin_to(1)?;
+        let thread = scope.spawn(move || {
+            pin_to(other)?;
             theirs()
         });
         let start = Instant::now();
         ours()?;
         let time = start.elapsed();
-        other.join().expect("measurements don't panic")?;
+        thread.join().expect("measurements don't panic")?;
         Ok(time)
     })
 }
 
 const ROUND_TRIPS: usize = 1000;
 
-/// A byte to the other CPU and back through two pipes.
-pub(crate) fn pipe_round_trip() -> Result<u64> {
+/// A byte from CPU 0 to another, or to another thread there, and back through
+/// two pipes.
+pub(crate) fn pipe_round_trip(other: usize) -> Result<u64> {
     median(ROUND_TRIPS, || {
         let (there_out, there_in) = pipe().context("can't make a pipe")?;
         let (back_out, back_in) = pipe().context("can't make a pipe")?;
         let mut byte = [0; 1];
         let mut echo = [0; 1];
-        against(
+        against_on(
+            other,
             || {
                 for _ in 0..ROUND_TRIPS {
                     rustix::io::write(&there_in, &byte)?;
@@ -191,11 +202,13 @@ fn give_turn(turn: &AtomicU32, to: u32) -> Result<()> {
     Ok(())
 }
 
-/// A turn to the other CPU and back through a futex.
-pub(crate) fn futex_round_trip() -> Result<u64> {
+/// A turn from CPU 0 to another, or to another thread there, and back through
+/// a futex.
+pub(crate) fn futex_round_trip(other: usize) -> Result<u64> {
     median(ROUND_TRIPS, || {
         let turn = AtomicU32::new(0);
-        against(
+        against_on(
+            other,
             || {
                 for _ in 0..ROUND_TRIPS {
                     give_turn(&turn, 1)?;

@@ -134,6 +134,15 @@ impl Images {
         initramfs::initramfs(&self.cache, &recipe, &*self.progress)
     }
 
+    /// Debian's static busybox.
+    ///
+    /// # Errors
+    /// If it can't be had from the distribution.
+    pub fn busybox(&self) -> Result<PathBuf, ImageError> {
+        let folder = initramfs::busybox(&self.cache, &*self.progress)?;
+        Ok(folder.join("busybox"))
+    }
+
     /// The Debian root as a region file: a header, then ext4. Its length is a
     /// power of two; most of what is unused is a hole.
     ///
