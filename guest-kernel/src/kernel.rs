@@ -90,6 +90,8 @@ pub struct Kernel {
     pub(crate) record_locks: Locks,
     pub(crate) whole_locks: Locks,
     pub(crate) scheduler: Scheduler,
+    /// A thread was woken, or sent a signal, since this was last cleared.
+    pub(crate) disturbed: bool,
     next_pid: Pid,
     pub(crate) powered_off: bool,
     pub(crate) forks: u64,
@@ -147,6 +149,7 @@ impl Kernel {
             record_locks: Locks::default(),
             whole_locks: Locks::default(),
             scheduler: Scheduler::new(&start.cpu_nodes),
+            disturbed: false,
             next_pid: 1,
             powered_off: false,
             forks: 0,
@@ -237,6 +240,7 @@ impl Kernel {
 
     /// Lets a thread run, unless a processor is about to go on with it.
     pub(crate) fn make_ready(&mut self, tid: Tid) {
+        self.disturbed = true;
         if self.scheduler.runs(tid) {
             return;
         }

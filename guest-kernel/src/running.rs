@@ -318,6 +318,12 @@ impl Kernel {
         }
     }
 
+    fn charge_user(&mut self, here: usize, tid: Tid) {
+        let now = self.now();
+        let spent = self.scheduler.spend(here, now);
+        self.process_of(tid).times.user += spent;
+    }
+
     fn charge_system(&mut self, here: usize, tid: Tid) {
         let now = self.now();
         let spent = self.scheduler.spend(here, now);
@@ -330,39 +336,68 @@ impl Kernel {
         self.scheduler.spend(here, now);
     }
 
+    /// Makes the system call that a thread has come back with, if that is all
+    /// there is to do: then the thread just goes on with the result. Else all
+    /// is as after [`Kernel::exit`].
+    ///
+    /// What others want of the thread comes by an interrupt, which is let in
+    /// as soon as it goes on. So a call that concerns nobody else needs no
+    /// look at the others, the clock or the queues.
+    pub fn call(&mut self, tid: u32, registers: &Registers) -> Option<u64> {
+        let Some(space) = self.begin_plain(tid, registers) else {
+            self.exit(tid, registers, 0);
+            return None;
+        };
+        let call = self.thread(tid).call.expect("it has just begun");
+        let is_done = self.make_call(tid, call) || self.is_interrupted(tid);
+        let space = self.spaces.get(space);
+        if is_done
+            && !self.disturbed
+            && space.is_some_and(|space| space.flush == Flush::None)
+            && !self.objects.frames.must_settle()
+        {
+            return Some(self.thread(tid).registers.rax);
+        }
+        self.charge_user(self.machine.cpu(), tid);
+        None
+    }
+
+    /// Begins a plain call of a thread of which nobody wants anything; its
+    /// address space.
+    fn begin_plain(&mut self, tid: Tid, registers: &Registers) -> Option<u32> {
+        let here = self.machine.cpu();
+        let call = Call::new(registers);
+        if self.scheduler.current(here) != Some(tid) || !calls::is_plain(call.number) {
+            return None;
+        }
+        let thread = self.threads.get_mut(&tid)?;
+        let process = self.processes.get(&thread.pid)?;
+        if thread.waits || thread.pending.set() | process.pending.set() != 0 {
+            return None;
+        }
+        thread.registers = *registers;
+        thread.call = Some(Call {
+            tried: true,
+            ..call
+        });
+        self.objects.frames.enter(self.scheduler.node(here));
+        self.disturbed = false;
+        process.space
+    }
+
     /// The thread that was run has come back with these registers. `address`
     /// is that of a fault.
     pub fn exit(&mut self, tid: u32, registers: &Registers, address: u64) {
-        let (here, now) = (self.machine.cpu(), self.now());
-        let spent = self.scheduler.spend(here, now);
+        let here = self.machine.cpu();
         // Its process may have ended meanwhile.
         let Some(thread) = self.threads.get_mut(&tid) else {
+            self.slept();
             return;
         };
         thread.registers = *registers;
-        self.process_of(tid).times.user += spent;
+        self.charge_user(here, tid);
         match registers.vector {
-            CALL_VECTOR => {
-                // Numbers are 32 bits wide: the rest of the register is
-                // ignored.
-                let [a, b, c, d, ..] = registers.rax.to_le_bytes();
-                let call = Call {
-                    number: u32::from_le_bytes([a, b, c, d]),
-                    arguments: [
-                        registers.rdi,
-                        registers.rsi,
-                        registers.rdx,
-                        registers.r10,
-                        registers.r8,
-                        registers.r9,
-                    ],
-                    tried: false,
-                    deadline: None,
-                    done: 0,
-                    woken: false,
-                };
-                self.thread(tid).call = Some(call);
-            }
+            CALL_VECTOR => self.thread(tid).call = Some(Call::new(registers)),
             vector::PAGE_FAULT => self.page_fault(tid, address, registers.error),
             number if number >= vector::INTERRUPTS => {}
             number => self.exception(tid, number),

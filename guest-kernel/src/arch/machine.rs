@@ -200,6 +200,11 @@ impl Hardware {
         cpu::write_msr(TSC_DEADLINE, ticks);
     }
 
+    /// Whether these page tables are the ones that this processor uses.
+    pub(super) fn has_loaded(self, root: u64) -> bool {
+        self.mine().root.get() == root
+    }
+
     /// Loads page tables, unless they are loaded and need no flush.
     pub(super) fn load_tables(self, root: u64, flush: &Flush) {
         if self.mine().root.replace(root) != root || *flush == Flush::All {

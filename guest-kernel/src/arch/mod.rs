@@ -18,6 +18,7 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::pv::Hypercall;
 
+use crate::machine::CALL_VECTOR;
 use crate::mem::pages::Pages;
 use crate::running::{Next, settles};
 use lock::Guard;
@@ -67,6 +68,7 @@ fn run(hardware: Hardware) -> ! {
 fn run_thread(mut kernel: Guard, hardware: Hardware, tid: u32, loaded: &mut Loaded) -> Guard {
     let (now, until) = (kernel.now(), kernel.interrupt_at());
     let context = kernel.context(tid);
+    let root = context.root;
     hardware.load_tables(context.root, &context.flush);
     if loaded.fs_base != Some(context.fs_base) {
         loaded.fs_base = Some(context.fs_base);
@@ -88,17 +90,31 @@ fn run_thread(mut kernel: Guard, hardware: Hardware, tid: u32, loaded: &mut Load
     drop(kernel);
     hardware.send_calls();
     hardware.set_timer(now, until);
-    let address = loop {
+    loop {
         registers = entry::enter(registers);
-        let address = cpu::fault_address();
-        if !settles(pages, node, &registers, address) {
-            break address;
+        if registers.vector == CALL_VECTOR {
+            let mut kernel = lock::lock(hardware);
+            // While it waited for the lock it may have had to leave the tables.
+            if hardware.has_loaded(root) {
+                match kernel.call(tid, &registers) {
+                    Some(result) => registers.rax = result,
+                    None => return kernel,
+                }
+            } else {
+                kernel.exit(tid, &registers, 0);
+                return kernel;
+            }
+            continue;
         }
-    };
-    if let Ok(vector @ 32..) = u8::try_from(registers.vector) {
-        entry::end_interrupt(vector);
+        let address = cpu::fault_address();
+        if settles(pages, node, &registers, address) {
+            continue;
+        }
+        if let Ok(vector @ 32..) = u8::try_from(registers.vector) {
+            entry::end_interrupt(vector);
+        }
+        let mut kernel = lock::lock(hardware);
+        kernel.exit(tid, &registers, address);
+        return kernel;
     }
-    let mut kernel = lock::lock(hardware);
-    kernel.exit(tid, &registers, address);
-    kernel
 }

@@ -75,6 +75,59 @@ pub(crate) fn signed(argument: u64) -> i32 {
     low(argument).cast_signed()
 }
 
+/// Whether a call at most waits, wakes threads, sends signals and uses its
+/// process's memory: it ends, stops and moves no thread, and changes no mapping.
+pub(crate) fn is_plain(number: u32) -> bool {
+    matches!(
+        number,
+        nr::__NR_read
+            | nr::__NR_write
+            | nr::__NR_readv
+            | nr::__NR_writev
+            | nr::__NR_pread64
+            | nr::__NR_pwrite64
+            | nr::__NR_lseek
+            | nr::__NR_poll
+            | nr::__NR_ppoll
+            | nr::__NR_select
+            | nr::__NR_pselect6
+            | nr::__NR_dup
+            | nr::__NR_getdents64
+            | nr::__NR_stat
+            | nr::__NR_lstat
+            | nr::__NR_fstat
+            | nr::__NR_newfstatat
+            | nr::__NR_statx
+            | nr::__NR_access
+            | nr::__NR_faccessat
+            | nr::__NR_faccessat2
+            | nr::__NR_readlink
+            | nr::__NR_readlinkat
+            | nr::__NR_getcwd
+            | nr::__NR_getpid
+            | nr::__NR_gettid
+            | nr::__NR_getppid
+            | nr::__NR_getpgrp
+            | nr::__NR_getpgid
+            | nr::__NR_getsid
+            | nr::__NR_getuid
+            | nr::__NR_geteuid
+            | nr::__NR_getgid
+            | nr::__NR_getegid
+            | nr::__NR_futex
+            | nr::__NR_getcpu
+            | nr::__NR_rt_sigaction
+            | nr::__NR_rt_sigprocmask
+            | nr::__NR_clock_gettime
+            | nr::__NR_gettimeofday
+            | nr::__NR_time
+            | nr::__NR_times
+            | nr::__NR_getrusage
+            | nr::__NR_getrandom
+            | nr::__NR_uname
+    )
+}
+
 macro_rules! calls {
     ($kernel:ident, $tid:ident, $a:ident, $call:ident; $($name:ident => $body:expr,)*) => {
         /// Makes a call.

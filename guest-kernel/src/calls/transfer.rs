@@ -49,9 +49,9 @@ impl Kernel {
         for (address, len) in pieces {
             let mut at = 0;
             while at < *len {
-                let mut chunk = [0; CHUNK];
                 let size = CHUNK.min(usize::try_from(len - at).unwrap_or(CHUNK));
-                let moved = match self.read_some(tid, id, &mut chunk[..size], *len - at) {
+                let mut chunk = vec![0; size];
+                let moved = match self.read_some(tid, id, &mut chunk, *len - at) {
                     Ok(moved) => moved,
                     Err(_) if done > 0 => return Ok(done),
                     Err(stop) => return Err(stop),
@@ -252,10 +252,9 @@ impl Kernel {
             skip -= at;
             while at < *len {
                 let size = CHUNK.min(usize::try_from(len - at).unwrap_or(CHUNK));
-                let mut chunk = [0; CHUNK];
-                let chunk = &mut chunk[..size];
-                let moved = match self.read_user(tid, address + at, chunk) {
-                    Ok(()) => self.write_some(tid, id, chunk, total - done),
+                let mut chunk = vec![0; size];
+                let moved = match self.read_user(tid, address + at, &mut chunk) {
+                    Ok(()) => self.write_some(tid, id, &chunk, total - done),
                     Err(errno) => Err(errno.into()),
                 };
                 match moved {
@@ -534,9 +533,9 @@ impl Kernel {
         };
         let mut done = 0;
         while done < count {
-            let mut chunk = [0; CHUNK];
             let size = CHUNK.min(index((count - done).min(CHUNK as u64)));
-            let read = self.objects.read(node, at, &mut chunk[..size]);
+            let mut chunk = vec![0; size];
+            let read = self.objects.read(node, at, &mut chunk);
             if read == 0 {
                 break;
             }

@@ -263,6 +263,11 @@ impl Frames {
         }
     }
 
+    /// Whether there are frames to settle.
+    pub(crate) fn must_settle(&self) -> bool {
+        !self.leaving.lock().is_empty()
+    }
+
     /// The kernel's lock is held on a node from now on.
     pub(crate) fn enter(&self, node: u32) {
         let node = (node as usize).min(self.places.slots() - 1);

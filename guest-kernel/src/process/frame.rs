@@ -106,6 +106,7 @@ impl Kernel {
     /// Stopping and continuing undo each other, and continuing takes effect
     /// at once.
     fn before_signal(&mut self, pid: Pid, signal: u8) {
+        self.disturbed = true;
         let is = |other: u32| u32::from(signal) == other;
         let drop = if is(SIGCONT) {
             STOPPING
@@ -172,6 +173,7 @@ impl Kernel {
     /// A signal for what a thread has done itself: if it is blocked or
     /// ignored, the process ends.
     pub(crate) fn force_signal(&mut self, tid: Tid, info: Info) {
+        self.disturbed = true;
         let set = bit(info.signal);
         let blocked = self.thread(tid).mask & set != 0;
         let ignored = self.process_of(tid).actions.effect(info.signal) == Effect::Ignore;

@@ -194,6 +194,29 @@ pub(crate) struct Call {
     pub(crate) woken: bool,
 }
 
+impl Call {
+    /// The call that a thread with these registers makes.
+    pub(crate) fn new(registers: &Registers) -> Self {
+        // Numbers are 32 bits wide: the rest of the register is ignored.
+        let [a, b, c, d, ..] = registers.rax.to_le_bytes();
+        Self {
+            number: u32::from_le_bytes([a, b, c, d]),
+            arguments: [
+                registers.rdi,
+                registers.rsi,
+                registers.rdx,
+                registers.r10,
+                registers.r8,
+                registers.r9,
+            ],
+            tried: false,
+            deadline: None,
+            done: 0,
+            woken: false,
+        }
+    }
+}
+
 /// An alternate stack for signals.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SignalStack {
