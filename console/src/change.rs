@@ -13,8 +13,9 @@ use crate::cli::{
 };
 use crate::names::RackName;
 use crate::protocol::Request;
+use crate::stdio::print;
 use crate::tables::{Changed, JobReport, PlanReport, Wanted};
-use crate::{client, progress, show, stdio};
+use crate::{client, progress, show};
 
 /// It can't be, and nothing was changed.
 const REFUSED: u8 = 3;
@@ -25,13 +26,6 @@ const TIMED_OUT: u8 = 124;
 
 /// How long the rack is asked at once to wait for a job.
 const WAIT_STEP: Duration = Duration::from_secs(5);
-
-fn print(text: &str) -> Result<()> {
-    match stdio::Output::stdout()?.write(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("cannot write"),
-    }
-}
 
 fn print_json(value: &impl Serialize) -> Result<()> {
     let value = serde_json::to_value(value).context("cannot write JSON")?;

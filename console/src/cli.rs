@@ -8,6 +8,14 @@ use rack::{Guest, ModuleFile, NodeSpec, PlatformSpec, RackFile, RackSpec, RootFs
 
 use crate::names::RackName;
 
+mod change;
+
+use change::CHANGE_STATUSES;
+pub(crate) use change::{
+    AddArgs, ChangeArgs, JobCommand, MoveArgs, NodeCommand, PolicyCommand, RemoveArgs, ResizeArgs,
+    VcpuCommand,
+};
+
 const EXIT_STATUSES: &str = "\
 Exit statuses:
   run, exec   the command's own; 128 + n if signal n killed it;
@@ -18,14 +26,6 @@ Exit statuses:
   others      0
   all         125 if Viaduct itself failed (one line on stderr says why);
               128 + n if Viaduct was ended by signal n (130: Ctrl-C)";
-
-const CHANGE_STATUSES: &str = "\
-Exit statuses:
-  0    it is as asked
-  3    it cannot be, and nothing was changed (one line on stderr says why)
-  4    its job ended otherwise: rolled back, cancelled, in part, or stuck
-  124  --timeout is over; the job goes on
-  125  Viaduct itself failed, or this rack has no control node";
 
 /// One virtual machine out of a rack of hosts.
 #[derive(Debug, Parser)]
@@ -97,6 +97,10 @@ pub(crate) enum Command {
     ///
     /// The exit status is 0 if what it finds is what is known of a platform.
     Selftest(SelftestArgs),
+    /// Print a script by which a shell completes this command line.
+    ///
+    /// For bash: source <(viaduct completion bash)
+    Completion(CompletionArgs),
     /// Holds a rack for `up`.
     #[command(hide = true)]
     Supervise,
@@ -265,6 +269,17 @@ pub(crate) struct RunArgs {
     pub command: Vec<OsString>,
 }
 
+/// Where results go besides standard output.
+#[derive(Debug, Args)]
+pub(crate) struct ResultFiles {
+    /// Write the results as TAP.
+    #[arg(long, value_name = "FILE")]
+    pub tap: Option<PathBuf>,
+    /// Write the results as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct UnitTestArgs {
     /// The tree, configured for x86_64 and built.
@@ -282,12 +297,8 @@ pub(crate) struct UnitTestArgs {
     /// Don't run what fails under plain QEMU, too: all failures are ours.
     #[arg(long)]
     pub no_reference: bool,
-    /// Write the results as TAP.
-    #[arg(long, value_name = "FILE")]
-    pub tap: Option<PathBuf>,
-    /// Write the results as JUnit XML.
-    #[arg(long, value_name = "FILE")]
-    pub junit: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: ResultFiles,
     /// Say how each test ends when it does, and print what those printed that
     /// did not pass.
     #[arg(long, short)]
@@ -311,15 +322,17 @@ pub(crate) struct SelftestArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// Write the results as TAP.
-    #[arg(long, value_name = "FILE")]
-    pub tap: Option<PathBuf>,
-    /// Write the results as JUnit XML.
-    #[arg(long, value_name = "FILE")]
-    pub junit: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: ResultFiles,
     /// List what passed, too.
     #[arg(long, short)]
     pub verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// The shell.
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]
@@ -378,163 +391,6 @@ pub(crate) struct ShowArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-}
-
-/// What all changes have in common.
-#[derive(Debug, Args)]
-pub(crate) struct ChangeArgs {
-    #[command(flatten)]
-    pub target: Target,
-    /// Only show the plan and what it costs.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Don't wait for the job's end; print its number.
-    #[arg(long, conflicts_with = "dry_run")]
-    pub no_wait: bool,
-    /// Wait so many seconds at most; the job goes on.
-    #[arg(long, value_name = "SECONDS", conflicts_with = "no_wait")]
-    pub timeout: Option<u64>,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ResizeArgs {
-    /// vCPUs that the VM shall have.
-    #[arg(long, value_name = "N")]
-    pub vcpus: Option<u32>,
-    /// Memory that it shall have, a multiple of 2M.
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<Size>,
-    #[command(flatten)]
-    pub change: ChangeArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct NodeArgs {
-    /// Which.
-    #[arg(value_name = "N")]
-    pub node: u16,
-    #[command(flatten)]
-    pub change: ChangeArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum NodeCommand {
-    /// Nothing new comes onto it.
-    #[command(after_help = CHANGE_STATUSES)]
-    Cordon(NodeArgs),
-    /// Things may come onto it again.
-    #[command(after_help = CHANGE_STATUSES)]
-    Uncordon(NodeArgs),
-    /// Move all that the VM has there to other nodes, and cordon it.
-    #[command(after_help = CHANGE_STATUSES)]
-    Drain(NodeArgs),
-    /// Let it come back after it has left; or, if it decides, after it has
-    /// ended.
-    Join(NodeArgs),
-    /// Take it out of the tables; it must give nothing. Then it may end.
-    #[command(after_help = CHANGE_STATUSES)]
-    Leave(NodeArgs),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum VcpuCommand {
-    /// Let a vCPU go on on another node.
-    #[command(after_help = CHANGE_STATUSES)]
-    Move(MoveArgs),
-    /// Give the guest a vCPU that it does not have.
-    #[command(after_help = CHANGE_STATUSES)]
-    Add(AddArgs),
-    /// Take a vCPU away; any but the one that the guest booted on.
-    #[command(after_help = CHANGE_STATUSES)]
-    Remove(RemoveArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AddArgs {
-    /// Which.
-    #[arg(value_name = "I")]
-    pub vcpu: u16,
-    /// The node that runs it [default: the one that the guest takes it to be
-    /// near to].
-    #[arg(long, value_name = "N")]
-    pub on: Option<u16>,
-    #[command(flatten)]
-    pub change: ChangeArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RemoveArgs {
-    /// Which.
-    #[arg(value_name = "I")]
-    pub vcpu: u16,
-    #[command(flatten)]
-    pub change: ChangeArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct MoveArgs {
-    /// Which.
-    #[arg(value_name = "I")]
-    pub vcpu: u16,
-    /// The node on which it shall be.
-    #[arg(long, value_name = "N")]
-    pub to: u16,
-    #[command(flatten)]
-    pub change: ChangeArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum JobCommand {
-    /// Jobs that go on, and the last that have ended.
-    List(ShowArgs),
-    /// Wait for a job's end.
-    #[command(after_help = CHANGE_STATUSES)]
-    Wait(JobWaitArgs),
-    /// Undo what a job has done so far.
-    #[command(after_help = CHANGE_STATUSES)]
-    Cancel(JobArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct JobArgs {
-    /// Which.
-    #[arg(value_name = "JOB")]
-    pub job: u32,
-    #[command(flatten)]
-    pub change: ChangeArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct JobWaitArgs {
-    /// Which.
-    #[arg(value_name = "JOB")]
-    pub job: u32,
-    /// Wait so many seconds at most.
-    #[arg(long, value_name = "SECONDS")]
-    pub timeout: Option<u64>,
-    #[command(flatten)]
-    pub show: ShowArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyCommand {
-    /// Print the policy in force.
-    Show(ShowArgs),
-    /// Put a policy in force; if it has a fault, the old one stays.
-    #[command(after_help = CHANGE_STATUSES)]
-    Load(PolicyArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PolicyArgs {
-    /// The policy.
-    #[arg(value_name = "FILE.toml")]
-    pub file: PathBuf,
-    #[command(flatten)]
-    pub change: ChangeArgs,
 }
 
 #[derive(Debug, Args)]

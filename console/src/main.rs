@@ -28,8 +28,8 @@ mod unit_tests;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use guest_linux_config::agent_client::AgentClient;
 use rack::Size;
 
@@ -123,6 +123,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Explain(args) => change::explain(&args),
         Command::KvmUnitTests(args) => unit_tests::run(&args),
         Command::Selftest(args) => selftest::run(&args),
+        Command::Completion(args) => completion(args.shell),
         Command::Supervise => supervise::supervise().map(|()| 0),
     }
 }
@@ -217,8 +218,20 @@ fn show(
     } else {
         text(&report)
     };
-    match stdio::Output::stdout()?.write(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
-        result => result.context("cannot write").map(|()| 0),
-    }
+    stdio::print(&text).map(|()| 0)
+}
+
+fn completion(shell: clap_complete::Shell) -> Result<u8> {
+    let mut script = Vec::new();
+    // The generators would offer what help hides, too.
+    let whole = Cli::command();
+    let shown = whole
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set());
+    let mut shown = clap::Command::new("viaduct")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommands(shown.cloned());
+    clap_complete::generate(shell, &mut shown, "viaduct", &mut script);
+    let script = String::from_utf8(script).context("the script is no text")?;
+    stdio::print(&script).map(|()| 0)
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
+use crate::cli::ResultFiles;
+
 /// What a test's result means to whoever counts failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -30,8 +32,19 @@ pub(crate) struct Line {
     pub output: Option<String>,
 }
 
+/// Writes what is asked for of a suite's results.
+pub(crate) fn write(files: &ResultFiles, suite: &str, lines: &[Line]) -> Result<()> {
+    if let Some(path) = &files.tap {
+        write_tap(path, lines)?;
+    }
+    if let Some(path) = &files.junit {
+        write_junit(path, suite, lines)?;
+    }
+    Ok(())
+}
+
 /// Writes TAP version 13.
-pub(crate) fn write_tap(path: &Path, lines: &[Line]) -> Result<()> {
+fn write_tap(path: &Path, lines: &[Line]) -> Result<()> {
     fs::write(path, tap(lines)).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -52,7 +65,7 @@ fn tap(lines: &[Line]) -> String {
 }
 
 /// Writes JUnit XML.
-pub(crate) fn write_junit(path: &Path, name: &str, lines: &[Line]) -> Result<()> {
+fn write_junit(path: &Path, name: &str, lines: &[Line]) -> Result<()> {
     let mut suite = TestSuite::new(name);
     for line in lines {
         let status = match line.status {

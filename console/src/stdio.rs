@@ -42,3 +42,11 @@ impl Output {
         Ok(())
     }
 }
+
+/// Writes to standard output; a reader that has seen enough is no failure.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match Output::stdout()?.write(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write"),
+    }
+}

@@ -39,12 +39,7 @@ pub(crate) fn run(args: &SelftestArgs) -> Result<u8> {
         true => print_json(&findings, &fit, &lines, seconds)?,
         false => print(&findings, &fit, &lines, args.verbose, seconds),
     }
-    if let Some(path) = &args.tap {
-        report::write_tap(path, &lines)?;
-    }
-    if let Some(path) = &args.junit {
-        report::write_junit(path, "viaduct-selftest", &lines)?;
-    }
+    report::write(&args.files, "viaduct-selftest", &lines)?;
     Ok(u8::from(!fit.is_exact()))
 }
 

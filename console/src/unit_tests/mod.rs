@@ -90,12 +90,7 @@ pub(crate) fn run(args: &UnitTestArgs) -> Result<u8> {
     progress::clear();
     print(&results, args.verbose);
     let lines: Vec<Line> = results.iter().map(Judged::line).collect();
-    if let Some(path) = &args.tap {
-        report::write_tap(path, &lines)?;
-    }
-    if let Some(path) = &args.junit {
-        report::write_junit(path, "kvm-unit-tests", &lines)?;
-    }
+    report::write(&args.files, "kvm-unit-tests", &lines)?;
     Ok(u8::from(
         results.iter().any(|result| result.verdict.is_bad()),
     ))
