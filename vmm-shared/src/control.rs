@@ -594,6 +594,14 @@ impl VmRecord {
         self.word(104)
     }
 
+    /// Says that an order has been left or has got further. The devices' node
+    /// must be rung besides, unless it looks soon by itself.
+    pub fn count_order(&self) {
+        // Release: what was written of the order is visible to who sees the
+        // count.
+        self.orders().fetch_add(1, Ordering::Release);
+    }
+
     /// What the guest wrote to its exit port, if it is [`VmState::Exited`].
     #[must_use]
     pub fn exit_value(&self) -> &AtomicU64 {
@@ -693,6 +701,14 @@ impl ControlRegion {
         let node = usize::from(node.0);
         (node < MAX_NODES).then_some(())?;
         self.content.window(PROOFS + node * PROOF_SIZE, PROOF_SIZE)
+    }
+
+    /// Counts words of shared memory that a node has refused as garbage. Only
+    /// for that node.
+    pub fn count_garbage(&self, node: NodeId, words: u64) {
+        if let Some(counters) = self.node_counters(node) {
+            counters.add(NodeCounter::Garbage, words);
+        }
     }
 
     /// What a node has counted; the id must be below [`MAX_NODES`].

@@ -186,6 +186,15 @@ impl Kernel {
         Ok(0)
     }
 
+    /// The thread that a call means; 0 is the caller.
+    fn thread_named(&self, tid: Tid, which: u32) -> Result<Tid, Errno> {
+        let which = if which == 0 { tid } else { which };
+        match self.threads.contains_key(&which) {
+            true => Ok(which),
+            false => Err(Errno::ESRCH),
+        }
+    }
+
     pub(crate) fn sched_getaffinity(
         &mut self,
         tid: Tid,
@@ -196,9 +205,8 @@ impl Kernel {
         if len < 8 || !len.is_multiple_of(8) {
             return Err(Errno::EINVAL.into());
         }
-        let which = if which == 0 { tid } else { which };
-        let thread = self.threads.get(&which).ok_or(Errno::ESRCH)?;
-        let allowed = thread.allowed.0 & self.scheduler.all().0;
+        let which = self.thread_named(tid, which)?;
+        let allowed = self.thread(which).allowed.0 & self.scheduler.all().0;
         self.put(tid, address, &allowed)?;
         Ok(8)
     }
@@ -210,10 +218,7 @@ impl Kernel {
         len: u64,
         address: u64,
     ) -> Outcome {
-        let which = if which == 0 { tid } else { which };
-        if !self.threads.contains_key(&which) {
-            return Err(Errno::ESRCH.into());
-        }
+        let which = self.thread_named(tid, which)?;
         // What is shorter or longer than ours says nothing of the rest.
         let mut word = [0; 8];
         let len = usize::try_from(len).map_or(8, |len| len.min(8));

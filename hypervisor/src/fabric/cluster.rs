@@ -11,7 +11,7 @@ use control_plane::cluster::Cluster;
 use spin::Mutex;
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::cluster::{ClusterLayout, MAX_PEERS, MEMBER};
-use vmm_shared::control::{BootConfig, ControlRegion, LAUNCHER_PEER, NodeCounter};
+use vmm_shared::control::{BootConfig, ControlRegion, LAUNCHER_PEER};
 use vmm_shared::log::{Clock, Config, Log, MemberId, Replica, ReplicaError};
 use vmm_shared::membership::{Life, Membership};
 use vmm_shared::rpc::{Doorbell, Endpoint, Kind, Queue, Request};
@@ -286,9 +286,7 @@ impl ClusterMember {
         let done = work(follower.as_deref()?, calls);
         let garbage = calls.dropped().garbage;
         let new = garbage - core::mem::replace(&mut parts.garbage, garbage);
-        if let Some(counters) = self.control.node_counters(self.node()) {
-            counters.add(NodeCounter::Garbage, new);
-        }
+        self.control.count_garbage(self.node(), new);
         self.publish(&mut parts);
         Some(done)
     }

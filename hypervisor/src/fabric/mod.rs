@@ -14,8 +14,7 @@ use core::sync::atomic::Ordering;
 use vmm_shared::addr::{Location, NodeId, VcpuId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
-    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeCounter, NodeShare, NodeState, RingId,
-    VmState,
+    BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeShare, NodeState, RingId, VmState,
 };
 use vmm_shared::membership::JoinError;
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
@@ -340,9 +339,7 @@ impl Fabric {
 
     /// Counts what this node has found in shared memory, and refused.
     pub fn refuse_garbage(&self, words: u64) {
-        if let Some(counters) = self.control.node_counters(self.node) {
-            counters.add(NodeCounter::Garbage, words);
-        }
+        self.control.count_garbage(self.node, words);
     }
 
     /// What is requested of a vCPU; the id must be one of the VM's.
@@ -388,9 +385,7 @@ impl Fabric {
 
     /// Makes the devices' node look at the orders.
     pub fn tell_devices(&self) {
-        // Release: what has changed is visible to who sees the count.
-        let orders = self.control.vm();
-        orders.orders().fetch_add(1, Ordering::Release);
+        self.control.vm().count_order();
         self.kick(DEVICE_CORE);
     }
 

@@ -6,8 +6,6 @@
 //!   else ──> leave the order, ring the devices' node
 //! ```
 
-use core::sync::atomic::Ordering;
-
 use control_plane::cluster::{Job, Reason, Step, StepKind, StepResult};
 use vmm_shared::addr::{Location, MAX_VCPUS, NodeId, VcpuId};
 use vmm_shared::control::{BootBy, Order, Outcome, Place, Ticket, VcpuRecord};
@@ -83,8 +81,7 @@ impl NodeExecutor<'_> {
     }
 
     fn tell_devices(&self) {
-        // Release: what has been ordered is visible to who sees the count.
-        self.control.vm().orders().fetch_add(1, Ordering::Release);
+        self.control.vm().count_order();
         (self.ring_devices)();
     }
 

@@ -4,6 +4,7 @@
 
 use core::cell::Cell;
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
 
 use control_plane::cluster::{Change, Cluster, Done, JobId, Op, VmId, VmPhase, Wish};
 use control_plane::optimise::Share;
