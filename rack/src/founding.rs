@@ -279,6 +279,12 @@ mod tests {
     }
 
     #[test]
+    fn nodes_may_have_far_more_than_the_vm_wants() {
+        let terabyte = Some(1 << 20);
+        assert_eq!(mib(&[terabyte, terabyte], 300), [150, 150]);
+    }
+
+    #[test]
     fn the_log_begins_with_what_the_nodes_give() {
         let rack = rack(&[(2, None), (2, None)]).with_control(1).expect("few");
         let vm = VmSpec {

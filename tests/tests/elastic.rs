@@ -334,6 +334,42 @@ fn a_request_while_the_guest_boots_waits_for_it() {
     rack.down();
 }
 
+/// The part of the time that a vCPU finds stolen while all have work.
+fn stolen(name: &'static str, vcpus: &str) -> f64 {
+    let rack = Up::start(
+        name,
+        &["--cores", "1", "--vcpus", vcpus, "--memory", "512M"],
+    );
+    let out = rack.guest(&[
+        "sh",
+        "-c",
+        "now() { awk '/^cpu / { print $9 / 100 } FILENAME ~ /uptime/ { print $1 }' \\
+                 /proc/stat /proc/uptime; }
+         before=$(now)
+         for cpu in $(seq 0 $(($(nproc) - 1))); do
+             timeout 6 taskset $((1 << cpu)) sh -c 'while :; do :; done' &
+         done
+         wait
+         echo $before $(now)",
+    ]);
+    rack.assert_healthy();
+    rack.down();
+    let seconds: Vec<f64> = out.split_whitespace().flat_map(str::parse).collect();
+    let [stolen, up, stolen_after, up_after] = seconds[..] else {
+        panic!("{out}");
+    };
+    let vcpus: f64 = vcpus.parse().expect("a number");
+    (stolen_after - stolen) / (up_after - up) / vcpus
+}
+
+#[test]
+fn who_shares_a_core_sees_what_it_waits_as_stolen() {
+    let shared = stolen("stolen", "2");
+    assert!((0.2..0.6).contains(&shared), "{shared}");
+    let alone = stolen("alone", "1");
+    assert!((0.0..0.05).contains(&alone), "{alone}");
+}
+
 #[test]
 fn more_vcpus_than_cores_share_them() {
     let rack = Up::start(

@@ -191,7 +191,7 @@ impl Vcpu {
             MsrRule::TscAux => Some(cpu::tsc_aux()),
             MsrRule::Pv(PvMsr::SystemTime) => Some(self.pv.system_time),
             MsrRule::Pv(PvMsr::WallClock) => Some(self.pv.wall_clock),
-            MsrRule::Pv(PvMsr::StealTime) => Some(self.pv.steal_time),
+            MsrRule::Pv(PvMsr::StealTime) => Some(self.pv.steal_time.msr()),
             MsrRule::Pv(PvMsr::EoiEnable) => Some(self.pv.eoi),
             // Not intercepted, so never seen here.
             MsrRule::PassThrough => None,
@@ -244,10 +244,7 @@ impl Vcpu {
                 self.pv.set_wall_clock(value, vm.boot_wall_ns, &vm.memory);
                 true
             }
-            MsrRule::Pv(PvMsr::StealTime) => {
-                self.pv.set_steal_time(value, &vm.memory);
-                true
-            }
+            MsrRule::Pv(PvMsr::StealTime) => self.pv.steal_time.set_msr(value, &vm.memory).is_ok(),
             MsrRule::Pv(PvMsr::EoiEnable) => {
                 self.pv.set_eoi(value);
                 true

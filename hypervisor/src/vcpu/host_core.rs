@@ -147,7 +147,12 @@ impl<'a> Core<'a> {
             };
             let mut vcpu = self.waiting.remove(next).expect("it has just been found");
             self.load(&mut vcpu);
-            self.turn_ends = self.vm().guest_tsc() + self.parts.clocks.ticks(SLICE_US);
+            let now = self.vm().guest_tsc();
+            for other in &mut self.waiting {
+                other.begin_wait(now, self.parts.vm);
+            }
+            vcpu.end_wait(self.vm());
+            self.turn_ends = now + self.parts.clocks.ticks(SLICE_US);
             match vcpu.run(self) {
                 Yield::Halted | Yield::Turn => self.waiting.push_back(vcpu),
                 Yield::Ordered => self.obey(vcpu),
@@ -379,7 +384,9 @@ impl<'a> Core<'a> {
         vcpu.is_ordered = false;
         match record.order() {
             Some(Order::Move(to)) if to != self.parts.here && vm.has_core(to) => {
-                record.leave(vm.guest_tsc());
+                let now = vm.guest_tsc();
+                record.leave(now);
+                vcpu.begin_wait(now, vm);
                 self.unload(&mut vcpu);
                 vcpu.store(&vm.fabric().image(vcpu.id));
                 record.set_place(Place::Moving(to));

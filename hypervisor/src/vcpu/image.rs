@@ -31,7 +31,7 @@ use crate::platform::msr::StoredMsrs;
 use crate::vm::Vm;
 
 /// "VdVcpu" and the layout's version.
-const MAGIC: u64 = u64::from_le_bytes(*b"VdVcpu\x01\0");
+const MAGIC: u64 = u64::from_le_bytes(*b"VdVcpu\x02\0");
 
 /// The image's layout.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -13,6 +13,7 @@ pub mod posted;
 pub mod pv;
 pub mod registers;
 mod run;
+pub mod steal;
 mod step;
 mod string_port;
 
@@ -206,6 +207,21 @@ impl Vcpu {
     /// Whether it executes instructions as soon as it has a core.
     fn is_runnable(&self) -> bool {
         self.state == RunState::Running
+    }
+
+    /// It can run and does not: another vCPU has the core, or it moves.
+    fn begin_wait(&mut self, now: u64, vm: &Vm) {
+        if self.is_runnable() {
+            self.pv.steal_time.begin_wait(now, &vm.memory);
+        }
+    }
+
+    /// It is about to run.
+    fn end_wait(&mut self, vm: &Vm) {
+        let steal_time = &mut self.pv.steal_time;
+        if steal_time.end_wait(vm.guest_tsc(), vm.clock, &vm.memory) {
+            self.tables = 0;
+        }
     }
 
     /// When something is due for it, in guest TSC ticks.

@@ -1,5 +1,5 @@
-//! KVM's paravirtual interface, as stock Linux knows it: clock, steal time,
-//! end of interrupt by a memory write, hypercalls.
+//! KVM's paravirtual interface, as stock Linux knows it: clock, end of
+//! interrupt by a memory write, hypercalls; steal time is in [`super::steal`].
 //!
 //! Layouts: Linux `Documentation/virt/kvm/x86/msr.rst`. The pages are the
 //! guest's; an address that it got wrong is ignored, as if the page were off.
@@ -7,6 +7,7 @@
 use vmm_shared::addr::Gpa;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::steal::StealTime;
 use crate::mem::GuestMemory;
 
 /// Wakes the vCPU with a given APIC id from HLT.
@@ -46,6 +47,18 @@ impl ClockScale {
             }
         }
     }
+
+    /// So many ticks in nanoseconds; what no 64 bits hold is their most.
+    #[must_use]
+    pub fn ns(self, ticks: u64) -> u64 {
+        let ticks = u128::from(ticks);
+        let shifted = match self.shift {
+            shift @ ..0 => ticks >> shift.unsigned_abs(),
+            shift => ticks << shift.unsigned_abs(),
+        };
+        let scaled = shifted.saturating_mul(u128::from(self.multiplier)) >> 32;
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
 }
 
 #[derive(FromBytes, IntoBytes, Immutable)]
@@ -69,16 +82,6 @@ struct WallClockPage {
     nanoseconds: u32,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct StealTimePage {
-    steal: u64,
-    version: u32,
-    flags: u32,
-    preempted: u8,
-    padding: [u8; 47],
-}
-
 /// One vCPU's paravirtual registers.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -87,8 +90,8 @@ pub struct PvState {
     pub system_time: u64,
     /// The wall clock's MSR as written.
     pub wall_clock: u64,
-    /// The steal time page's MSR as written.
-    pub steal_time: u64,
+    /// What it has waited for a core.
+    pub steal_time: StealTime,
     /// The end-of-interrupt word's MSR as written.
     pub eoi: u64,
     /// The guest has been told that it may end its interrupt in memory.
@@ -126,23 +129,6 @@ impl PvState {
             nanoseconds: u32::try_from(boot_ns % NS_PER_S).expect("less than a second"),
         };
         let _ = memory.write(Gpa(value), &page);
-    }
-
-    /// The guest named its steal time page. Every vCPU has a core of its own,
-    /// so nothing is ever stolen and none is ever preempted.
-    pub fn set_steal_time(&mut self, value: u64, memory: &impl GuestMemory) {
-        self.steal_time = value;
-        if value & ENABLED == 0 {
-            return;
-        }
-        let page = StealTimePage {
-            steal: 0,
-            version: 2,
-            flags: 0,
-            preempted: 0,
-            padding: [0; 47],
-        };
-        let _ = memory.write(Gpa(value & !0x3f), &page);
     }
 
     /// The guest named the word in which it ends interrupts.
@@ -195,13 +181,7 @@ mod tests {
     fn ticks_become_nanoseconds_at_any_rate() {
         for khz in [1_000, 999_999, 1_000_000, 2_449_962, 3_500_000, 10_000_000] {
             let scale = ClockScale::new(khz);
-            let ticks = u128::from(khz) * 1000 * 3600;
-            let shifted = if scale.shift < 0 {
-                ticks >> -scale.shift
-            } else {
-                ticks << scale.shift
-            };
-            let ns = (shifted * u128::from(scale.multiplier)) >> 32;
+            let ns = scale.ns(u64::from(khz) * 1000 * 3600);
             let error = ns.abs_diff(3_600_000_000_000);
             assert!(error < 3600 * 3, "{khz} kHz: off by {error} ns in an hour");
         }
@@ -236,7 +216,6 @@ mod tests {
         let mut pv = PvState::default();
         pv.set_system_time(u64::MAX, ClockScale::new(1_000_000), &memory);
         pv.set_wall_clock(4090, 0, &memory);
-        pv.set_steal_time(1 << 50 | 1, &memory);
         pv.set_eoi(u64::MAX);
         pv.offer_eoi(&memory);
         assert!(!pv.take_eoi(&memory));

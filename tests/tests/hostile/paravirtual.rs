@@ -77,6 +77,35 @@ cases! {
         g.require_rax("it reads back", SCRATCH | 1)
     };
 
+    steal_time_with_reserved_bits: Pass, |g| {
+        for bit in 1..6 {
+            g.faults("misaligned", vector::GP, |g| {
+                g.write_msr(STEAL_TIME, SCRATCH | 1 << bit | 1)
+            })?;
+            g.faults("off and misaligned", vector::GP, |g| g.write_msr(STEAL_TIME, 1 << bit))?;
+        }
+        g.read_msr(STEAL_TIME)?;
+        g.require_rax("as it was", 0)
+    };
+
+    steal_time_page_full_of_garbage: Pass, |g| {
+        g.store(SCRATCH, 700)?;
+        g.store(SCRATCH + 8, u32::MAX)?;
+        g.store(SCRATCH + 16, u32::MAX)?;
+        g.runs("switched on", |g| g.write_msr(STEAL_TIME, SCRATCH | 1))?;
+        g.load(SCRATCH + 8)?;
+        g.require("an even version", |g, ok| {
+            g.test(eax, 1)?;
+            g.jz(ok)
+        })?;
+        g.load(SCRATCH)?;
+        g.require_rax("the sum goes on", 700)?;
+        g.load(SCRATCH + 16)?;
+        g.require_rax("it has its core", 0xffff_ff00)?;
+        g.read_msr(STEAL_TIME)?;
+        g.require_rax("it reads back", SCRATCH | 1)
+    };
+
     end_of_interrupt_by_memory: Pass, |g| {
         g.enable_apic()?;
         g.write_msr(END_OF_INTERRUPT, SCRATCH | 1)?;
