@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use vmm_shared::ring::ByteRing;
 
 use crate::errno::{Errno, Result, Stop};
-use crate::fs::locks::Locks;
+use crate::fs::locks::{Lock, Locks};
 use crate::fs::node::{Maker, NodeId, Objects};
 use crate::fs::walk::Viewer;
 use crate::futex::Futexes;
@@ -23,9 +23,13 @@ use crate::mem::space::Space;
 use crate::process::files::OpenFile;
 use crate::process::{Pid, Process, Thread};
 use crate::sched::Scheduler;
+use crate::streams::counter::Counter;
+use crate::streams::epoll::Epoll;
 use crate::streams::pipe::Pipe;
+use crate::streams::socket::Sockets;
 use crate::streams::terminal::Terminal;
 use crate::table::Table;
+use crate::timers::{Running, TimerFile};
 use crate::wait::{Key, Queues, Tid};
 
 /// Frames and heap kept for the kernel's own needs: who would take from them
@@ -83,12 +87,18 @@ pub struct Kernel {
     pub(crate) files: Table<OpenFile>,
     pub(crate) pipes: Table<Pipe>,
     pub(crate) terminals: Table<Terminal>,
-    pub(crate) events: Table<u64>,
+    pub(crate) events: Table<Counter>,
+    pub(crate) timer_files: Table<TimerFile>,
+    pub(crate) epolls: Table<Epoll>,
+    pub(crate) sockets: Sockets,
+    pub(crate) running_timers: Running,
     pub(crate) queues: Queues,
     pub(crate) futexes: Futexes,
     /// By `fcntl`, and by `flock`: they don't see each other.
     pub(crate) record_locks: Locks,
     pub(crate) whole_locks: Locks,
+    /// Which record locks threads wait for, or have until a while ago.
+    pub(crate) lock_waits: BTreeMap<Tid, (NodeId, Lock)>,
     pub(crate) scheduler: Scheduler,
     /// A thread was woken, or sent a signal, since this was last cleared.
     pub(crate) disturbed: bool,
@@ -144,10 +154,15 @@ impl Kernel {
             pipes: Table::default(),
             terminals: Table::default(),
             events: Table::default(),
+            timer_files: Table::default(),
+            epolls: Table::default(),
+            sockets: Sockets::default(),
+            running_timers: Running::default(),
             queues: Queues::default(),
             futexes: Futexes::default(),
             record_locks: Locks::default(),
             whole_locks: Locks::default(),
+            lock_waits: BTreeMap::new(),
             scheduler: Scheduler::new(&start.cpu_nodes),
             disturbed: false,
             next_pid: 1,
@@ -285,6 +300,7 @@ impl Kernel {
 
     /// Lets all that wait for `key` look again.
     pub(crate) fn wake(&mut self, key: Key) {
+        self.queues.note_change(key);
         for tid in self.queues.waiting(key) {
             self.wake_thread(tid);
         }

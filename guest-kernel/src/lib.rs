@@ -29,6 +29,7 @@ pub mod running;
 pub mod sched;
 mod streams;
 mod table;
+mod timers;
 mod user;
 mod wait;
 

@@ -17,8 +17,8 @@ use crate::machine::{CALL_VECTOR, Fpu, Registers};
 use crate::mem::pages::Pages;
 use crate::mem::regions::Access;
 use crate::mem::space::{Fault, Flush};
+use crate::process::Call;
 use crate::process::signal::Info;
-use crate::process::{Call, Process};
 use crate::sched::CpuSet;
 use crate::wait::Tid;
 
@@ -217,16 +217,15 @@ impl Kernel {
     }
 
     fn next_event(&self) -> Option<u64> {
-        let alarm = |process: &Process| process.alarm.at;
-        let alarms = self.processes.values().filter_map(alarm);
-        alarms.chain(self.queues.next_deadline()).min()
+        let timer = self.running_timers.next();
+        timer.into_iter().chain(self.queues.next_deadline()).min()
     }
 
     fn run_timers(&mut self, now: u64) {
         while let Some(tid) = self.queues.due(now) {
             self.wake_thread(tid);
         }
-        self.run_alarms(now);
+        self.run_due_timers(now);
     }
 
     /// Goes on with a thread's call and delivers its signals; whether it can

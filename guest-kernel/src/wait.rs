@@ -16,6 +16,14 @@ pub(crate) enum Key {
     Terminal(u32),
     /// A counter.
     Event(u32),
+    /// A timer that can be read.
+    Timer(u32),
+    /// Blocked signals of this process.
+    Signals(u32),
+    /// What an epoll instance watches.
+    Epoll(u32),
+    /// A socket's queue, its connections, or its end.
+    Socket(u32),
     /// The rings to and from the launcher.
     Launcher,
     /// A lock on this file, or on a part of it.
@@ -34,6 +42,9 @@ pub(crate) struct Queues {
     waiters: BTreeMap<Key, Vec<Tid>>,
     /// When who is woken without anything having happened, in ns.
     deadlines: BTreeSet<(u64, Tid)>,
+    /// How often what is watched for changes has changed, and by how many it
+    /// is watched.
+    changes: BTreeMap<Key, (u64, u32)>,
 }
 
 impl Queues {
@@ -59,6 +70,33 @@ impl Queues {
         }
     }
 
+    /// Counts changes of `key` from now on, for one more.
+    pub(crate) fn watch(&mut self, key: Key) {
+        self.changes.entry(key).or_default().1 += 1;
+    }
+
+    /// For one less.
+    pub(crate) fn unwatch(&mut self, key: Key) {
+        if let Some((_, watchers)) = self.changes.get_mut(&key) {
+            *watchers -= 1;
+            if *watchers == 0 {
+                self.changes.remove(&key);
+            }
+        }
+    }
+
+    /// `key` has changed.
+    pub(crate) fn note_change(&mut self, key: Key) {
+        if let Some((count, _)) = self.changes.get_mut(&key) {
+            *count += 1;
+        }
+    }
+
+    /// How often a watched key has changed.
+    pub(crate) fn change(&self, key: Key) -> u64 {
+        self.changes.get(&key).map_or(0, |(count, _)| *count)
+    }
+
     /// Who waits for `key`.
     pub(crate) fn waiting(&self, key: Key) -> Vec<Tid> {
         self.waiters.get(&key).cloned().unwrap_or_default()
@@ -79,6 +117,21 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changes_are_counted_while_somebody_watches() {
+        let mut queues = Queues::default();
+        let key = Key::Event(1);
+        queues.note_change(key);
+        assert_eq!(queues.change(key), 0);
+        queues.watch(key);
+        queues.watch(key);
+        queues.note_change(key);
+        queues.unwatch(key);
+        assert_eq!(queues.change(key), 1);
+        queues.unwatch(key);
+        assert!(queues.changes.is_empty());
+    }
 
     #[test]
     fn threads_are_found_by_what_they_wait_for_and_leave_nothing_behind() {

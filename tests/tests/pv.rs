@@ -278,3 +278,27 @@ fn threads_on_all_vcpus_print_what_they_print_on_linux() {
     }
     bench.assert_nothing_left();
 }
+
+/// Waiting for many things, timers, sockets, locks.
+const EVENTS: &str = include_str!("../programs/events.py");
+
+#[test]
+fn events_and_sockets_are_what_they_are_on_linux() {
+    let bench = Bench::new();
+    let run = |guest, nodes, cores| {
+        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
+        let words = ["run", "--guest", guest].into_iter().chain(shape);
+        // Linux has the loopback interface down at first.
+        let script = "ip link set lo up 2>/dev/null; exec python3 -";
+        let line = bench.line(words).guest(["sh", "-c", script]);
+        line.input(EVENTS.into()).finish()
+    };
+    let linux = run("linux", "1", "2");
+    for (nodes, cores) in [("1", "1"), ("2", "1")] {
+        let pv = run("pv", nodes, cores);
+        assert_eq!(pv.out(), linux.out(), "{nodes} nodes of {cores} vCPUs");
+        assert_eq!((pv.err(), linux.err()), (String::new(), String::new()));
+        assert_eq!((pv.status, linux.status), (0, 0));
+    }
+    bench.assert_nothing_left();
+}

@@ -12,13 +12,17 @@ use super::low;
 use crate::errno::{Errno, Outcome, Result};
 use crate::fs::locks::Holder;
 use crate::kernel::Kernel;
+use crate::mem::index;
 use crate::process::files::{Descriptor, FileId, Object, OpenFile};
 use crate::process::life::closes_on_exec;
 use crate::streams::pipe::Pipe;
+use crate::timers::{Owner, Timer};
 use crate::wait::{Key, Tid};
 
 /// `close_range` marks descriptors instead of closing them.
 const CLOSE_RANGE_CLOEXEC: u32 = 4;
+const F_SETPIPE_SZ: u32 = 1031;
+const F_GETPIPE_SZ: u32 = 1032;
 /// Flags that `F_SETFL` changes.
 const CHANGEABLE: u32 = O_APPEND | O_NONBLOCK;
 
@@ -65,6 +69,7 @@ impl Kernel {
         if file.uses > 0 {
             return;
         }
+        self.forget_watched(id);
         let Some(file) = self.files.remove(id) else {
             return;
         };
@@ -72,9 +77,11 @@ impl Kernel {
             Object::PipeReader(pipe) => self.close_pipe(pipe, true, false),
             Object::PipeWriter(pipe) => self.close_pipe(pipe, false, true),
             Object::PipeBoth(pipe) => self.close_pipe(pipe, true, true),
-            Object::Socket { reads, writes } => {
-                self.close_pipe(reads, true, false);
-                self.close_pipe(writes, false, true);
+            Object::Socket(socket) => self.close_socket(socket),
+            Object::Epoll(epoll) => self.close_epoll(epoll),
+            Object::Timer(timer) => {
+                self.set_timer(Owner::File(timer), Timer::default());
+                self.timer_files.remove(timer);
             }
             Object::Terminal(number) => self.close_terminal(number, false),
             Object::Master(number) => self.close_terminal(number, true),
@@ -229,8 +236,20 @@ impl Kernel {
             F_SETLK | F_SETLKW | F_GETLK | F_OFD_SETLK | F_OFD_SETLKW | F_OFD_GETLK => {
                 self.record_lock(tid, id, command, argument)
             }
-            // F_SETPIPE_SZ and F_GETPIPE_SZ.
-            1031 | 1032 => Ok(crate::streams::pipe::CAPACITY as u64),
+            F_SETPIPE_SZ | F_GETPIPE_SZ => {
+                let (Object::PipeReader(pipe) | Object::PipeWriter(pipe) | Object::PipeBoth(pipe)) =
+                    self.file(id).object
+                else {
+                    return Err(Errno::EBADF.into());
+                };
+                let ends = self.pipes.get_mut(pipe).ok_or(Errno::EBADF)?;
+                if command == F_GETPIPE_SZ {
+                    return Ok(ends.capacity() as u64);
+                }
+                let capacity = ends.resize(index(u64::from(low(argument))))?;
+                self.wake(Key::Pipe(pipe));
+                Ok(capacity as u64)
+            }
             _ => Err(Errno::EINVAL.into()),
         }
     }

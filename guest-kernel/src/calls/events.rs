@@ -4,13 +4,15 @@ use alloc::vec::Vec;
 
 use linux_raw_sys::general::{
     EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, O_RDWR, POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT,
-    POLLRDNORM, POLLWRNORM,
+    POLLRDHUP, POLLRDNORM, POLLWRNORM,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::errno::{Errno, Outcome};
 use crate::kernel::Kernel;
 use crate::process::files::{Device, FileId, Object, OpenFile};
+use crate::streams::counter::Counter;
+use crate::streams::socket::{CAPACITY, Kind};
 use crate::wait::{Key, Tid};
 
 const NS: u64 = 1_000_000_000;
@@ -31,22 +33,38 @@ struct PollFd {
 }
 
 impl Kernel {
-    /// What is ready at a file, and what to wait for if it is not what is
+    /// What wakes those that wait for a file.
+    pub(super) fn change_key(&self, id: FileId) -> Key {
+        match self.files.get(id).map(|file| &file.object) {
+            Some(
+                Object::PipeReader(number) | Object::PipeWriter(number) | Object::PipeBoth(number),
+            ) => Key::Pipe(*number),
+            Some(Object::Socket(number)) => Key::Socket(*number),
+            Some(Object::Terminal(number) | Object::Master(number)) => Key::Terminal(*number),
+            Some(Object::Event(number)) => Key::Event(*number),
+            Some(Object::Timer(number)) => Key::Timer(*number),
+            Some(Object::Epoll(number)) => Key::Epoll(*number),
+            Some(Object::Device(Device::Launcher)) => Key::Launcher,
+            _ => Key::Time,
+        }
+    }
+
+    /// What is ready at a file; adds what to wait for if it is not what is
     /// wanted.
-    fn readiness(&mut self, id: FileId) -> (u32, Key) {
+    pub(super) fn readiness(&mut self, tid: Tid, id: FileId, keys: &mut Vec<Key>) -> u32 {
+        keys.push(self.change_key(id));
         match self.file(id).object {
-            Object::PipeReader(number) => (self.reader(number), Key::Pipe(number)),
-            Object::PipeWriter(number) => (self.writer(number), Key::Pipe(number)),
-            Object::PipeBoth(number) => {
-                (self.reader(number) | self.writer(number), Key::Pipe(number))
-            }
-            // Its two pipes wake each other's waiters: see `poll_files`.
-            Object::Socket { reads, writes } => {
-                (self.reader(reads) | self.writer(writes), Key::Pipe(reads))
-            }
+            Object::PipeReader(number) => self.reader(number),
+            Object::PipeWriter(number) => self.writer(number),
+            Object::PipeBoth(number) => self.reader(number) | self.writer(number),
+            Object::Socket(number) => self.socket_readiness(number),
+            Object::Epoll(number) => match self.epoll_is_ready(tid, number, keys) {
+                true => IN,
+                false => 0,
+            },
             Object::Terminal(number) => {
                 let Some(terminal) = self.terminals.get(number) else {
-                    return (POLLHUP, Key::Time);
+                    return POLLHUP;
                 };
                 let mut found = 0;
                 if terminal.is_readable() {
@@ -58,11 +76,11 @@ impl Kernel {
                 if terminal.masters == 0 {
                     found |= POLLHUP | IN;
                 }
-                (found, Key::Terminal(number))
+                found
             }
             Object::Master(number) => {
                 let Some(terminal) = self.terminals.get(number) else {
-                    return (POLLHUP, Key::Time);
+                    return POLLHUP;
                 };
                 let mut found = OUT;
                 if terminal.printed() > 0 {
@@ -71,14 +89,28 @@ impl Kernel {
                 if terminal.used && terminal.slaves == 0 {
                     found |= POLLHUP;
                 }
-                (found, Key::Terminal(number))
+                found
             }
             Object::Event(number) => {
-                let count = self.events.get(number).copied().unwrap_or(0);
-                let readable = if count > 0 { IN } else { 0 };
-                (OUT | readable, Key::Event(number))
+                let counter = self.events.get(number);
+                let readable = counter.is_some_and(|counter| counter.count > 0);
+                let writable = counter.is_some_and(|counter| counter.has_room());
+                (if readable { IN } else { 0 }) | if writable { OUT } else { 0 }
             }
-            Object::Device(Device::Console) => (OUT, Key::Time),
+            Object::Timer(number) => match self.timer_files.get(number) {
+                Some(timer) if timer.expired > 0 => IN,
+                _ => 0,
+            },
+            Object::Signals(set) => {
+                let pid = self.pid_of(tid);
+                keys.push(Key::Signals(pid));
+                if self.pending_of(tid, set) != 0 {
+                    IN
+                } else {
+                    0
+                }
+            }
+            Object::Device(Device::Console) => OUT,
             Object::Device(Device::Launcher) => {
                 let mut found = 0;
                 // To find nothing is to ask for a doorbell.
@@ -88,10 +120,43 @@ impl Kernel {
                 if self.to_launcher.space() > 0 || !self.to_launcher.arm_producer() {
                     found |= OUT;
                 }
-                (found, Key::Launcher)
+                found
             }
-            _ => (IN | OUT, Key::Time),
+            _ => IN | OUT,
         }
+    }
+
+    fn socket_readiness(&self, id: u32) -> u32 {
+        let Ok(socket) = self.sockets.get(id) else {
+            return POLLHUP;
+        };
+        let mut found = 0;
+        if socket.error.is_some() {
+            found |= POLLERR | IN | OUT;
+        }
+        if socket.backlog.is_some() {
+            return if socket.waiting.is_empty() {
+                found
+            } else {
+                found | IN
+            };
+        }
+        let stream = socket.kind != Kind::Datagram;
+        let peer = socket.peer.and_then(|peer| self.sockets.get(peer).ok());
+        if !socket.is_empty() || socket.reads_over {
+            found |= IN;
+        }
+        if socket.reads_over {
+            found |= POLLRDHUP;
+        }
+        if stream && (peer.is_none() || socket.reads_over && socket.writes_over) {
+            found |= POLLHUP;
+        }
+        // Not for each byte of room.
+        if peer.is_none_or(|peer| peer.room() >= CAPACITY / 3) {
+            found |= OUT;
+        }
+        found
     }
 
     fn reader(&self, pipe: u32) -> u32 {
@@ -129,11 +194,7 @@ impl Kernel {
                 all.push(POLLNVAL);
                 continue;
             };
-            let (found, key) = self.readiness(id);
-            if let Object::Socket { writes, .. } = self.file(id).object {
-                keys.push(Key::Pipe(writes));
-            }
-            keys.push(key);
+            let found = self.readiness(tid, id, &mut keys);
             all.push(found & (events | POLLERR | POLLHUP));
         }
         keys.sort();
@@ -145,7 +206,7 @@ impl Kernel {
     }
 
     /// When a call that may wait `timeout` ns gives up.
-    fn deadline(&mut self, tid: Tid, timeout: Option<u64>) -> Option<u64> {
+    pub(super) fn deadline(&mut self, tid: Tid, timeout: Option<u64>) -> Option<u64> {
         let settled = self.thread(tid).call.and_then(|call| call.deadline);
         settled.or_else(|| timeout.map(|timeout| self.now().saturating_add(timeout)))
     }
@@ -276,11 +337,14 @@ impl Kernel {
     }
 
     pub(crate) fn eventfd(&mut self, tid: Tid, count: u32, flags: u32) -> Outcome {
-        if flags & EFD_SEMAPHORE != 0 || flags & !(EFD_CLOEXEC | EFD_NONBLOCK) != 0 {
+        if flags & !(EFD_SEMAPHORE | EFD_CLOEXEC | EFD_NONBLOCK) != 0 {
             return Err(Errno::EINVAL.into());
         }
         self.check_memory()?;
-        let event = self.events.insert(count.into());
+        let event = self.events.insert(Counter {
+            count: count.into(),
+            semaphore: flags & EFD_SEMAPHORE != 0,
+        });
         let file = OpenFile::new(Object::Event(event), None, O_RDWR | flags & EFD_NONBLOCK);
         Ok(self.add_file(tid, file, flags)?.into())
     }

@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::errno::{Errno, Outcome, Result};
 use crate::fs::locks::{Holder, Lock};
+use crate::fs::node::NodeId;
 use crate::kernel::Kernel;
 use crate::process::Pid;
 use crate::process::files::{Descriptor, FileId};
@@ -140,15 +141,35 @@ impl Kernel {
             return Ok(0);
         }
         if self.record_locks.conflict(node, &lock).is_some() {
-            return match [F_SETLKW, F_OFD_SETLKW].contains(&command) {
-                true => Err(self.block(tid, &[Key::Lock(node)], None)),
-                false => Err(Errno::EAGAIN.into()),
-            };
+            if ![F_SETLKW, F_OFD_SETLKW].contains(&command) {
+                return Err(Errno::EAGAIN.into());
+            }
+            if !of_file && self.deadlocks(tid, node, lock) {
+                return Err(Errno::EDEADLK.into());
+            }
+            return Err(self.block(tid, &[Key::Lock(node)], None));
         }
         self.record_locks.set(node, lock);
         // It may have become weaker.
         self.wake(Key::Lock(node));
         Ok(0)
+    }
+
+    /// Whether a thread that is about to wait for a lock waited for its own
+    /// process; if not, it is known to wait.
+    fn deadlocks(&mut self, tid: Tid, node: NodeId, lock: Lock) -> bool {
+        // Who was interrupted has not said so.
+        let threads = &self.threads;
+        self.lock_waits.retain(|tid, (node, _)| {
+            let thread = threads.get(tid);
+            thread.is_some_and(|thread| thread.waits && thread.keys == [Key::Lock(*node)])
+        });
+        let waits = self.lock_waits.values().copied();
+        if self.record_locks.deadlocks(node, &lock, waits) {
+            return true;
+        }
+        self.lock_waits.insert(tid, (node, lock));
+        false
     }
 
     /// A process gives up a descriptor, and with it all its locks on parts of

@@ -2,8 +2,8 @@
 
 use linux_raw_sys::general::{
     MADV_DONTNEED, MADV_FREE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN,
-    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC,
-    PROT_READ, PROT_WRITE, RLIMIT_AS, RLIMIT_DATA,
+    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MREMAP_FIXED, MREMAP_MAYMOVE, MS_ASYNC,
+    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_AS, RLIMIT_DATA,
 };
 
 use super::low;
@@ -169,6 +169,23 @@ impl Kernel {
         if [MADV_DONTNEED, MADV_FREE].contains(&advice) {
             let end = end.min(crate::mem::tables::USER_END);
             space.discard(start, end);
+        }
+        Ok(0)
+    }
+
+    /// Pages of files are the files' own: there is nothing to write.
+    pub(crate) fn msync(&mut self, tid: Tid, start: u64, len: u64, flags: u32) -> Outcome {
+        let len = page_up(len).ok_or(Errno::ENOMEM)?;
+        let end = start.checked_add(len).ok_or(Errno::ENOMEM)?;
+        let both = MS_SYNC | MS_ASYNC;
+        let known = flags & !(both | MS_INVALIDATE) == 0 && flags & both != both;
+        if !start.is_multiple_of(4096) || !known {
+            return Err(Errno::EINVAL.into());
+        }
+        let (_, space) = self.memory_of(tid).ok_or(Errno::ESRCH)?;
+        let mut at = start;
+        while at < end {
+            at = space.region(at).ok_or(Errno::ENOMEM)?.1.end;
         }
         Ok(0)
     }

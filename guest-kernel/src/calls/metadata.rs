@@ -110,7 +110,7 @@ impl Kernel {
         let now = self.wall();
         let (mode, inode) = match self.file(id).object {
             Object::PipeReader(pipe) | Object::PipeWriter(pipe) => (S_IFIFO | 0o600, pipe),
-            Object::Socket { reads, .. } => (S_IFSOCK | 0o777, reads),
+            Object::Socket(socket) => (S_IFSOCK | 0o777, socket),
             Object::Device(_) | Object::Master(_) | Object::Terminal(_) => (S_IFCHR | 0o620, id),
             _ => (0o600, id),
         };

@@ -4,11 +4,15 @@
 //! thread is woken; what it has done by then is in its [`Call`].
 
 mod descriptors;
+mod epoll;
 mod events;
+mod extended;
 mod identity;
 mod locks;
 mod memory;
+mod messages;
 mod metadata;
+mod moves;
 mod names;
 mod open;
 mod processes;
@@ -18,6 +22,7 @@ mod system;
 mod terminals;
 mod threads;
 mod time;
+mod timers;
 mod transfer;
 
 use alloc::format;
@@ -25,9 +30,11 @@ use alloc::string::String;
 
 use linux_raw_sys::general as nr;
 
+use extended::Extended;
 use identity::Kind;
 
 use crate::errno::{Errno, Outcome};
+use crate::fs::walk::Last;
 use crate::kernel::Kernel;
 use crate::process::Call;
 use crate::wait::Tid;
@@ -59,7 +66,10 @@ pub(crate) fn restart_rule(number: u32) -> Restart {
         | nr::__NR_poll
         | nr::__NR_ppoll
         | nr::__NR_select
-        | nr::__NR_pselect6 => Restart::Never,
+        | nr::__NR_pselect6
+        | nr::__NR_epoll_wait
+        | nr::__NR_epoll_pwait
+        | nr::__NR_epoll_pwait2 => Restart::Never,
         _ => Restart::IfWanted,
     }
 }
@@ -177,6 +187,20 @@ calls! { k, tid, a, call;
     __NR_pselect6 => k.pselect(tid, a),
     __NR_eventfd => k.eventfd(tid, low(a[0]), 0),
     __NR_eventfd2 => k.eventfd(tid, low(a[0]), low(a[1])),
+    __NR_epoll_create => match signed(a[0]) {
+        ..=0 => Err(Errno::EINVAL.into()),
+        _ => k.epoll_create(tid, 0),
+    },
+    __NR_epoll_create1 => k.epoll_create(tid, low(a[0])),
+    __NR_epoll_ctl => k.epoll_ctl(tid, low(a[0]), low(a[1]), low(a[2]), a[3]),
+    __NR_epoll_wait => k.epoll_wait_ms(tid, a, 0),
+    __NR_epoll_pwait => k.epoll_wait_ms(tid, a, a[4]),
+    __NR_epoll_pwait2 => k.epoll_pwait2(tid, a),
+    __NR_timerfd_create => k.timerfd_create(tid, low(a[0]), low(a[1])),
+    __NR_timerfd_settime => k.timerfd_settime(tid, low(a[0]), low(a[1]), a[2], a[3]),
+    __NR_timerfd_gettime => k.timerfd_gettime(tid, low(a[0]), a[1]),
+    __NR_signalfd => k.signalfd(tid, low(a[0]), a[1], a[2], 0),
+    __NR_signalfd4 => k.signalfd(tid, low(a[0]), a[1], a[2], low(a[3])),
     __NR_getdents64 => k.getdents(tid, low(a[0]), a[1], a[2]),
 
     __NR_stat => k.stat(tid, HERE, a[0], a[1], 0),
@@ -229,7 +253,7 @@ calls! { k, tid, a, call;
     __NR_mprotect => k.mprotect(tid, a[0], a[1], low(a[2])),
     __NR_mremap => k.mremap(tid, a),
     __NR_madvise => k.madvise(tid, a[0], a[1], low(a[2])),
-    __NR_msync => Ok(0),
+    __NR_msync => k.msync(tid, a[0], a[1], low(a[2])),
     __NR_mlock => Ok(0),
     __NR_munlock => Ok(0),
 
@@ -296,6 +320,12 @@ calls! { k, tid, a, call;
     __NR_setitimer => k.setitimer(tid, low(a[0]), a[1], a[2]),
     __NR_getitimer => k.getitimer(tid, low(a[0]), a[1]),
 
+    __NR_timer_create => k.timer_create(tid, low(a[0]), a[1], a[2]),
+    __NR_timer_settime => k.timer_settime(tid, low(a[0]), low(a[1]), a[2], a[3]),
+    __NR_timer_gettime => k.timer_gettime(tid, low(a[0]), a[1]),
+    __NR_timer_getoverrun => k.timer_getoverrun(tid, low(a[0])),
+    __NR_timer_delete => k.timer_delete(tid, low(a[0])),
+
     __NR_clock_gettime => k.clock_gettime(tid, low(a[0]), a[1]),
     __NR_clock_getres => k.clock_getres(tid, a[1]),
     __NR_gettimeofday => k.gettimeofday(tid, a[0]),
@@ -304,37 +334,46 @@ calls! { k, tid, a, call;
     __NR_nanosleep => k.sleep(tid, nr::CLOCK_MONOTONIC, 0, a[0], a[1]),
     __NR_clock_nanosleep => k.sleep(tid, low(a[0]), low(a[1]), a[2], a[3]),
 
-    __NR_socketpair => k.socketpair(tid, low(a[0]), low(a[1]), a[3]),
-    __NR_socket => Err(Errno::EAFNOSUPPORT.into()),
-    __NR_sendto => k.sendto(tid, low(a[0]), a[1], a[2], low(a[3])),
-    __NR_recvfrom => k.recvfrom(tid, low(a[0]), a[1], a[2], low(a[3])),
-    __NR_shutdown => k.shutdown(tid, low(a[0])),
+    __NR_socket => k.socket(tid, low(a[0]), low(a[1]), low(a[2])),
+    __NR_socketpair => k.socketpair(tid, low(a[0]), low(a[1]), low(a[2]), a[3]),
+    __NR_bind => k.bind(tid, low(a[0]), a[1], low(a[2])),
+    __NR_listen => k.listen(tid, low(a[0]), low(a[1])),
+    __NR_accept => k.accept(tid, low(a[0]), a[1], a[2], 0),
+    __NR_accept4 => k.accept(tid, low(a[0]), a[1], a[2], low(a[3])),
+    __NR_connect => k.connect(tid, low(a[0]), a[1], low(a[2])),
+    __NR_getsockname => k.socket_name(tid, low(a[0]), a[1], a[2], false),
+    __NR_getpeername => k.socket_name(tid, low(a[0]), a[1], a[2], true),
+    __NR_sendto => k.sendto(tid, a),
+    __NR_recvfrom => k.recvfrom(tid, a),
+    __NR_sendmsg => k.sendmsg(tid, low(a[0]), a[1], low(a[2])),
+    __NR_recvmsg => k.recvmsg(tid, low(a[0]), a[1], low(a[2])),
+    __NR_shutdown => k.shutdown(tid, low(a[0]), low(a[1])),
+    __NR_setsockopt => k.setsockopt(tid, a),
+    __NR_getsockopt => k.getsockopt(tid, a),
 
     __NR_uname => k.uname(tid, a[0]),
     __NR_sysinfo => k.sysinfo(tid, a[0]),
     __NR_getrandom => k.getrandom(tid, a[0], a[1]),
     __NR_reboot => k.reboot(tid, low(a[2])),
     __NR_sethostname => Ok(0),
-    __NR_getxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_lgetxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_fgetxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_setxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_lsetxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_fsetxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_listxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_llistxattr => Err(Errno::EOPNOTSUPP.into()),
-    __NR_flistxattr => Err(Errno::EOPNOTSUPP.into()),
+    __NR_getxattr => k.path_extended(tid, a[0], Last::Follow, Extended::One(a[1])),
+    __NR_lgetxattr => k.path_extended(tid, a[0], Last::Keep, Extended::One(a[1])),
+    __NR_fgetxattr => k.file_extended(tid, low(a[0]), Extended::One(a[1])),
+    __NR_setxattr => k.path_extended(tid, a[0], Last::Follow, Extended::One(a[1])),
+    __NR_lsetxattr => k.path_extended(tid, a[0], Last::Keep, Extended::One(a[1])),
+    __NR_fsetxattr => k.file_extended(tid, low(a[0]), Extended::One(a[1])),
+    __NR_removexattr => k.path_extended(tid, a[0], Last::Follow, Extended::One(a[1])),
+    __NR_lremovexattr => k.path_extended(tid, a[0], Last::Keep, Extended::One(a[1])),
+    __NR_fremovexattr => k.file_extended(tid, low(a[0]), Extended::One(a[1])),
+    __NR_listxattr => k.path_extended(tid, a[0], Last::Follow, Extended::List),
+    __NR_llistxattr => k.path_extended(tid, a[0], Last::Keep, Extended::List),
+    __NR_flistxattr => k.file_extended(tid, low(a[0]), Extended::List),
 }
 
 /// A name for a call that is not known here.
 pub(crate) fn name(number: u32) -> String {
-    const NAMES: [(u32, &str); 24] = [
-        (nr::__NR_bind, "bind"),
-        (nr::__NR_connect, "connect"),
+    const NAMES: [(u32, &str); 16] = [
         (nr::__NR_copy_file_range, "copy_file_range"),
-        (nr::__NR_epoll_create1, "epoll_create1"),
-        (nr::__NR_epoll_ctl, "epoll_ctl"),
-        (nr::__NR_epoll_wait, "epoll_wait"),
         (nr::__NR_get_mempolicy, "get_mempolicy"),
         (nr::__NR_inotify_init1, "inotify_init1"),
         (nr::__NR_io_uring_setup, "io_uring_setup"),
@@ -348,11 +387,8 @@ pub(crate) fn name(number: u32) -> String {
         (nr::__NR_rseq, "rseq"),
         (nr::__NR_set_mempolicy, "set_mempolicy"),
         (nr::__NR_shmget, "shmget"),
-        (nr::__NR_signalfd4, "signalfd4"),
         (nr::__NR_splice, "splice"),
         (nr::__NR_syslog, "syslog"),
-        (nr::__NR_timer_create, "timer_create"),
-        (nr::__NR_timerfd_create, "timerfd_create"),
     ];
     let known = NAMES.iter().find(|(other, _)| *other == number);
     known.map_or_else(|| format!("call_{number}"), |(_, name)| String::from(*name))

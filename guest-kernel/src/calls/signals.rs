@@ -1,21 +1,18 @@
 //! Signals: actions, masks, sending.
 
-use linux_raw_sys::general::{
-    ITIMER_REAL, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SS_DISABLE, SS_ONSTACK,
-};
+use linux_raw_sys::general::{SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SS_DISABLE, SS_ONSTACK};
 
 use super::low;
 use crate::errno::{Errno, Outcome, Result};
 use crate::kernel::Kernel;
 use crate::process::signal::{Action, Info, SIGNALS, UNBLOCKABLE, bit};
-use crate::process::{Pid, SignalStack, State, Timer};
+use crate::process::{Pid, SignalStack, State};
 use crate::wait::{Key, Tid};
 
-const NS: u64 = 1_000_000_000;
 /// Smallest alternate stack.
 const LEAST_STACK: u64 = 2048;
 
-fn signal_number(number: u32) -> Result<u8> {
+pub(super) fn signal_number(number: u32) -> Result<u8> {
     u8::try_from(number)
         .ok()
         .filter(|signal| *signal <= SIGNALS)
@@ -138,7 +135,8 @@ impl Kernel {
         if deadline.is_some_and(|at| at <= self.now()) {
             return Err(Errno::EAGAIN.into());
         }
-        Err(self.block(tid, &[Key::Time], deadline))
+        let pid = self.pid_of(tid);
+        Err(self.block(tid, &[Key::Signals(pid)], deadline))
     }
 
     pub(crate) fn sigaltstack(&mut self, tid: Tid, new: u64, old: u64) -> Outcome {
@@ -244,58 +242,6 @@ impl Kernel {
             let uid = self.process_of(tid).owner.user.real;
             self.send_to_thread(target, Info::from_process(signal, SI_TKILL, me, uid));
         }
-        Ok(0)
-    }
-
-    fn swap_alarm(&mut self, tid: Tid, new: Option<Timer>) -> (u64, u64) {
-        let now = self.now();
-        let alarm = &mut self.process_of(tid).alarm;
-        let before = *alarm;
-        if let Some(new) = new {
-            *alarm = new;
-        }
-        let left = before.at.map_or(0, |at| at.saturating_sub(now).max(1));
-        (left, before.interval)
-    }
-
-    pub(crate) fn alarm(&mut self, tid: Tid, seconds: u32) -> Outcome {
-        let at = (seconds > 0).then(|| self.now() + u64::from(seconds) * NS);
-        let (left, _) = self.swap_alarm(tid, Some(Timer { at, interval: 0 }));
-        Ok(left.div_ceil(NS))
-    }
-
-    fn put_timer(&mut self, tid: Tid, address: u64, (left, interval): (u64, u64)) -> Result<()> {
-        let words = [
-            interval / NS,
-            interval % NS / 1000,
-            left / NS,
-            left % NS / 1000,
-        ];
-        self.put_if(tid, address, &words)
-    }
-
-    pub(crate) fn setitimer(&mut self, tid: Tid, which: u32, new: u64, old: u64) -> Outcome {
-        if which != ITIMER_REAL {
-            return Err(Errno::EINVAL.into());
-        }
-        let words: [u64; 4] = self.get(tid, new)?;
-        let time = |seconds: u64, us: u64| seconds.saturating_mul(NS).saturating_add(us * 1000);
-        if words[1] >= 1_000_000 || words[3] >= 1_000_000 {
-            return Err(Errno::EINVAL.into());
-        }
-        let (interval, value) = (time(words[0], words[1]), time(words[2], words[3]));
-        let at = (value > 0).then(|| self.now().saturating_add(value));
-        let before = self.swap_alarm(tid, Some(Timer { at, interval }));
-        self.put_timer(tid, old, before)?;
-        Ok(0)
-    }
-
-    pub(crate) fn getitimer(&mut self, tid: Tid, which: u32, address: u64) -> Outcome {
-        if which != ITIMER_REAL {
-            return Err(Errno::EINVAL.into());
-        }
-        let now = self.swap_alarm(tid, None);
-        self.put_timer(tid, address, now)?;
         Ok(0)
     }
 

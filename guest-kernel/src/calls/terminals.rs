@@ -122,9 +122,8 @@ impl Kernel {
     fn waiting(&mut self, id: FileId) -> Result<u32> {
         let offset = self.file(id).offset;
         let bytes = match self.file(id).object {
-            Object::PipeReader(pipe)
-            | Object::PipeBoth(pipe)
-            | Object::Socket { reads: pipe, .. } => {
+            Object::Socket(socket) => self.sockets.get(socket)?.available(),
+            Object::PipeReader(pipe) | Object::PipeBoth(pipe) => {
                 self.pipes.get(pipe).map_or(0, |pipe| pipe.len())
             }
             Object::Terminal(number) => {

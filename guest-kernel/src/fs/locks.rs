@@ -37,6 +37,9 @@ impl Lock {
 #[derive(Debug, Default)]
 pub(crate) struct Locks(BTreeMap<NodeId, Vec<Lock>>);
 
+/// Longest chain of who waits for whom that is followed.
+const LONGEST_CHAIN: usize = 10;
+
 impl Locks {
     /// A lock in the way of another.
     pub(crate) fn conflict(&self, file: NodeId, wanted: &Lock) -> Option<Lock> {
@@ -47,6 +50,30 @@ impl Locks {
                 && (lock.exclusive || wanted.exclusive)
         };
         locks.iter().find(in_the_way).copied()
+    }
+
+    /// Whether who wants a lock would wait for itself, where the others wait
+    /// for these.
+    pub(crate) fn deadlocks(
+        &self,
+        file: NodeId,
+        wanted: &Lock,
+        waits: impl Iterator<Item = (NodeId, Lock)> + Clone,
+    ) -> bool {
+        let mut next = (file, *wanted);
+        for _ in 0..LONGEST_CHAIN {
+            let Some(other) = self.conflict(next.0, &next.1) else {
+                return false;
+            };
+            if other.holder == wanted.holder {
+                return true;
+            }
+            match waits.clone().find(|(_, lock)| lock.holder == other.holder) {
+                Some(wait) => next = wait,
+                None => return false,
+            }
+        }
+        false
     }
 
     /// Takes a lock, in place of what its holder has of these bytes. Nothing
@@ -128,6 +155,19 @@ mod tests {
                 .conflict(FILE, &lock(2, u64::MAX, u64::MAX, false))
                 .is_some()
         );
+    }
+
+    #[test]
+    fn who_would_wait_for_itself_is_found() {
+        let mut locks = Locks::default();
+        for pid in 1..=3 {
+            locks.set(FILE, lock(pid, pid.into(), pid.into(), true));
+        }
+        // 2 waits for 1, and 3 for 2.
+        let waits = [(FILE, lock(3, 2, 2, true)), (FILE, lock(2, 1, 1, true))];
+        let deadlocks = |lock| locks.deadlocks(FILE, &lock, waits.iter().copied());
+        assert!(deadlocks(lock(1, 3, 3, true)) && deadlocks(lock(1, 2, 2, true)));
+        assert!(!deadlocks(lock(4, 3, 3, true)) && !deadlocks(lock(1, 4, 4, true)));
     }
 
     #[test]

@@ -328,10 +328,13 @@ impl ProcView<'_> {
                         Object::PipeReader(pipe)
                         | Object::PipeWriter(pipe)
                         | Object::PipeBoth(pipe) => format!("pipe:[{pipe}]"),
-                        Object::Socket { reads, .. } => format!("socket:[{reads}]"),
+                        Object::Socket(socket) => format!("socket:[{socket}]"),
                         Object::Terminal(number) => format!("/dev/pts/{number}"),
                         Object::Master(_) => String::from("/dev/pts/ptmx"),
                         Object::Event(_) => String::from("anon_inode:[eventfd]"),
+                        Object::Timer(_) => String::from("anon_inode:[timerfd]"),
+                        Object::Signals(_) => String::from("anon_inode:[signalfd]"),
+                        Object::Epoll(_) => String::from("anon_inode:[eventpoll]"),
                         _ => format!("anon_inode:[{id}]"),
                     }
                     .into_bytes(),

@@ -280,6 +280,8 @@ impl Kernel {
             texts.collect()
         };
         let absolute = self.absolute_path(tid, path);
+        let pid = self.pid_of(tid);
+        self.drop_timers(pid, false);
         let closing: Vec<_> = {
             let process = self.process_of(tid);
             process.actions.exec();

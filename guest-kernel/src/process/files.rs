@@ -46,15 +46,15 @@ pub(crate) enum Object {
     PipeWriter(u32),
     /// A named pipe opened for both.
     PipeBoth(u32),
-    /// One end of a pair of connected sockets: the pipes it reads and writes.
-    Socket {
-        reads: u32,
-        writes: u32,
-    },
+    Socket(u32),
     /// The program's side of a terminal, and the other.
     Terminal(u32),
     Master(u32),
     Event(u32),
+    Timer(u32),
+    /// Signals of this set, of who reads them.
+    Signals(u64),
+    Epoll(u32),
     /// Opened for its name only.
     PathOnly,
 }
@@ -72,6 +72,8 @@ pub(crate) struct OpenFile {
     pub(crate) uses: u32,
     /// The path, for /proc.
     pub(crate) path: Option<Box<[u8]>>,
+    /// The epoll instances that watch it, and by which numbers.
+    pub(crate) watchers: Vec<(u32, u32)>,
 }
 
 impl OpenFile {
@@ -83,6 +85,7 @@ impl OpenFile {
             offset: 0,
             uses: 0,
             path: None,
+            watchers: Vec::new(),
         }
     }
 

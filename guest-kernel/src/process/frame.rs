@@ -55,6 +55,8 @@ impl Kernel {
         thread.pending.add(info);
         if !blocked {
             self.wake_for_signal(tid, info.signal);
+        } else {
+            self.wake(Key::Signals(pid));
         }
     }
 
@@ -71,7 +73,6 @@ impl Kernel {
             thread.is_some_and(|thread| thread.mask & bit(info.signal) == 0)
         };
         let taker = process.threads.iter().find(open).copied();
-        let any = process.threads.first().copied();
         self.before_signal(pid, info.signal);
         if taker.is_some() && self.ignores(pid, info.signal) {
             return;
@@ -81,11 +82,8 @@ impl Kernel {
         }
         if let Some(tid) = taker {
             self.wake_for_signal(tid, info.signal);
-        } else if let Some(tid) = any
-            && self.thread(tid).keys.contains(&Key::Time)
-        {
-            // It may be what sigtimedwait waits for.
-            self.wake_for_signal(tid, info.signal);
+        } else {
+            self.wake(Key::Signals(pid));
         }
     }
 

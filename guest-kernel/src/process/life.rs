@@ -11,7 +11,7 @@ use linux_raw_sys::general::{
 use super::files::{Descriptor, Descriptors, Device, Object, OpenFile};
 use super::signal::{Actions, Effect, Info, Pending, SIG_IGNORE};
 use super::{
-    Ending, Owner, Pid, Process, Program, SignalStack, State, Thread, Timer, Times, default_limits,
+    Ending, Owner, Pid, Process, Program, SignalStack, State, Thread, Times, default_limits,
 };
 use crate::errno::{Errno, Result, Stop};
 use crate::fs::Place;
@@ -20,6 +20,7 @@ use crate::kernel::Kernel;
 use crate::machine::{Fpu, Registers};
 use crate::mem::space::Space;
 use crate::sched::CpuSet;
+use crate::timers::ProcessTimers;
 use crate::wait::{Key, Tid};
 
 /// Process 1, which adopts orphans.
@@ -74,7 +75,7 @@ impl Kernel {
             started: now,
             times: Times::default(),
             children: Times::default(),
-            alarm: Timer::default(),
+            timers: ProcessTimers::default(),
             borrowed: false,
             executed: false,
             nice: 0,
@@ -239,7 +240,7 @@ impl Kernel {
             started: now,
             times: Times::default(),
             children: Times::default(),
-            alarm: Timer::default(),
+            timers: ProcessTimers::default(),
             borrowed: has(CLONE_VFORK),
             executed: false,
             nice: parent.nice,
@@ -352,13 +353,13 @@ impl Kernel {
         }
         process.state = State::Ended(ending);
         process.news = true;
-        process.alarm = Timer::default();
         let files = core::mem::take(&mut process.files);
         let space = process.space.take();
         let (root, directory) = (process.root, process.directory);
         let (parent, exit_signal) = (process.parent, process.exit_signal);
         let leads = process.session == pid;
         let terminal = process.terminal;
+        self.drop_timers(pid, true);
         for (_, descriptor) in files.iter() {
             self.drop_descriptor(pid, descriptor);
         }
@@ -452,25 +453,6 @@ impl Kernel {
         for signal in [SIGHUP, SIGCONT] {
             let signal = u8::try_from(signal).expect("a small number");
             self.send_to_group(group, Info::from_kernel(signal));
-        }
-    }
-
-    /// Alarms whose time has come.
-    pub(crate) fn run_alarms(&mut self, now: u64) {
-        const SIGALRM: u8 = 14;
-        let due = |process: &Process| process.alarm.at.is_some_and(|at| at <= now);
-        let pids: Vec<_> = self
-            .processes
-            .iter()
-            .filter(|(_, process)| due(process))
-            .map(|(pid, _)| *pid)
-            .collect();
-        for pid in pids {
-            if let Some(process) = self.processes.get_mut(&pid) {
-                let alarm = &mut process.alarm;
-                alarm.at = (alarm.interval > 0).then(|| now.saturating_add(alarm.interval));
-            }
-            self.send_to_process(pid, Info::from_kernel(SIGALRM));
         }
     }
 

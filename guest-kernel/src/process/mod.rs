@@ -18,6 +18,7 @@ use crate::fs::Place;
 use crate::fs::node::NodeId;
 use crate::machine::{Fpu, Registers};
 use crate::sched::CpuSet;
+use crate::timers::ProcessTimers;
 use crate::wait::{Key, Tid};
 use files::Descriptors;
 use signal::{Actions, Pending};
@@ -123,13 +124,6 @@ pub(crate) struct Program {
     pub(crate) environment: Vec<u8>,
 }
 
-/// A timer of a process: when it runs out next, and how often, in ns.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Timer {
-    pub(crate) at: Option<u64>,
-    pub(crate) interval: u64,
-}
-
 /// A process.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -160,7 +154,7 @@ pub(crate) struct Process {
     pub(crate) started: u64,
     pub(crate) times: Times,
     pub(crate) children: Times,
-    pub(crate) alarm: Timer,
+    pub(crate) timers: ProcessTimers,
     /// It runs in its parent's memory until it starts a program or ends.
     pub(crate) borrowed: bool,
     pub(crate) executed: bool,

@@ -180,6 +180,11 @@ impl Pending {
         Some(info)
     }
 
+    /// One of those that wait.
+    pub(crate) fn find(&mut self, wanted: impl Fn(&Info) -> bool) -> Option<&mut Info> {
+        self.infos.iter_mut().find(|info| wanted(info))
+    }
+
     /// Drops signals in a set.
     pub(crate) fn drop(&mut self, set: u64) {
         self.set &= !set;

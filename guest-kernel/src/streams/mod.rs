@@ -1,4 +1,7 @@
-//! Byte streams between processes.
+//! Byte streams between processes, and what else they wait for.
 
+pub(crate) mod counter;
+pub(crate) mod epoll;
 pub(crate) mod pipe;
+pub(crate) mod socket;
 pub(crate) mod terminal;

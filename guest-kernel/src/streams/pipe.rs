@@ -2,8 +2,12 @@
 
 use alloc::collections::VecDeque;
 
-/// Bytes that a pipe holds.
-pub(crate) const CAPACITY: usize = 1 << 16;
+use crate::errno::{Errno, Result};
+
+/// Bytes that a new pipe holds.
+const CAPACITY: usize = 1 << 16;
+/// Most bytes that one can be made to hold.
+const LARGEST: usize = 1 << 20;
 /// Writes up to this many bytes are never mixed with others.
 pub(crate) const ATOMIC: usize = 4096;
 
@@ -11,8 +15,7 @@ pub(crate) const ATOMIC: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Pipe {
     bytes: VecDeque<u8>,
-    /// Lengths of the messages in it, if it keeps them apart.
-    messages: Option<VecDeque<usize>>,
+    capacity: usize,
     pub(crate) readers: u32,
     pub(crate) writers: u32,
     /// How often it has been opened for reading and writing: who opens one
@@ -35,23 +38,11 @@ impl Pipe {
     pub(crate) fn new() -> Self {
         Self {
             bytes: VecDeque::new(),
-            messages: None,
+            capacity: CAPACITY,
             readers: 0,
             writers: 0,
             opened: (0, 0),
         }
-    }
-
-    /// A pipe that keeps messages apart, each of at most [`ATOMIC`] bytes.
-    pub(crate) fn of_messages() -> Self {
-        Self {
-            messages: Some(VecDeque::new()),
-            ..Self::new()
-        }
-    }
-
-    pub(crate) fn keeps_messages(&self) -> bool {
-        self.messages.is_some()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -59,7 +50,25 @@ impl Pipe {
     }
 
     pub(crate) fn room(&self) -> usize {
-        CAPACITY - self.bytes.len()
+        self.capacity - self.bytes.len()
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Makes it hold at least so many bytes.
+    pub(crate) fn resize(&mut self, wanted: usize) -> Result<usize> {
+        let capacity = wanted.max(ATOMIC).checked_next_power_of_two();
+        let capacity = capacity.ok_or(Errno::EINVAL)?;
+        if capacity > LARGEST {
+            return Err(Errno::EPERM);
+        }
+        if capacity < self.bytes.len() {
+            return Err(Errno::EBUSY);
+        }
+        self.capacity = capacity;
+        Ok(capacity)
     }
 
     pub(crate) fn read(&mut self, into: &mut [u8]) -> Transfer {
@@ -69,18 +78,12 @@ impl Pipe {
                 _ => Transfer::Wait,
             };
         }
-        let messages = self.messages.as_ref();
-        let most = messages.and_then(|messages| messages.front().copied());
-        let len = into.len().min(most.unwrap_or(self.bytes.len()));
+        let len = into.len().min(self.bytes.len());
         let (first, second) = self.bytes.as_slices();
         let split = first.len().min(len);
         into[..split].copy_from_slice(&first[..split]);
         into[split..len].copy_from_slice(&second[..len - split]);
-        let taken = self.messages.as_mut().map_or(len, |messages| {
-            // What the reader has no room for is lost.
-            messages.pop_front().unwrap_or(len)
-        });
-        self.bytes.drain(..taken);
+        self.bytes.drain(..len);
         Transfer::Moved(len)
     }
 
@@ -95,9 +98,6 @@ impl Pipe {
             return Transfer::Wait;
         }
         let len = from.len().min(room);
-        if let Some(messages) = &mut self.messages {
-            messages.push_back(len);
-        }
         self.bytes.extend(&from[..len]);
         Transfer::Moved(len)
     }
@@ -124,19 +124,6 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_kept_apart() {
-        let mut pipe = Pipe::of_messages();
-        (pipe.readers, pipe.writers) = (1, 1);
-        assert_eq!(pipe.write(b"hello", 5), Transfer::Moved(5));
-        assert_eq!(pipe.write(b"you", 3), Transfer::Moved(3));
-        let mut buffer = [0; 8];
-        assert_eq!(pipe.read(&mut buffer[..2]), Transfer::Moved(2));
-        assert_eq!(pipe.read(&mut buffer), Transfer::Moved(3));
-        assert_eq!(&buffer[..3], b"you");
-        assert_eq!(pipe.read(&mut buffer), Transfer::Wait);
-    }
-
-    #[test]
     fn short_writes_are_whole_and_long_ones_fill_the_pipe() {
         let mut pipe = Pipe::new();
         (pipe.readers, pipe.writers) = (1, 1);
@@ -151,5 +138,8 @@ mod tests {
         let mut one = [0];
         assert_eq!(pipe.read(&mut one), Transfer::Moved(1));
         assert_eq!(pipe.write(&long[..10], 10_000), Transfer::Moved(1));
+        assert_eq!(pipe.resize(5000), Err(Errno::EBUSY));
+        assert_eq!((pipe.resize(70_000), pipe.room()), (Ok(1 << 17), 1 << 16));
+        assert_eq!(pipe.resize(2 << 20), Err(Errno::EPERM));
     }
 }
