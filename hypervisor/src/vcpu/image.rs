@@ -12,7 +12,7 @@
 
 use alloc::boxed::Box;
 
-use vmm_shared::addr::{Hpa, VcpuId};
+use vmm_shared::addr::{ApicId, Hpa, VcpuId};
 use vmm_shared::control::VCPU_IMAGE_SIZE;
 use vmm_shared::shm::SharedMem;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -73,9 +73,25 @@ pub(super) enum ImageError {
     Xcr0(u64),
 }
 
+/// What is not in an image, since it is the VM's or the node's.
+struct Surroundings {
+    apic_id: ApicId,
+    tsc_khz: u32,
+    tsc_offset: u64,
+    /// The extended state that the node's processors have.
+    mask: u64,
+    maps: PermissionMaps,
+    root: Hpa,
+}
+
 impl Vcpu {
     /// Writes a vCPU that is in no core to its image.
     pub(super) fn store(&self, to: &SharedMem) {
+        to.write_bytes(0, self.image().as_bytes())
+            .expect("an image fits into its room");
+    }
+
+    fn image(&self) -> Box<Image> {
         let mut image = Image::new_box_zeroed().expect("the node's memory suffices for its vCPUs");
         image.magic = MAGIC;
         image.state = self.state as u32;
@@ -97,8 +113,7 @@ impl Vcpu {
         image
             .xsave
             .copy_from_slice(self.resident.area.as_ref().as_bytes());
-        to.write_bytes(0, image.as_bytes())
-            .expect("an image fits into its room");
+        image
     }
 
     /// The vCPU of an image, for a core of this node.
@@ -112,17 +127,33 @@ impl Vcpu {
         let mut image = Image::new_box_zeroed().expect("the node's memory suffices for its vCPUs");
         from.read_bytes(0, image.as_mut_bytes())
             .ok_or(ImageError::Unknown)?;
+        let surroundings = Surroundings {
+            apic_id: vm.apic_id(id),
+            tsc_khz: vm.tsc_khz,
+            tsc_offset: vm.tsc_offset,
+            mask: vm.cpuid.supported_xcr0(),
+            maps,
+            root,
+        };
+        Self::of_image(id, core, &surroundings, &image)
+    }
+
+    fn of_image(
+        id: VcpuId,
+        core: usize,
+        around: &Surroundings,
+        image: &Image,
+    ) -> Result<Box<Self>, ImageError> {
         let state = RunState::from_raw(image.state).filter(|_| image.magic == MAGIC);
         let state = state.ok_or(ImageError::Unknown)?;
-        let mask = vm.cpuid.supported_xcr0();
         let mut area = XsaveArea::new_box_zeroed().expect("as above");
         area.as_mut_bytes().copy_from_slice(&image.xsave);
-        area.check(mask).map_err(ImageError::Extended)?;
-        if !super::handlers::is_legal_xcr0(image.xcr0, mask) {
+        area.check(around.mask).map_err(ImageError::Extended)?;
+        if !super::handlers::is_legal_xcr0(image.xcr0, around.mask) {
             return Err(ImageError::Xcr0(image.xcr0));
         }
-        let mut vmcb = Vmcb::new(maps, root, vm.tsc_offset);
-        vmcb.save = image.save;
+        let mut vmcb = Vmcb::new(around.maps, around.root, around.tsc_offset);
+        vmcb.save = image.save.clone();
         vmcb.control.interrupt_shadow = image.interrupt_shadow;
         vmcb.control.event_injection = image.event_injection;
         let [tsc_aux, _] = [image.tsc_aux, image.tsc_aux >> 32]
@@ -137,7 +168,7 @@ impl Vcpu {
                 rip: image.rip,
                 rflags: image.rflags,
             },
-            lapic: Lapic::from_image(vm.apic_id(id), vm.tsc_khz, &image.lapic),
+            lapic: Lapic::from_image(around.apic_id, around.tsc_khz, &image.lapic),
             pv: image.pv,
             msrs: image.msrs,
             resident: Resident {
@@ -155,5 +186,106 @@ impl Vcpu {
             nmi: NmiState::from_image(&image.nmi),
             step: Step::default(),
         }))
+    }
+}
+
+/// The image of the vCPU that these bytes are the image of, if they are one's.
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn carry(bytes: &[u8]) -> Option<alloc::vec::Vec<u8>> {
+    let image = Image::read_from_bytes(bytes).ok()?;
+    let around = Surroundings {
+        apic_id: ApicId(1),
+        tsc_khz: 1_000_000,
+        tsc_offset: 0,
+        mask: 0xe7,
+        maps: PermissionMaps {
+            io: Hpa(0),
+            msr: Hpa(0),
+        },
+        root: Hpa(0),
+    };
+    let vcpu = Vcpu::of_image(VcpuId(1), 0, &around, &image).ok()?;
+    Some(vcpu.image().as_bytes().to_vec())
+}
+
+/// Bytes that are a vCPU's image, with `noise` where anything may stand.
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn image_with(noise: &[u8]) -> alloc::vec::Vec<u8> {
+    let mut image = Image::new_box_zeroed().expect("there is memory");
+    let bytes = image.as_mut_bytes();
+    let len = noise.len().min(bytes.len());
+    bytes[..len].copy_from_slice(&noise[..len]);
+    image.magic = MAGIC;
+    image.state %= 3;
+    image.xcr0 = 7;
+    let area = Resident::default().area;
+    image.xsave.copy_from_slice(area.as_ref().as_bytes());
+    image.as_bytes().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const LEN: usize = size_of::<Image>();
+
+    /// All but the extended state, whose rules have their own test.
+    const PLAIN: usize = LEN - XSAVE_SIZE;
+
+    #[test]
+    fn other_versions_and_other_lengths_are_no_images() {
+        let image = image_with(&[]);
+        assert!(carry(&image).is_some());
+        assert_eq!(carry(&image[1..]), None);
+        for byte in 0..8 {
+            let mut other = image.clone();
+            other[byte] ^= 1;
+            assert_eq!(carry(&other), None, "byte {byte} of the magic");
+        }
+        let mut other = image;
+        other[8] = 3;
+        assert_eq!(carry(&other), None, "no state of a vCPU");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_carried_once_stays_as_it_is(noise in vec(any::<u8>(), PLAIN)) {
+            let once = carry(&image_with(&noise)).expect("an image");
+            prop_assert_eq!(carry(&once), Some(once));
+        }
+
+        #[test]
+        fn registers_arrive_as_they_left(noise in vec(any::<u8>(), PLAIN)) {
+            let left = Image::read_from_bytes(&image_with(&noise)).expect("its length");
+            let arrived = carry(left.as_bytes()).expect("an image");
+            let arrived = Image::read_from_bytes(&arrived).expect("its length");
+            prop_assert_eq!(left.gpr, arrived.gpr);
+            prop_assert_eq!((left.rip, left.rflags, left.dr7), (arrived.rip, arrived.rflags, arrived.dr7));
+            prop_assert_eq!(left.event_injection, arrived.event_injection);
+            prop_assert_eq!(left.interrupt_shadow, arrived.interrupt_shadow);
+            prop_assert_eq!(left.breakpoints, arrived.breakpoints);
+            prop_assert_eq!(left.pv.as_bytes(), arrived.pv.as_bytes());
+            prop_assert_eq!(left.msrs, arrived.msrs);
+            prop_assert_eq!(left.save.as_bytes(), arrived.save.as_bytes());
+            prop_assert_eq!(&left.xsave[..], &arrived.xsave[..]);
+        }
+
+        #[test]
+        fn flipped_bytes_lead_to_an_image_or_to_none(
+            noise in vec(any::<u8>(), PLAIN),
+            flips in vec((0..LEN, any::<u8>()), 0..8),
+        ) {
+            let mut bytes = image_with(&noise);
+            for (at, byte) in flips {
+                bytes[at] = byte;
+            }
+            if let Some(once) = carry(&bytes) {
+                prop_assert_eq!(carry(&once), Some(once));
+            }
+        }
     }
 }

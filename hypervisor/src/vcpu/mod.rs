@@ -17,6 +17,9 @@ pub mod steal;
 mod step;
 mod string_port;
 
+#[cfg(any(test, feature = "testing"))]
+pub use image::{carry, image_with};
+
 use alloc::boxed::Box;
 
 use vmm_shared::addr::{Hpa, VcpuId};
