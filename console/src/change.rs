@@ -237,8 +237,10 @@ fn end(job: &JobReport) -> u8 {
         }
         (false, _) => {
             let (id, state) = (job.id, &job.state);
+            let waits = job.waits_for.as_ref();
+            let waits = waits.map_or(String::new(), |what| format!(" and waits for {what}"));
             complain(&format!(
-                "job {id} is still {state}; see viaduct job wait {id}"
+                "job {id} is still {state}{waits}; see viaduct job wait {id}"
             ));
             TIMED_OUT
         }

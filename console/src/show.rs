@@ -81,6 +81,16 @@ fn decided(cluster: &ClusterReport) -> String {
     text
 }
 
+/// Why a job is not as asked, or what it waits for.
+fn why(job: &JobReport) -> String {
+    let waits = job
+        .waits_for
+        .as_ref()
+        .map(|what| format!("waits for {what}"));
+    let both = job.reason.clone().into_iter().chain(waits);
+    both.collect::<Vec<_>>().join("; ")
+}
+
 pub(crate) fn jobs<'a>(jobs: impl IntoIterator<Item = &'a JobReport>) -> String {
     let mut table = table(&["JOB", "STATE", "STEP", "WISH", "WHY"]);
     for job in jobs {
@@ -89,7 +99,7 @@ pub(crate) fn jobs<'a>(jobs: impl IntoIterator<Item = &'a JobReport>) -> String 
             job.state.clone(),
             format!("{}/{}", job.done, job.steps),
             job.wish.clone(),
-            job.reason.clone().unwrap_or_default(),
+            why(job),
         ]);
     }
     print(&table)

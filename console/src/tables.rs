@@ -10,6 +10,7 @@ use control_plane::policy::ANY;
 use rack::{Rack, RackError, VM};
 use serde::{Deserialize, Serialize};
 use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId, VcpuId};
+use vmm_shared::control::{Order, Place};
 use vmm_shared::rpc::console::{Answer, Verdict};
 
 /// What operators ask for.
@@ -158,6 +159,9 @@ pub(crate) struct JobReport {
     /// Why it did not end as asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What it needs of the guest to go on, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// vCPUs that it should have taken away and the guest kept.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub kept_vcpus: Vec<u16>,
@@ -195,7 +199,7 @@ pub(crate) fn report(rack: &Rack) -> Result<ClusterReport, RackError> {
             vm: cluster.vms().get(&VM).map(shape),
             nodes: nodes(cluster),
             left: cluster.left().map(|node| node.0).collect(),
-            jobs: cluster.jobs().values().map(job).collect(),
+            jobs: cluster.jobs().values().map(|it| job(it, rack)).collect(),
         }
     })
 }
@@ -253,7 +257,21 @@ fn left_over(job: &Job, short: u32, reason: u16) -> Option<String> {
     (!all.is_empty()).then(|| all.join("; "))
 }
 
-fn job(job: &Job) -> JobReport {
+/// What the guest has been asked for by the step at hand and has not done.
+fn waits_for(job: &Job, rack: &Rack) -> Option<String> {
+    let (_, step) = job.current()?;
+    let record = rack.record(VcpuId(step.vcpu))?;
+    let what = match (step.kind, record.order(), record.place()?) {
+        // Who undoes waits for the answer to what was asked first.
+        (StepKind::Add | StepKind::Remove, Some(Order::Reclaim), _) => "give up",
+        (StepKind::Add | StepKind::Remove, Some(Order::Grant(_)), Place::At(_)) => "take",
+        (StepKind::Add, None, Place::At(_)) if !record.has_started() => "start",
+        _ => return None,
+    };
+    Some(format!("the guest to {what} vCPU {}", step.vcpu))
+}
+
+fn job(job: &Job, rack: &Rack) -> JobReport {
     let (state, fulfilled, reason) = match job.state() {
         JobState::Waiting => ("waiting", false, None),
         JobState::Running => ("running", false, None),
@@ -275,6 +293,7 @@ fn job(job: &Job) -> JobReport {
         steps: job.steps().len(),
         done: job.done(),
         reason,
+        waits_for: waits_for(job, rack),
         kept_vcpus: job.kept().map(|(vcpu, _)| vcpu.0).collect(),
     }
 }
@@ -300,7 +319,10 @@ pub(crate) fn wait(
     id: u32,
     limit: std::time::Duration,
 ) -> Result<Option<JobReport>, RackError> {
-    let find = |cluster: &Cluster| cluster.jobs().get(&JobId(id)).map(job);
+    let find = |cluster: &Cluster| {
+        let found = cluster.jobs().get(&JobId(id))?;
+        Some(job(found, rack))
+    };
     let ended = |cluster: &Cluster| match find(cluster) {
         Some(job) if !job.ended => None,
         other => Some(other),

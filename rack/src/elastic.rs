@@ -23,7 +23,9 @@ pub struct VcpuStatus {
 }
 
 impl Rack {
-    fn record(&self, vcpu: VcpuId) -> Option<VcpuRecord> {
+    /// Where a vCPU is and what is asked for it, if there is room for it.
+    #[must_use]
+    pub fn record(&self, vcpu: VcpuId) -> Option<VcpuRecord> {
         let known = u32::from(vcpu.0) < self.max_vcpus();
         self.control().vcpu(vcpu).filter(|_| known)
     }

@@ -1,6 +1,8 @@
 //! vCPUs that come, go, move and share cores while a guest runs, as operators
 //! ask for it: by jobs.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use viaduct_tests::{Bench, Started, Up};
@@ -330,6 +332,44 @@ fn a_request_while_the_guest_boots_waits_for_it() {
     up.finish().well();
     rack.console(&["job", "wait", &id]).well();
     assert_vcpus(&rack, 2);
+    rack.assert_healthy();
+    rack.down();
+}
+
+#[test]
+fn a_cancelled_job_says_that_the_guest_does_not_answer() {
+    // The small root has no chrt.
+    let words = ["--cores", "2", "--vcpus", "1", "--max-vcpus", "2"];
+    let more = ["--memory", "512M", "--control", "1", "--rootfs", "debian"];
+    let (bench, name) = (Bench::new(), "silent");
+    bench.up(name, &[&words[..], &more].concat());
+    let rack = Up { bench, name };
+    // Nothing else of the guest, its threads for interrupts included, gets on.
+    let silence = rack.guest(&[
+        "sh",
+        "-c",
+        "echo -1 > /proc/sys/kernel/sched_rt_runtime_us
+         nohup setsid chrt -f 99 sh -c '
+             sleep 1
+             read up rest </proc/uptime
+             end=$((${up%.*} + 25))
+             while [ ${up%.*} -lt $end ]; do read up rest </proc/uptime; done
+         ' >/dev/null 2>&1 </dev/null &",
+    ]);
+    assert_eq!(silence, "");
+    std::thread::sleep(Duration::from_secs(3));
+    let add = rack.console(&["vcpu", "add", "1", "--no-wait"]).well();
+    let id = add.out().trim().replace("job ", "");
+    let start = Instant::now();
+    while last_job(&rack)["waits_for"] != "the guest to take vCPU 1" {
+        assert!(start.elapsed() < Duration::from_secs(10), "it is asked");
+    }
+    rack.console(&["job", "cancel", &id]).well();
+    let waits = "is still rolling-back and waits for the guest to take vCPU 1";
+    rack.refused(&["job", "wait", &id, "--timeout", "1"], 124, &[waits]);
+    // It answers at last, and what it has taken is taken back.
+    rack.refused(&["job", "wait", &id], 4, &["rolled-back", "cancelled"]);
+    assert_vcpus(&rack, 1);
     rack.assert_healthy();
     rack.down();
 }
