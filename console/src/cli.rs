@@ -221,6 +221,20 @@ pub(crate) enum DirectCommand {
         #[command(flatten)]
         args: DirectArgs,
     },
+    /// Move memory from one node to another while the guest runs.
+    Slices {
+        /// The node that gives it.
+        #[arg(long, value_name = "N")]
+        from: u16,
+        /// The node that is to give it.
+        #[arg(long, value_name = "N")]
+        to: u16,
+        /// Pieces of 2 MiB [default: all].
+        #[arg(long, value_name = "N", default_value_t = u32::MAX, hide_default_value = true)]
+        count: u32,
+        #[command(flatten)]
+        args: DirectArgs,
+    },
 }
 
 #[derive(Debug, Args)]

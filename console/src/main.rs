@@ -138,17 +138,23 @@ fn up(args: &UpArgs) -> Result<u8> {
 }
 
 fn direct(command: DirectCommand) -> Result<u8> {
-    let DirectCommand::Memory {
-        amount,
-        on: node,
-        args,
-    } = command;
-    let change = match (amount.add, amount.remove) {
-        (Some(Size(bytes)), _) => Direct::AddMemory { node, bytes },
-        (None, size) => Direct::RemoveMemory {
-            node,
-            bytes: size.map_or(0, |size| size.0),
-        },
+    let (change, args) = match command {
+        DirectCommand::Memory { amount, on, args } => {
+            let change = match (amount.add, amount.remove) {
+                (Some(Size(bytes)), _) => Direct::AddMemory { node: on, bytes },
+                (None, size) => Direct::RemoveMemory {
+                    node: on,
+                    bytes: size.map_or(0, |size| size.0),
+                },
+            };
+            (change, args)
+        }
+        DirectCommand::Slices {
+            from,
+            to,
+            count,
+            args,
+        } => (Direct::Slices { from, to, count }, args),
     };
     progress::say("waiting for the guest");
     client::direct(&args.target.name, change, args.timeout).map(|()| 0)

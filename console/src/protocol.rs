@@ -70,6 +70,8 @@ pub(crate) enum Direct {
     AddMemory { node: u16, bytes: u64 },
     /// So much goes back to it.
     RemoveMemory { node: u16, bytes: u64 },
+    /// So many pieces of memory move.
+    Slices { from: u16, to: u16, count: u32 },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,6 +114,8 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterReport>,
     pub nodes: Vec<NodeReport>,
+    /// The VM's memory from its start to its end.
+    pub memory: Vec<RunReport>,
     pub vcpus: Vec<VcpuReport>,
 }
 
@@ -155,20 +159,41 @@ pub(crate) struct NodeReport {
     /// What it says of its replica of the tables, once it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replica: Option<ReplicaReport>,
-    /// What it has given from the start, and where that begins in the VM's
-    /// memory.
+    /// What it gives now.
     pub memory_bytes: u64,
+    /// What the VM was started with and the guest takes to be near it, as it
+    /// was told at boot; where that begins in the VM's memory; and how much of
+    /// it, and of what was added since, other nodes give now.
+    pub memory_home_bytes: u64,
     pub memory_offset_bytes: u64,
-    /// What it has given since, what the guest has taken into use of that, and
-    /// what it could give.
+    pub memory_away_bytes: u64,
+    /// What it has given since the start, what the guest has taken into use of
+    /// that, and what it could still give so.
     pub memory_added_bytes: u64,
     pub memory_added_seen_bytes: u64,
     pub memory_free_bytes: u64,
+    /// The most that it could give.
+    pub memory_room_bytes: u64,
+    /// What it has taken over from others so far, how long copying that took,
+    /// and the longest time for which a piece of it was out of reach.
+    pub memory_taken_bytes: u64,
+    pub memory_copying_us: u64,
+    pub memory_longest_us: u64,
     pub pid: i32,
     /// In the order in which operators want to see them.
     pub counters: Vec<(String, u64)>,
     /// Interrupts that its vCPUs have sent to vCPUs on each node.
     pub ipis_to: Vec<u64>,
+}
+
+/// A run of the VM's memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RunReport {
+    pub bytes: u64,
+    /// The node that the guest takes it to be near.
+    pub home: u16,
+    /// The node that gives it.
+    pub node: u16,
 }
 
 /// Nodes at the same position have the same digest.

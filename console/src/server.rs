@@ -18,8 +18,8 @@ use vmm_shared::control::{NodeState, VmState};
 use crate::machine::Machine;
 use crate::names::HeldDir;
 use crate::protocol::{
-    Direct, Envelope, NodeReport, ReplicaReport, Reply, Report, Request, VERSION, VcpuReport,
-    VmReport, receive, send,
+    Direct, Envelope, NodeReport, ReplicaReport, Reply, Report, Request, RunReport, VERSION,
+    VcpuReport, VmReport, receive, send,
 };
 use crate::{relay, tables};
 
@@ -210,6 +210,10 @@ impl Server {
             Direct::RemoveMemory { node, bytes } => {
                 rack.remove_memory(NodeId(node), size(bytes), limit)
             }
+            Direct::Slices { from, to, count } => {
+                let moved = rack.move_memory((NodeId(from), NodeId(to)), count, limit);
+                return moved.map(drop).map_err(|why| why.to_string());
+            }
         };
         done.map_err(|why| why.to_string())
     }
@@ -249,14 +253,29 @@ impl Server {
                     }),
                     cores: node.cores,
                     vcpus: node.vcpus,
-                    memory_bytes: node.memory,
-                    memory_offset_bytes: node.memory_offset,
+                    memory_bytes: node.memory.gives,
+                    memory_offset_bytes: node.memory.home_offset,
+                    memory_home_bytes: node.memory.home,
+                    memory_away_bytes: node.memory.away,
                     memory_added_bytes: node.hot_memory.granted,
                     memory_added_seen_bytes: node.hot_memory.seen,
                     memory_free_bytes: node.hot_memory.free,
+                    memory_room_bytes: node.memory.room,
+                    memory_taken_bytes: node.memory.taken,
+                    memory_copying_us: node.memory.copying_us,
+                    memory_longest_us: node.memory.longest_us,
                     pid: node.pid,
                     counters: named(&node.counters),
                     ipis_to: node.ipis_to.clone(),
+                })
+                .collect(),
+            memory: rack
+                .memory_runs()
+                .into_iter()
+                .map(|run| RunReport {
+                    bytes: run.len,
+                    home: run.home.0,
+                    node: run.node.0,
                 })
                 .collect(),
             vcpus: counters

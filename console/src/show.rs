@@ -191,13 +191,15 @@ fn percent(part: u64, of: u64) -> String {
     }
 }
 
-/// Which node gives which part of the VM's memory: at the start, since then,
-/// how much the guest uses of it and how much it could still get. And of how
-/// much of it the node has mappings, how much of that by large pages and how
-/// much on others.
+/// What of the VM's memory the guest takes to be near a node: what it was
+/// started with and where that begins, what has come since, and what it uses of
+/// both; how much of it other nodes give now. What the node gives now, and what
+/// could still come from it; and of how much it has mappings, how much of that
+/// by large pages and how much on others.
 pub(crate) fn memory(report: &Report) -> String {
     let mut table = table(&[
-        "NODE", "FROM", "GIVES", "ADDED", "SEEN", "FREE", "SHARE", "MAPS", "LARGE", "REMOTE",
+        "NODE", "FROM", "HOME", "ADDED", "SEEN", "AWAY", "GIVES", "FREE", "SHARE", "MAPS", "LARGE",
+        "REMOTE",
     ]);
     let total = report.vm.memory_granted_bytes;
     for node in &report.nodes {
@@ -205,11 +207,13 @@ pub(crate) fn memory(report: &Report) -> String {
         table.add_row([
             node.id.to_string(),
             Size(node.memory_offset_bytes).to_string(),
-            Size(node.memory_bytes).to_string(),
+            Size(node.memory_home_bytes).to_string(),
             Size(node.memory_added_bytes).to_string(),
-            Size(node.memory_bytes + node.memory_added_seen_bytes).to_string(),
+            Size(node.memory_home_bytes + node.memory_added_seen_bytes).to_string(),
+            Size(node.memory_away_bytes).to_string(),
+            Size(node.memory_bytes).to_string(),
             Size(node.memory_free_bytes).to_string(),
-            percent(node.memory_bytes + node.memory_added_bytes, total),
+            percent(node.memory_bytes, total),
             Size(mapped).to_string(),
             percent(node.counter("memory_mapped_large_bytes"), mapped),
             percent(node.counter("memory_mapped_remote_bytes"), mapped),
@@ -218,8 +222,19 @@ pub(crate) fn memory(report: &Report) -> String {
     let counters = columns(
         "NODE",
         report.nodes.iter().map(|node| {
-            let first = ("state".to_owned(), node.state.clone());
-            (node.id, with_counters([first], &node.counters))
+            let first = [
+                ("state".to_owned(), node.state.clone()),
+                (
+                    "taken_over_bytes".to_owned(),
+                    node.memory_taken_bytes.to_string(),
+                ),
+                ("copying_us".to_owned(), node.memory_copying_us.to_string()),
+                (
+                    "out_of_reach_us".to_owned(),
+                    node.memory_longest_us.to_string(),
+                ),
+            ];
+            (node.id, with_counters(first, &node.counters))
         }),
     );
     let metadata = report.vm.metadata_bytes;
@@ -331,11 +346,17 @@ mod tests {
                 state: "ready".into(),
                 cores: 2,
                 vcpus: 2,
-                memory_bytes: 1 << 30,
+                memory_bytes: 768 << 20,
+                memory_home_bytes: 1 << 30,
                 memory_offset_bytes: 0,
+                memory_away_bytes: 256 << 20,
                 memory_added_bytes: 0,
                 memory_added_seen_bytes: 0,
                 memory_free_bytes: 1 << 30,
+                memory_room_bytes: 1 << 30,
+                memory_taken_bytes: 0,
+                memory_copying_us: 0,
+                memory_longest_us: 0,
                 pid: 4711,
                 counters: vec![
                     ("memory_mapped_bytes".into(), 512 << 20),
@@ -343,6 +364,7 @@ mod tests {
                 ],
                 ipis_to: vec![7],
             }],
+            memory: Vec::new(),
             vcpus: [10, 20_000]
                 .into_iter()
                 .zip(0..)
@@ -364,7 +386,7 @@ mod tests {
         let expected = "rack  default: 1 node(s), tcg, up 1m01s\n\
                         vm    running: 2 vCPU(s), 1G of memory\n\n\
                         NODE  ROLE  STATE  CORES  VCPUS  MEMORY  PID\n\
-                        0     data  ready  2      2      1G      4711\n";
+                        0     data  ready  2      2      768M    4711\n";
         assert_eq!(status(&report()), expected);
     }
 
@@ -382,8 +404,8 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_node_is_given_and_mapped() {
-        let expected = "NODE  FROM  GIVES  ADDED  SEEN  FREE  SHARE  MAPS  LARGE  REMOTE\n\
-                        0     0     1G     0      1G    1G    100%   512M  75%    0%\n";
+        let expected = "NODE  FROM  HOME  ADDED  SEEN  AWAY  GIVES  FREE  SHARE  MAPS  LARGE  REMOTE\n\
+                        0     0     1G    0      1G    256M  768M   1G    75%    512M  75%    0%\n";
         assert!(memory(&report()).starts_with(expected));
         assert!(memory(&report()).contains("memory_mapped_bytes        536870912\n"));
         let overhead = "\nshared metadata: 4096 KiB, 0.39% of the VM's memory\n";

@@ -220,16 +220,14 @@ impl View {
     /// The VM's memory from its start to its end, what it booted with and then
     /// what came later, in the colours of the nodes that give it.
     fn slices(&self, width: u16) -> Vec<Line<'static>> {
-        let nodes = &self.last.nodes;
-        let booted = nodes.iter().map(|node| (node.id, node.memory_bytes));
-        let added = nodes.iter().map(|node| (node.id, node.memory_added_bytes));
-        let parts = booted.chain(added);
-        let total: u64 = parts.clone().map(|(_, bytes)| bytes).sum();
+        let runs = &self.last.memory;
+        let total: u64 = runs.iter().map(|run| run.bytes).sum();
         let cells = |bytes: u64| bytes * u64::from(width) / total.max(1);
         let mut start = 0;
-        let spans = parts.map(|(node, bytes)| {
-            let count = cells(start + bytes) - cells(start);
-            start += bytes;
+        let spans = runs.iter().map(|run| {
+            let count = cells(start + run.bytes) - cells(start);
+            start += run.bytes;
+            let node = run.node;
             let digit = char::from_digit(u32::from(node % 10), 10).unwrap_or('?');
             let text = digit
                 .to_string()

@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use vmm_shared::addr::NodeId;
 use vmm_shared::coherence::NodeSet;
-use vmm_shared::control::{ControlRegion, NodeShare, VmState};
+use vmm_shared::control::{ControlRegion, VmState};
 use vmm_shared::log::Log;
+use vmm_shared::pieces::PieceMap;
 
 use crate::doorbell::Doorbells;
 use crate::node::NodeEnd;
@@ -39,8 +40,8 @@ pub(crate) struct Stake {
     pub doorbells: Arc<Doorbells>,
     /// All nodes of the rack.
     pub nodes: NodeSet,
-    /// What they give.
-    pub shares: Vec<NodeShare>,
+    /// Where the VM's memory is.
+    pub pieces: PieceMap,
     /// What they all follow.
     pub log: Log,
 }
@@ -183,8 +184,7 @@ impl Stake {
         if let Some(life) = membership.life(node) {
             membership.fence(life);
         }
-        let share = self.shares.get(usize::from(node.0));
-        let is_needed = share.is_some_and(|share| self.control.needs(node, share));
+        let is_needed = self.control.needs(node, &self.pieces);
         if is_needed {
             self.control.freeze_vm();
         }

@@ -58,16 +58,18 @@ pub(crate) fn found<C: Clock>(
         reason: why.to_string(),
     })?;
     draft.append(Change::LoadPolicy.into(), policy.as_bytes().to_vec())?;
-    let create = Op::from(Change::CreateVm {
-        vm: VM,
-        most: share(vm.max_vcpus, rack.memory(vm).0),
-        least: share(1, LEAST_MEMORY.0),
-    });
+    let create = |most: u64| {
+        Op::from(Change::CreateVm {
+            vm: VM,
+            most: share(vm.max_vcpus, most),
+            least: share(1, LEAST_MEMORY.0),
+        })
+    };
     let to = share(vm.vcpus, vm.memory.0);
-    // The seats of those vCPUs that may come follow from where the first are:
-    // so these are placed before the VM is made.
+    // What may come, vCPUs with their seats and memory, follows from where the
+    // first is: so that is placed before the VM is made.
     let mut trial = draft.clone();
-    trial.append(create, Vec::new())?;
+    trial.append(create(rack.memory(vm).0), Vec::new())?;
     let placed = trial.plan(to, clock)?;
     let on = |node: NodeId| {
         let its = placed.iter().find(|(id, _)| *id == node);
@@ -76,28 +78,33 @@ pub(crate) fn found<C: Clock>(
     let nodes = || (0..).map(NodeId).zip(&rack.nodes);
     let first: Vec<u32> = nodes().map(|(node, _)| on(node).vcpus).collect();
     let rooms = room(vm.max_vcpus, &first, rack);
-    draft.append(create, seats(&rooms))?;
-    draft.place(to, &placed)?;
     let given = |((node, spec), room): ((NodeId, &NodeSpec), &u32)| NodeShare {
         memory: u64::from(on(node).slices) * LARGE_PAGE_SIZE,
         cores: spec.cores,
         vcpus: on(node).vcpus,
-        max_vcpus: *room,
+        max_vcpus: few(*room),
         blocks: 0,
+        room: size(spec, rack, vm).slices,
     };
     let mut shares: Vec<NodeShare> = nodes().zip(&rooms).map(given).collect();
     let limits: Vec<_> = rack.nodes.iter().map(|node| node.most_memory(vm)).collect();
     add_blocks(&mut shares, &limits, vm);
+    let most = shares.iter().map(NodeShare::home).sum();
+    draft.append(create(most), seats(&rooms))?;
+    draft.place(to, &placed)?;
     Ok(Founding {
         shares,
         entries: draft.entries,
     })
 }
 
+fn few(vcpus: u32) -> u16 {
+    u16::try_from(vcpus).expect("checked to be few")
+}
+
 /// How many vCPUs have their seat at which node, as the log has it.
 fn seats(rooms: &[u32]) -> Vec<u8> {
-    let count = |room: &u32| u16::try_from(*room).expect("checked to be few");
-    let pairs = (0_u16..).zip(rooms).map(|(node, room)| [node, count(room)]);
+    let pairs = (0_u16..).zip(rooms).map(|(node, room)| [node, few(*room)]);
     pairs.flatten().flat_map(u16::to_le_bytes).collect()
 }
 
@@ -127,7 +134,7 @@ fn add_blocks(shares: &mut [NodeShare], limits: &[Size], vm: &VmSpec) {
     loop {
         let before = left;
         for (share, Size(limit)) in shares.iter_mut().zip(limits) {
-            if left > 0 && share.room() + BLOCK_SIZE <= *limit {
+            if left > 0 && share.home() + BLOCK_SIZE <= *limit {
                 share.blocks += 1;
                 left -= 1;
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::{
-    BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, Busy, Outcome,
+    BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, Busy, Outcome, PIECES_PER_BLOCK,
 };
 
 use crate::rack::Rack;
@@ -118,7 +118,7 @@ pub struct HotMemory {
     pub granted: u64,
     /// What it has taken into use of that.
     pub seen: u64,
-    /// What it doesn't have.
+    /// What else could come: the node has room for it.
     pub free: u64,
 }
 
@@ -129,9 +129,9 @@ impl Rack {
         let mut own = 0..0;
         for (owner, share) in (0..).map(NodeId).zip(self.shares()) {
             if owner == node {
-                own = next..next.saturating_add(share.blocks);
+                own = next..next.saturating_add(share.blocks.into());
             }
-            next = next.saturating_add(share.blocks);
+            next = next.saturating_add(share.blocks.into());
         }
         own.filter_map(|block| {
             let block = BlockId(u16::try_from(block).ok()?);
@@ -154,6 +154,8 @@ impl Rack {
                 Some(BlockState::Leaving(_)) | None => {}
             }
         }
+        let room = self.pieces().free(node) / PIECES_PER_BLOCK;
+        sums.free = sums.free.min(room as u64 * BLOCK_SIZE);
         sums
     }
 
@@ -243,8 +245,8 @@ impl Rack {
         let count = self.in_blocks(node, asked)?;
         let mut absent = self.records(node, |record| record.state() == Some(BlockState::Absent));
         absent.truncate(count);
-        if absent.len() < count {
-            let free = Size(self.hot_memory(node).free);
+        let free = Size(self.hot_memory(node).free);
+        if free < asked {
             return Err(MemoryError::NoRoom { node, asked, free });
         }
         self.want(|granted| granted.saturating_add(asked.0));
@@ -352,6 +354,11 @@ impl Change {
         Err(match outcomes {
             _ if outcomes.contains(&Some(Outcome::NoSuchCore)) => MemoryError::NoNode(node),
             _ if outcomes.contains(&Some(Outcome::Unable)) => MemoryError::Unable,
+            // Something has moved there meanwhile.
+            _ if outcomes.contains(&Some(Outcome::NoRoom)) => {
+                let free = Size(0);
+                MemoryError::NoRoom { node, asked, free }
+            }
             // Another's order stood, or has just been carried out.
             _ => MemoryError::Busy(node),
         })

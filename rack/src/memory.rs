@@ -12,6 +12,7 @@ use vmm_shared::control::{
     BUNDLE_OFFSET, Blob, BootBy, BootConfig, ControlRegion, MAX_COMMAND_LINE, MAX_MODULES, Module,
     NodeShare, Place, Platform, coherence_geometry, first_places,
 };
+use vmm_shared::pieces::{MapGeometry, PieceMap};
 use vmm_shared::region::RegionKind;
 use vmm_shared::shm::SharedMem;
 use zerocopy::FromZeros;
@@ -112,6 +113,7 @@ impl Memory {
             let record = self.control.vcpu(vcpu);
             record.expect("checked to be few").set_place(Place::New(at));
         }
+        self.pieces(shares, bundle).lay_out(shares);
         let desired = self.control.vm();
         desired
             .desired_memory()
@@ -124,6 +126,7 @@ impl Memory {
             kernel: bundle.kernel_blob(),
             initramfs: bundle.initramfs_blob(),
             coherence: bundle.coherence_blob(shares, self.deciding),
+            pieces: bundle.pieces_blob(shares, self.deciding),
             image_len: image.map_or(0, |image| image.content_len),
             command_line_len: u32::try_from(words.len()).expect("checked to be short"),
             platform: platform as u32,
@@ -143,6 +146,13 @@ impl Memory {
         // It can always be looked at: this process made it.
         let touched = self.control_region.touched().unwrap_or_default();
         touched.saturating_sub(self.files)
+    }
+
+    /// Where the pieces of guest memory are.
+    pub(crate) fn pieces(&self, shares: &[NodeShare], bundle: &Bundle) -> PieceMap {
+        let blob = bundle.pieces_blob(shares, self.deciding);
+        let window = self.control.blob(blob).expect("made large enough");
+        PieceMap::new(window, MapGeometry::of(shares)).expect("checked to be a possible VM")
     }
 
     /// Where the cluster's log and queues are.
@@ -250,9 +260,19 @@ impl Bundle {
         }
     }
 
+    /// Behind that: where the pieces of guest memory are.
+    fn pieces_blob(&self, shares: &[NodeShare], deciding: NodeSet) -> Blob {
+        let before = self.coherence_blob(shares, deciding);
+        let size = MapGeometry::of(shares).size();
+        Blob {
+            offset: (before.offset + before.len).next_multiple_of(PAGE_SIZE),
+            len: size.expect("checked to be a possible VM") as u64,
+        }
+    }
+
     /// Behind that: the cluster's log and queues.
     fn cluster_blob(&self, shares: &[NodeShare], deciding: NodeSet) -> Blob {
-        let before = self.coherence_blob(shares, deciding);
+        let before = self.pieces_blob(shares, deciding);
         let layout = ClusterLayout::new(shares.len()).expect("checked to be a possible rack");
         Blob {
             offset: (before.offset + before.len).next_multiple_of(PAGE_SIZE),
@@ -268,6 +288,9 @@ mod tests {
     use crate::founding::found;
     use crate::size::Size;
     use crate::spec::{NodeSpec, RackSpec};
+    use vmm_shared::addr::LARGE_PAGE_SIZE;
+    use vmm_shared::control::PIECES_PER_BLOCK;
+    use vmm_shared::pieces::HostPiece;
 
     fn memory() -> (VmSpec, Vec<NodeShare>, Memory) {
         let rack = RackSpec::equal(2, NodeSpec::data(2, None)).expect("few");
@@ -318,6 +341,20 @@ mod tests {
         assert!(config.shares[2..].iter().all(|share| share.cores == 0));
         let sum: u64 = config.shares.iter().map(|share| share.memory).sum();
         assert_eq!(sum, config.memory);
+        // In order, and each from the start of its region.
+        let pieces = memory.control.pieces(&config).expect("laid out");
+        let mut piece = 0;
+        for (node, share) in (0..).map(NodeId).zip(&shares) {
+            for number in 0..u32::try_from(share.memory / LARGE_PAGE_SIZE).expect("few") {
+                let seen = pieces.look(piece).expect("inside");
+                assert_eq!(seen.host(), Some(HostPiece { node, number }));
+                piece += 1;
+            }
+            let given = share.memory / LARGE_PAGE_SIZE;
+            assert_eq!(pieces.free(node) as u64, u64::from(share.room) - given);
+        }
+        let later = shares.iter().map(|share| usize::from(share.blocks));
+        assert_eq!(piece + later.sum::<usize>() * PIECES_PER_BLOCK, pieces.pieces());
     }
 
     #[test]
@@ -337,6 +374,7 @@ mod tests {
             let deciding = rack.control_nodes();
             let parts = [
                 bundle().coherence_blob(&shares, deciding),
+                bundle().pieces_blob(&shares, deciding),
                 bundle().cluster_blob(&shares, deciding),
             ];
             let sum: u64 = parts.iter().map(|blob| blob.len).sum();

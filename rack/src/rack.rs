@@ -13,6 +13,7 @@ use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
     BUNDLE_OFFSET, ControlRegion, Counter, Digest, NodeShare, NodeState, Place, RingId, VmState,
 };
+use vmm_shared::pieces::PieceMap;
 use vmm_shared::region::RegionKind;
 
 use crate::boot::BootFiles;
@@ -81,6 +82,8 @@ pub struct Rack {
     memory: Memory,
     /// What each node gives.
     shares: Vec<NodeShare>,
+    /// Where the VM's memory is.
+    pieces: PieceMap,
     vm: VmSpec,
     started: Instant,
 }
@@ -198,13 +201,14 @@ impl Rack {
         let (doorbells, clients) = Doorbells::new(&plugs)?;
         let doorbells = Arc::new(doorbells);
         let bell_thread = BellThread::start(&doorbells)?;
+        let pieces = memory.pieces(&shares, &bundle);
         let members = (0..).map(NodeId).zip(&shares);
         let members = members.fold(NodeSet::EMPTY, |set, (node, _)| set.with(node));
         let stake = Stake {
             control: memory.control,
             doorbells: Arc::clone(&doorbells),
             nodes: members,
-            shares: shares.clone(),
+            pieces,
             log: log.clone(),
         };
         let audience = Audience {
@@ -275,6 +279,7 @@ impl Rack {
             bell,
             console,
             memory,
+            pieces,
             shares,
             vm: vm.clone(),
             started,
@@ -574,28 +579,23 @@ impl Rack {
             let here = places.iter().filter(|at| at.node == node);
             u32::try_from(here.count()).expect("few")
         };
-        let mut offset = 0;
-        let node_status = |(node, share): (&Node, &NodeShare)| {
-            let memory_offset = offset;
-            offset += share.memory;
-            NodeStatus {
-                id: node.id(),
-                state: state(node),
-                cores: share.cores,
-                vcpus: on_node(node.id()),
-                memory: share.memory,
-                memory_offset,
-                hot_memory: self.hot_memory(node.id()),
-                pid: node.pid(),
-                is_out: self.memory.control.membership().is_out(node.id()),
-                role: match deciding.contains(node.id()) {
-                    true => Role::Control,
-                    false => Role::Data,
-                },
-                digest: self.digest(node.id()),
-                counters: counters(node).values().collect(),
-                ipis_to: counters(node).ipis(count).collect(),
-            }
+        let memory = self.memory_status();
+        let node_status = |(node, share): (&Node, &NodeShare)| NodeStatus {
+            id: node.id(),
+            state: state(node),
+            cores: share.cores,
+            vcpus: on_node(node.id()),
+            memory: memory[usize::from(node.id().0)],
+            hot_memory: self.hot_memory(node.id()),
+            pid: node.pid(),
+            is_out: self.memory.control.membership().is_out(node.id()),
+            role: match deciding.contains(node.id()) {
+                true => Role::Control,
+                false => Role::Data,
+            },
+            digest: self.digest(node.id()),
+            counters: counters(node).values().collect(),
+            ipis_to: counters(node).ipis(count).collect(),
         };
         RackStatus {
             accelerator: self.starter.accelerator,
@@ -621,7 +621,7 @@ impl Rack {
             desired: desired.desired_memory().load(Ordering::Relaxed),
             granted: given,
             seen: given,
-            most: self.shares.iter().map(NodeShare::room).sum(),
+            most: self.shares.iter().map(NodeShare::home).sum(),
         };
         for (node, _) in (0..).map(NodeId).zip(&self.shares) {
             let hot = self.hot_memory(node);
@@ -700,7 +700,17 @@ impl Rack {
 
     /// Makes the devices' node look at shared memory.
     pub(crate) fn ring_devices(&self) {
-        self.doorbells.kick(FIRST);
+        self.ring(FIRST);
+    }
+
+    /// Makes a node look at shared memory.
+    pub(crate) fn ring(&self, node: NodeId) {
+        self.doorbells.kick(node);
+    }
+
+    /// Where the VM's memory is.
+    pub(crate) const fn pieces(&self) -> &PieceMap {
+        &self.pieces
     }
 
     /// How often nodes have rung the launcher.

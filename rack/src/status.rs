@@ -68,12 +68,9 @@ pub struct NodeStatus {
     pub cores: u32,
     /// vCPUs that it runs.
     pub vcpus: u32,
-    /// Memory that it has given from the start, in bytes.
-    pub memory: u64,
-    /// Where that begins in the VM's memory, in bytes; the gap below 4 GiB
-    /// is not counted.
-    pub memory_offset: u64,
-    /// Memory that it gives since then, or could.
+    /// The VM's memory on it.
+    pub memory: NodeMemory,
+    /// What has come since the start, or could.
     pub hot_memory: HotMemory,
     /// The process that is the node.
     pub pid: i32,
@@ -88,6 +85,30 @@ pub struct NodeStatus {
     pub counters: Vec<(&'static str, u64)>,
     /// Interrupts that its vCPUs have sent to vCPUs on each node.
     pub ipis_to: Vec<u64>,
+}
+
+/// Memory of the VM, as far as it has to do with a node. In bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeMemory {
+    /// What the node gives now.
+    pub gives: u64,
+    /// What the VM was started with and the guest takes to be near the node, as
+    /// it was told when it booted; that stays, wherever the memory moves.
+    pub home: u64,
+    /// Where that begins in the VM's memory; the gap below 4 GiB is not
+    /// counted.
+    pub home_offset: u64,
+    /// What other nodes give now of that, and of what has come since.
+    pub away: u64,
+    /// What the node could give in all.
+    pub room: u64,
+    /// What it has taken over from other nodes so far.
+    pub taken: u64,
+    /// For how long copying that took, in µs.
+    pub copying_us: u64,
+    /// The longest time for which a piece of it was out of the guest's reach,
+    /// in µs.
+    pub longest_us: u64,
 }
 
 /// What one vCPU has counted.

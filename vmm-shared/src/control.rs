@@ -30,15 +30,16 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Location, MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
+use crate::addr::{LARGE_PAGE_SIZE, Location, MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
 use crate::coherence::{Geometry, MAX_SLOTS, NodeSet};
 use crate::membership::Membership;
+use crate::pieces::{MapGeometry, PieceMap};
 use crate::region::CONTENT_OFFSET;
 use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
 
 use block::BLOCK_RECORD_SIZE;
-pub use block::{BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, MAX_BLOCKS};
+pub use block::{BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, MAX_BLOCKS, PIECES_PER_BLOCK};
 use node_counters::NODE_COUNTERS_SIZE;
 pub use node_counters::{NodeCounter, NodeCounters};
 pub use order::{Busy, Outcome};
@@ -154,8 +155,8 @@ impl BootBy {
 #[repr(C)]
 pub struct NodeShare {
     /// Bytes of memory that it gives when the VM starts, a multiple of 2 MiB:
-    /// the first of the node's memory region. Guest memory is the nodes'
-    /// shares in order.
+    /// the first of the content of its memory region. Guest memory is the
+    /// nodes' shares in order.
     pub memory: u64,
     /// Cores that the node has.
     pub cores: u32,
@@ -163,20 +164,29 @@ pub struct NodeShare {
     pub vcpus: u32,
     /// vCPUs that it has room for: the first `vcpus` of them are there when
     /// the VM starts. All nodes' are numbered through, node after node.
-    pub max_vcpus: u32,
-    /// Blocks of [`BLOCK_SIZE`] bytes that may come while the VM runs: they
-    /// follow in the node's memory region. All nodes' are numbered through,
-    /// node after node.
-    pub blocks: u32,
+    pub max_vcpus: u16,
+    /// Blocks of [`BLOCK_SIZE`] bytes that may come from it while the VM runs.
+    /// Guest memory goes on with them; all nodes' are numbered through, node
+    /// after node.
+    pub blocks: u16,
+    /// Pieces of 2 MiB that its memory region has: for what it gives at the
+    /// start, what may come and what may move there.
+    pub room: u32,
 }
 
 impl NodeShare {
-    /// Bytes of the node's memory region: what it gives at the start and what
-    /// may come.
+    /// Bytes of the node's memory region.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let blocks = u64::from(self.blocks).saturating_mul(BLOCK_SIZE);
-        self.memory.saturating_add(blocks)
+        u64::from(self.room) * LARGE_PAGE_SIZE
+    }
+
+    /// Bytes of guest memory that the guest takes to be near the node: what it
+    /// gives at the start, and what may come.
+    #[must_use]
+    pub fn home(&self) -> u64 {
+        self.memory
+            .saturating_add(u64::from(self.blocks) * BLOCK_SIZE)
     }
 }
 
@@ -198,6 +208,8 @@ pub struct BootConfig {
     pub initramfs: Blob,
     /// The table of instruction coherence (see [`crate::coherence`]), zeroed.
     pub coherence: Blob,
+    /// Where each piece of guest memory is: see [`crate::pieces`].
+    pub pieces: Blob,
     /// Bytes of the root image that the guest gets as persistent memory; 0 if
     /// there is none.
     pub image_len: u64,
@@ -222,7 +234,7 @@ pub struct BootConfig {
 }
 
 const _: () =
-    assert!(size_of::<BootConfig>() == 120 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 24 * MAX_NODES);
+    assert!(size_of::<BootConfig>() == 136 + MAX_COMMAND_LINE + 32 * MAX_MODULES + 24 * MAX_NODES);
 const _: () = assert!(size_of::<BootConfig>() <= NODE_RECORDS - BOOT_CONFIG);
 
 impl BootConfig {
@@ -251,7 +263,7 @@ impl BootConfig {
         let share = |node: NodeId| self.shares.get(usize::from(node.0));
         let shares = || self.data_nodes().filter_map(share);
         let sum = |of: fn(&NodeShare) -> u32| shares().map(of).fold(0, u32::saturating_add);
-        let per_core = vcpus_per_core(sum(|share| share.max_vcpus), sum(|share| share.cores));
+        let per_core = vcpus_per_core(sum(|share| share.max_vcpus.into()), sum(|share| share.cores));
         let own = share(node).filter(|_| self.data_nodes().contains(node));
         own.map_or(0, |own| own.cores.saturating_mul(per_core))
     }
@@ -275,9 +287,9 @@ pub fn first_places(shares: &[NodeShare]) -> impl Iterator<Item = (VcpuId, Locat
         let cores = u16::try_from(share.cores).unwrap_or(u16::MAX).max(1);
         let vcpus = share.vcpus;
         (0..share.max_vcpus).map(move |vcpu| {
-            let core = u16::try_from(vcpu).unwrap_or(u16::MAX) % cores;
+            let core = vcpu % cores;
             let node = NodeId(node);
-            (vcpu < vcpus).then_some(Location { node, core })
+            (u32::from(vcpu) < vcpus).then_some(Location { node, core })
         })
     };
     (0..)
@@ -292,7 +304,7 @@ pub fn first_places(shares: &[NodeShare]) -> impl Iterator<Item = (VcpuId, Locat
 pub fn coherence_geometry(shares: &[NodeShare]) -> Geometry {
     let memory: u64 = shares
         .iter()
-        .map(NodeShare::room)
+        .map(NodeShare::home)
         .fold(0, u64::saturating_add);
     let cores = shares.iter().map(|share| share.cores).max().unwrap_or(0);
     Geometry {
@@ -481,7 +493,6 @@ const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET)
 ///   0    state, a `NodeState`              the node writes
 ///   8    clock question: a number          the node writes
 ///   16   digest of its replica             see `ReplicaDigest`
-///   48   withdrawals of memory it has done  the node writes
 ///   64   clock answer: that number         node 0 writes
 ///   72   clock answer: node 0's TSC then   node 0 writes
 ///   96   vCPUs sent to its cores so far    who sends one
@@ -519,13 +530,6 @@ impl NodeRecord {
         self.word(96)
     }
 
-    /// The node maps nothing of what has been withdrawn from the guest up to
-    /// this one of [`VmRecord::withdrawals`].
-    #[must_use]
-    pub fn withdrawn(&self) -> &AtomicU64 {
-        self.word(48)
-    }
-
     /// Node 0's TSC when it answered.
     #[must_use]
     pub fn clock_answer(&self) -> &AtomicU64 {
@@ -545,7 +549,6 @@ impl NodeRecord {
 ///   96   whether all fetch coherently: 0 unknown      node 0 writes
 ///   104  orders for vCPUs that have got further       who changes one
 ///   120  bytes of memory that the operator wants      launcher writes
-///   128  withdrawals of memory so far                 node 0 writes
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord(SharedMem);
@@ -578,13 +581,6 @@ impl VmRecord {
     #[must_use]
     pub fn desired_memory(&self) -> &AtomicU64 {
         self.word(120)
-    }
-
-    /// How often memory has been withdrawn from the guest: every node then
-    /// unmaps what is [leaving](BlockState::Leaving).
-    #[must_use]
-    pub fn withdrawals(&self) -> &AtomicU64 {
-        self.word(128)
     }
 
     /// How often an order for a vCPU or for memory has been left or has got
@@ -804,24 +800,32 @@ impl ControlRegion {
             .window(VCPU_IMAGES + vcpu * VCPU_IMAGE_SIZE, VCPU_IMAGE_SIZE)
     }
 
-    /// Whether the VM can't go on without a node that gives it this: it gives
-    /// memory or has a vCPU, or is the first, which owns the devices.
+    /// Where the pieces of guest memory are; `None` if the map does not fit
+    /// the VM.
     #[must_use]
-    pub fn needs(&self, node: NodeId, share: &NodeShare) -> bool {
+    pub fn pieces(&self, config: &BootConfig) -> Option<PieceMap> {
+        let nodes = usize::try_from(config.nodes).ok()?;
+        let geometry = MapGeometry::of(config.shares.get(..nodes)?);
+        PieceMap::new(self.blob(config.pieces)?, geometry)
+    }
+
+    /// Whether the VM can't go on without a node that has been put out: it has
+    /// memory or a vCPU, or is the first, which owns the devices.
+    ///
+    /// What the node was about to take over stays where it is: it can't be
+    /// needed for that later.
+    #[must_use]
+    pub fn needs(&self, node: NodeId, pieces: &PieceMap) -> bool {
+        pieces.forget(node);
         let is_there = |vcpu| {
             let place = self.vcpu(vcpu).and_then(|record| record.place());
             place
                 .and_then(Place::location)
                 .is_some_and(|at| at.node == node)
         };
-        let gives = |block| {
-            let state = self.block(block).and_then(|record| record.state());
-            state.and_then(BlockState::giver) == Some(node)
-        };
         node == NodeId(0)
-            || share.memory > 0
             || (0..).map(VcpuId).take(MAX_VCPUS).any(is_there)
-            || (0..).map(BlockId).take(MAX_BLOCKS).any(gives)
+            || pieces.pieces_on(node).next().is_some()
     }
 
     /// The memory of one of the byte rings, in whole pages that hold nothing

@@ -22,6 +22,7 @@ mod lapped;
 #[cfg(any(feature = "alloc", test, loom))]
 pub mod log;
 pub mod membership;
+pub mod pieces;
 pub mod pv;
 pub mod region;
 pub mod ring;

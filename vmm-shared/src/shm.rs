@@ -207,6 +207,19 @@ impl SharedMem {
         Some(())
     }
 
+    /// Copies all whole words of an equally long window into this one; `None`
+    /// (and nothing copied) if its length differs. The order is anybody's.
+    #[must_use = "nothing was copied if this is None"]
+    pub fn copy_from(&self, other: &Self) -> Option<()> {
+        let count = self.len / 8;
+        let (to, from) = (self.atomic_words(0, count)?, other.atomic_words(0, count)?);
+        (self.len == other.len).then_some(())?;
+        for (to, from) in to.iter().zip(from) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        Some(())
+    }
+
     /// A copy of the fixed-layout value at `offset`, if inside the window.
     #[must_use]
     pub fn read<T: FromBytes + IntoBytes>(&self, offset: usize) -> Option<T> {
@@ -259,6 +272,19 @@ mod tests {
             memory.read_bytes(offset, &mut back).expect("fits");
             assert_eq!(back, data, "at offset {offset}");
         }
+    }
+
+    #[test]
+    fn a_window_is_copied_as_a_whole_or_not_at_all() {
+        let (one, other) = (leaked(2), leaked(2));
+        let data: Vec<u8> = (0..128).collect();
+        other.write_bytes(0, &data).expect("fits");
+        assert_eq!(one.copy_from(&other), Some(()));
+        let mut back = vec![0; 128];
+        one.read_bytes(0, &mut back).expect("fits");
+        assert_eq!(back, data);
+        assert_eq!(one.copy_from(&leaked(1)), None);
+        assert_eq!(leaked(1).copy_from(&one), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod executor;
 use control_plane::cluster::{Change, Op};
 use control_plane::optimise::Share;
 use control_plane::role::{Executor, Reply, Role, Tables};
-use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
+use vmm_shared::addr::NodeId;
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::BootConfig;
 use vmm_shared::log::ReplicaError;
@@ -142,7 +142,7 @@ fn size(config: &BootConfig, node: NodeId) -> Share {
     match share {
         Some(share) if !config.control_nodes().contains(node) => Share::new(
             config.places(node),
-            u32::try_from(share.room() / LARGE_PAGE_SIZE).unwrap_or(u32::MAX),
+            share.room,
         ),
         _ => Share::NONE,
     }

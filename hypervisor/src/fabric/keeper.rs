@@ -107,11 +107,17 @@ impl Keeper {
         NodeSet::from_bits(self.lost.load(Ordering::Acquire))
     }
 
+    /// Whether this node has been put out.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        !self.membership.is_in(self.life)
+    }
+
     /// Whether this node's vCPUs must stay out of the guest, and why; `needs`
     /// says whether the VM can't go on without a node.
     #[must_use]
     pub fn held(&self, needs: impl Fn(NodeId) -> bool) -> Option<Held> {
-        if !self.membership.is_in(self.life) {
+        if self.is_out() {
             return Some(Held::Fenced);
         }
         // Relaxed: whoever does not see it yet finds out for itself.

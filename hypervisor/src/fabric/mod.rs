@@ -17,6 +17,7 @@ use vmm_shared::control::{
     BootConfig, ControlRegion, Counter, LAUNCHER_PEER, NodeShare, NodeState, RingId, VmState,
 };
 use vmm_shared::membership::JoinError;
+use vmm_shared::pieces::PieceMap;
 use vmm_shared::region::{CONTENT_OFFSET, RegionError, RegionHeader, RegionKind};
 use vmm_shared::shm::SharedMem;
 
@@ -54,6 +55,9 @@ pub enum FabricError {
         /// The id it has given.
         given: u32,
     },
+    /// The map of guest memory is not the VM's.
+    #[error("the map of guest memory does not fit the VM")]
+    NoPieces,
     /// No memory region of this node.
     #[error("the memory region of node {} is missing", .0.0)]
     NoMemoryOf(NodeId),
@@ -86,6 +90,8 @@ pub struct Fabric {
     cluster: Option<Box<ClusterMember>>,
     /// What each node gives.
     shares: Vec<NodeShare>,
+    /// Where guest memory is.
+    pieces: PieceMap,
     /// The nodes that run no vCPUs.
     deciding: NodeSet,
 }
@@ -172,13 +178,13 @@ impl Bells for Fabric {
         }
     }
 
-    fn tell_withdrawn(&self) {
-        self.tell_devices();
-    }
-
     fn lost(&self) -> NodeSet {
         self.attend();
         self.keeper.lost()
+    }
+
+    fn is_out(&self) -> bool {
+        self.keeper.is_out()
     }
 }
 
@@ -214,6 +220,9 @@ impl Fabric {
         }
         let nodes = u16::try_from(config.nodes).unwrap_or(0);
         let shares = config.shares.get(..usize::from(nodes)).unwrap_or_default();
+        let pieces = control.pieces(config).ok_or(FabricError::NoPieces)?;
+        // What an earlier life of this node has begun is over.
+        pieces.forget(node);
         let cluster = ClusterMember::attach(life, &control, config, clocks, doorbell.as_ref());
         let fabric = Self {
             node,
@@ -223,6 +232,7 @@ impl Fabric {
             cluster,
             keeper: Keeper::new(membership, life, clocks.tsc_khz),
             shares: shares.to_vec(),
+            pieces,
             deciding: config.control_nodes(),
         };
         fabric.set_state(NodeState::Joined);
@@ -243,6 +253,12 @@ impl Fabric {
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + Clone + use<> {
         let nodes = u16::try_from(self.shares.len()).expect("at most 64");
         (0..nodes).map(NodeId)
+    }
+
+    /// Where the pieces of guest memory are.
+    #[must_use]
+    pub const fn pieces(&self) -> &PieceMap {
+        &self.pieces
     }
 
     /// Begins to watch the others, which have all joined, and to follow the
@@ -305,10 +321,8 @@ impl Fabric {
     /// Why no vCPU may run here, if none may.
     #[must_use]
     pub fn held(&self) -> Option<Held> {
-        self.keeper.held(|node| {
-            let share = self.shares.get(usize::from(node.0));
-            share.is_some_and(|share| self.control.needs(node, share))
-        })
+        self.keeper
+            .held(|node| self.control.needs(node, &self.pieces))
     }
 
     /// The TSC at which [`attend`](Self::attend) has something to do, if ever.
@@ -452,9 +466,9 @@ impl Fabric {
         }
     }
 
-    /// Wakes those who wait for what becomes of vCPUs: the launcher, and the
+    /// Wakes those who wait for what becomes of orders: the launcher, and the
     /// nodes that decide.
-    pub fn tell_of_vcpus(&self) {
+    pub fn tell_of_orders(&self) {
         self.ring_launcher();
         self.ring_nodes(self.deciding);
     }

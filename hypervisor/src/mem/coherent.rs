@@ -1,27 +1,28 @@
 //! Guest memory as one node maps it.
 //!
-//! Where instruction fetch is coherent between hosts, or there is one host,
-//! everything is mapped with all rights from the start. Elsewhere
-//! [`coherence`](vmm_shared::coherence) decides which node may write a page
-//! and which may execute it; this is where its decisions meet the nested page
-//! tables. Whoever waits here serves the other nodes meanwhile, so nodes never
-//! wait for each other in a circle.
+//! Where a piece is, [`pieces`](vmm_shared::pieces) says; who may write a page
+//! and who may execute it, [`coherence`](vmm_shared::coherence) where
+//! instruction fetch is not coherent between hosts. Elsewhere every node has
+//! all rights. This is where all that meets the nested page tables. Whoever
+//! waits here serves the other nodes meanwhile, so nodes never wait for each
+//! other in a circle.
 
 use spin::Mutex;
-use vmm_shared::addr::{Gpa, LARGE_PAGE_SIZE, NodeId, PAGE_SIZE};
+use vmm_shared::addr::{Gpa, Hpa, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{
-    Access, CoherenceError, CoherenceMap, Counters, Grant, Hold, Member, NodeSet, Place, Rights,
-    Step, Unit, refresh,
+    Access, CoherenceError, CoherenceMap, Counters, FRAMES_PER_PIECE, Grant, Hold, Member, NodeSet,
+    Place, Rights, Step, Unit, refresh,
 };
-use vmm_shared::control::{ControlRegion, NodeCounter, NodeCounters};
+use vmm_shared::control::{NodeCounter, NodeCounters};
+use vmm_shared::pieces::{PieceError, Seen, Whereabouts};
 
 use super::barrier::EntryBarrier;
 use super::guest::{GuestMemory, GuestMemoryError};
 use super::holds::Holds;
-use super::slices::{Slice, Slices};
-use super::withdrawals::Withdrawals;
+use super::slices::Slices;
 use crate::arch::cpu;
 use crate::arch::svm::npt::{GuestPage, NestedTables};
+use crate::fabric::proof::Fetch;
 
 /// When nodes that have not answered are reminded first, and how far apart the
 /// reminders get.
@@ -36,20 +37,32 @@ pub trait Bells: core::fmt::Debug {
     fn kick_core(&self, core: usize);
     /// Makes other nodes look at their revocations.
     fn ring_nodes(&self, nodes: NodeSet);
-    /// Tells the devices' node that this one maps no memory any more that was
-    /// withdrawn.
-    fn tell_withdrawn(&self);
     /// The nodes that have died. Who waits for others asks again and again.
     fn lost(&self) -> NodeSet;
+    /// Whether this node has been put out.
+    fn is_out(&self) -> bool;
 }
 
-/// This node's part in instruction coherence.
+/// This node's part in what nodes ask of each other about guest memory.
 #[derive(Debug)]
 pub struct Membership {
     /// The state that all nodes share.
     pub map: CoherenceMap,
     /// This node in it.
     pub member: Member,
+    /// Whether the state says who may do what, or everybody may do all.
+    pub fetch: Fetch,
+}
+
+/// Why this node can't do anything more with guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// The shared state is damaged, or this node has been fenced.
+    #[error("instruction coherence: {0}")]
+    Coherence(#[from] CoherenceError),
+    /// The map of guest memory is damaged.
+    #[error("{0}")]
+    Pieces(#[from] PieceError),
 }
 
 /// What has become of a nested page fault.
@@ -61,18 +74,24 @@ pub enum Resolution {
     NotMemory,
 }
 
+/// When nodes that are waited for were rung.
+#[derive(Debug)]
+pub(super) struct Reminder {
+    rung_at: Option<u64>,
+    /// TSC ticks until they are rung again.
+    interval: u64,
+}
+
 /// Guest memory and its mappings on this node.
 #[derive(Debug)]
 pub struct MappedMemory<B> {
-    slices: Slices,
+    pub(super) slices: Slices,
     tables: Mutex<NestedTables>,
     /// Who runs the guest on which nested tables.
     pub barrier: EntryBarrier,
-    membership: Option<Membership>,
-    /// What is taken away from the guest.
-    pub withdrawals: Withdrawals,
+    pub(super) membership: Option<Membership>,
     holds: Holds,
-    bells: B,
+    pub(super) bells: B,
     counters: NodeCounters,
     tsc_khz: u32,
 }
@@ -84,13 +103,11 @@ pub struct MemoryParts<B> {
     pub slices: Slices,
     /// Tables that map none of it.
     pub tables: NestedTables,
-    /// This node's part in instruction coherence, if there is such a thing:
-    /// then the tables map only what it says.
+    /// This node's part in what nodes ask of each other; one that is alone has
+    /// none.
     pub membership: Option<Membership>,
     /// The way to other nodes and cores.
     pub bells: B,
-    /// Where memory is withdrawn.
-    pub control: ControlRegion,
     /// What this node counts.
     pub counters: NodeCounters,
     /// Cores of this node.
@@ -102,14 +119,8 @@ pub struct MemoryParts<B> {
 impl<B: Bells> MappedMemory<B> {
     /// Memory. Unless instruction coherence decides on that, all that is there
     /// is mapped; what comes later, when it is touched.
-    ///
-    /// # Panics
-    /// If the control region has no record of this node.
     pub fn new(parts: MemoryParts<B>) -> Self {
-        let record = parts.control.node(parts.bells.node());
-        let record = record.expect("this node has joined");
         let memory = Self {
-            withdrawals: Withdrawals::new(parts.control.vm(), record),
             holds: Holds::new(parts.bells.node(), parts.cores, parts.tsc_khz),
             slices: parts.slices,
             tables: Mutex::new(parts.tables),
@@ -119,23 +130,34 @@ impl<B: Bells> MappedMemory<B> {
             counters: parts.counters,
             tsc_khz: parts.tsc_khz,
         };
-        if memory.membership.is_none() {
-            for slice in memory.slices.iter().filter(|slice| slice.is_present()) {
-                let len = slice.memory.len() as u64;
-                memory.change_tables(slice.node, |tables| {
-                    tables.map_range(slice.gpa, slice.hpa(0), len, Rights::ALL);
-                });
-            }
+        if memory.tracked().is_none() {
+            (0..memory.slices.map().pieces()).for_each(|piece| {
+                // A piece that is absent now comes by a fault.
+                let _ = memory.map_all_of(piece);
+            });
         }
         memory
     }
 
-    /// Changes what the nested tables say about memory that `giver` gives, and
-    /// publishes how much they map.
-    fn change_tables(&self, giver: NodeId, change: impl FnOnce(&mut NestedTables)) {
+    /// The state that says who may do what, if any does.
+    pub(super) fn tracked(&self) -> Option<&Membership> {
+        let membership = self.membership.as_ref();
+        membership.filter(|own| own.fetch == Fetch::Stale)
+    }
+
+    /// Changes what the nested tables say about a piece, and publishes how
+    /// much they map. The change is told where the piece is: if anything of it
+    /// is mapped, it is from there.
+    fn change_tables<R>(
+        &self,
+        piece: usize,
+        change: impl FnOnce(&mut NestedTables, Seen) -> R,
+    ) -> Result<R, PieceError> {
         let mut tables = self.tables.lock();
+        // Under the lock: see the rules of the map.
+        let seen = self.slices.look(piece)?;
         let before = tables.mapped();
-        change(&mut tables);
+        let result = change(&mut tables, seen);
         let after = tables.mapped();
         drop(tables);
         let count = |counter, before, after: u64| {
@@ -146,9 +168,13 @@ impl<B: Bells> MappedMemory<B> {
         count(NodeCounter::MemoryMappedLarge, before.large, after.large);
         let (before, after) = (before.bytes(), after.bytes());
         count(NodeCounter::MemoryMapped, before, after);
-        if giver != self.bells.node() {
+        if seen
+            .host()
+            .is_some_and(|host| host.node != self.bells.node())
+        {
             count(NodeCounter::MemoryMappedRemote, before, after);
         }
+        Ok(result)
     }
 
     /// Makes all cores of this node forget what the tables said before.
@@ -173,47 +199,69 @@ impl<B: Bells> MappedMemory<B> {
     ///
     /// # Errors
     /// If the shared state is damaged.
-    pub fn claim_all(&self) -> Result<(), CoherenceError> {
-        let Some(Membership { map, member }) = &self.membership else {
+    pub fn claim_all(&self) -> Result<(), MemoryError> {
+        let Some(Membership { map, member, .. }) = self.tracked() else {
             return Ok(());
         };
+        let mut installed = Ok(true);
         // What comes later lies behind all that.
-        let bytes = self
-            .slices
-            .iter()
-            .filter(|slice| slice.block.is_none())
-            .map(|slice| slice.memory.len() as u64)
-            .sum::<u64>();
-        let pieces = usize::try_from(bytes / LARGE_PAGE_SIZE).unwrap_or(0);
-        map.claim(*member, 0..pieces, |unit| self.install(unit, Rights::ALL))
+        let is_there = |piece: &usize| {
+            let seen = self.slices.look(*piece);
+            seen.is_ok_and(|seen| seen.host().is_some())
+        };
+        let pieces = (0..self.slices.map().pieces()).take_while(is_there);
+        map.claim(*member, 0..pieces.count(), |unit| {
+            installed = installed.and(self.install(unit, Rights::ALL, None));
+        })?;
+        Ok(installed.map(drop)?)
     }
 
-    fn page(&self, unit: Unit) -> Option<(GuestPage, &Slice, u64)> {
-        let (slice, offset) = self
-            .slices
-            .at_linear(unit.first_frame() as u64 * PAGE_SIZE)?;
-        let gpa = Gpa(slice.gpa.0 + offset);
+    /// Where the guest sees a unit, and its offset in its piece in bytes.
+    fn page(&self, unit: Unit) -> Option<(GuestPage, u64)> {
+        let gpa = self.slices.gpa(unit.piece())?;
+        let frame = unit.first_frame() % FRAMES_PER_PIECE;
+        let offset = frame as u64 * PAGE_SIZE;
         let page = match unit {
             Unit::Piece(_) => GuestPage::Large(gpa),
-            Unit::Frame(_) => GuestPage::Small(gpa),
+            Unit::Frame(_) => GuestPage::Small(Gpa(gpa.0 + offset)),
         };
-        Some((page, slice, offset))
+        Some((page, offset))
     }
 
-    fn install(&self, unit: Unit, rights: Rights) {
-        if let Some((page, slice, offset)) = self.page(unit) {
-            self.map(slice, page, offset, rights);
+    /// Where this node sees a unit of a piece that is where it was seen and
+    /// has not been claimed.
+    fn place(&self, unit: Unit, seen: Seen) -> Option<(GuestPage, Hpa)> {
+        let (page, offset) = self.page(unit)?;
+        match seen.whereabouts() {
+            Whereabouts::At(host) => Some((page, self.slices.hpa(host, offset)?)),
+            Whereabouts::Absent | Whereabouts::Moving { .. } => None,
         }
     }
 
-    /// Maps a page unless its memory is being taken away. That is asked under
-    /// the tables' lock, so a withdrawal finds it there or prevents it.
-    fn map(&self, slice: &Slice, page: GuestPage, offset: u64, rights: Rights) {
-        self.change_tables(slice.node, |tables| {
-            if slice.is_present() {
-                tables.map(page, slice.hpa(offset), rights);
+    /// Maps a unit, unless its piece is not where it was seen or is being
+    /// moved: whether it is mapped now.
+    fn install(&self, unit: Unit, rights: Rights, at: Option<Seen>) -> Result<bool, PieceError> {
+        self.change_tables(unit.piece(), |tables, seen| {
+            let place = self.place(unit, seen);
+            let place = place.filter(|_| at.is_none_or(|at| at == seen));
+            if let Some((page, hpa)) = place {
+                tables.map(page, hpa, rights);
             }
-        });
+            place.is_some()
+        })
+    }
+
+    fn map_all_of(&self, piece: usize) -> Result<bool, PieceError> {
+        self.install(Unit::Piece(piece), Rights::ALL, None)
+    }
+
+    /// Leaves this node no more than these rights on a unit.
+    pub(super) fn restrict(&self, unit: Unit, keep: Rights) -> Result<(), PieceError> {
+        if let Some((page, _)) = self.page(unit) {
+            self.change_tables(unit.piece(), |tables, _| tables.restrict(page, keep))?;
+        }
+        self.flush();
+        Ok(())
     }
 
     /// Makes an access of a core's guest possible that the nested tables have
@@ -227,7 +275,7 @@ impl<B: Bells> MappedMemory<B> {
         place: Place,
         gpa: Gpa,
         access: Access,
-    ) -> Result<Resolution, CoherenceError> {
+    ) -> Result<Resolution, MemoryError> {
         self.holds.asks(core);
         self.fault(gpa, access, |frame| {
             let unit = Unit::Frame(frame);
@@ -241,79 +289,147 @@ impl<B: Bells> MappedMemory<B> {
         &self,
         gpa: Gpa,
         access: Access,
-        granted: impl FnOnce(usize),
-    ) -> Result<Resolution, CoherenceError> {
-        let Some((slice, offset)) = self.slices.present(gpa) else {
+        granted: impl Fn(usize),
+    ) -> Result<Resolution, MemoryError> {
+        let Some((piece, offset)) = self.slices.piece(gpa) else {
             return Ok(Resolution::NotMemory);
         };
-        let (Some(Membership { map, member }), Some(linear)) =
-            (&self.membership, self.slices.linear(gpa))
-        else {
-            let within = offset % LARGE_PAGE_SIZE;
-            let page = GuestPage::Large(Gpa(gpa.0 - within));
-            self.map(slice, page, offset - within, Rights::ALL);
-            return Ok(Resolution::Mapped);
-        };
-        let frame = usize::try_from(linear / PAGE_SIZE).expect("64-bit");
-        // Another core of this node may have been faster.
-        if self.tables.lock().rights(gpa).contains(access.needs()) {
-            granted(frame);
-            return Ok(Resolution::Mapped);
-        }
-        let mut fault = map.fault(*member, frame, access)?;
-        let ticks = |us: u64| us * u64::from(self.tsc_khz) / 1000;
-        let mut interval = ticks(REMIND_FIRST_US);
-        let mut rung_at: Option<u64> = None;
+        let page = usize::try_from(PAGE_SIZE).expect("small");
+        let frame = piece * FRAMES_PER_PIECE + offset / page;
         loop {
-            match fault.poll()? {
-                Step::Granted(grant) => {
-                    self.apply(&grant);
-                    granted(frame);
-                    let mut counted = Counters::default();
-                    counted.note(&grant);
-                    self.counters.add_coherence(&counted);
-                    return fault.complete().map(|()| Resolution::Mapped);
-                }
-                Step::Revoking(nodes) if rung_at.is_none() => {
-                    rung_at = Some(cpu::rdtsc());
-                    self.bells.ring_nodes(nodes);
-                }
-                Step::Revoking(_) | Step::Busy => {}
+            // Another core of this node may have been faster.
+            if self.tables.lock().rights(gpa).contains(access.needs()) {
+                granted(frame);
+                return Ok(Resolution::Mapped);
             }
-            for node in self.bells.lost() {
-                // As this one, in its first life.
-                let epoch = member.epoch;
-                map.fence(Member { node, epoch })?;
+            if !self.wait_until_there(piece)? {
+                return Ok(Resolution::NotMemory);
             }
-            let now = cpu::rdtsc();
-            if rung_at.is_some_and(|then| now.wrapping_sub(then) > interval) {
-                rung_at = Some(now);
-                interval = (2 * interval).min(ticks(REMIND_LAST_US));
-                self.bells.ring_nodes(fault.nudge());
+            let is_mapped = match self.tracked() {
+                Some(own) => self.ask(own, frame, access, &granted)?,
+                None => self.map_all_of(piece)?,
+            };
+            if is_mapped {
+                return Ok(Resolution::Mapped);
+            }
+        }
+    }
+
+    /// Waits while a piece is being moved; whether there is such a piece.
+    fn wait_until_there(&self, piece: usize) -> Result<bool, MemoryError> {
+        loop {
+            match self.slices.look(piece)?.whereabouts() {
+                Whereabouts::Absent => return Ok(false),
+                Whereabouts::At(_) => return Ok(true),
+                Whereabouts::Moving { by, .. } if self.bells.lost().contains(by) => {
+                    self.slices.map().forget_at(piece, by);
+                }
+                Whereabouts::Moving { .. } => {}
             }
             self.serve()?;
             core::hint::spin_loop();
         }
     }
 
-    fn apply(&self, grant: &Grant) {
+    /// Gets rights on a frame; false if its piece has begun to move meanwhile.
+    fn ask(
+        &self,
+        own: &Membership,
+        frame: usize,
+        access: Access,
+        granted: impl Fn(usize),
+    ) -> Result<bool, MemoryError> {
+        let mut fault = own.map.fault(own.member, frame, access)?;
+        let mut reminder = self.reminder();
+        loop {
+            match fault.poll()? {
+                Step::Granted(grant) => {
+                    if !self.apply(&grant)? {
+                        fault.abandon()?;
+                        return Ok(false);
+                    }
+                    granted(frame);
+                    let mut counted = Counters::default();
+                    counted.note(&grant);
+                    self.counters.add_coherence(&counted);
+                    fault.complete()?;
+                    return Ok(true);
+                }
+                Step::Revoking(nodes) => self.remind(&mut reminder, nodes, || fault.nudge()),
+                Step::Busy => {}
+            }
+            self.wait_for_others(own)?;
+        }
+    }
+
+    pub(super) fn reminder(&self) -> Reminder {
+        Reminder {
+            rung_at: None,
+            interval: self.ticks(REMIND_FIRST_US),
+        }
+    }
+
+    fn ticks(&self, us: u64) -> u64 {
+        us * u64::from(self.tsc_khz) / 1000
+    }
+
+    /// Rings nodes that have not answered, if it is time to.
+    pub(super) fn remind(
+        &self,
+        reminder: &mut Reminder,
+        nodes: NodeSet,
+        nudge: impl FnOnce() -> NodeSet,
+    ) {
+        let now = cpu::rdtsc();
+        match reminder.rung_at {
+            None => self.bells.ring_nodes(nodes),
+            Some(then) if now.wrapping_sub(then) > reminder.interval => {
+                reminder.interval = (2 * reminder.interval).min(self.ticks(REMIND_LAST_US));
+                self.bells.ring_nodes(nudge());
+            }
+            Some(_) => return,
+        }
+        reminder.rung_at = Some(now);
+    }
+
+    /// What a core does between two looks whether others have answered.
+    pub(super) fn wait_for_others(&self, own: &Membership) -> Result<(), MemoryError> {
+        for node in self.bells.lost() {
+            // As this one, in its first life.
+            let epoch = own.member.epoch;
+            own.map.fence(Member { node, epoch })?;
+        }
+        self.serve()?;
+        core::hint::spin_loop();
+        Ok(())
+    }
+
+    /// Makes a grant so; false if the piece has begun to move: then this node
+    /// has no right on the unit at all, and must not complete the fault.
+    fn apply(&self, grant: &Grant) -> Result<bool, PieceError> {
+        let seen = self.slices.look(grant.unit.piece())?;
         if grant.must_refresh
-            && let Some((_, slice, offset)) = self.page(grant.unit)
+            && let Some(memory) = seen.host().and_then(|host| self.slices.memory(host))
+            && let Some((_, offset)) = self.page(grant.unit)
         {
             let offset = usize::try_from(offset).expect("64-bit");
-            refresh(&slice.memory, offset).expect("frames lie inside slices");
+            refresh(&memory, offset).expect("frames lie inside pieces");
         }
-        self.install(grant.unit, grant.rights);
+        if !self.install(grant.unit, grant.rights, Some(seen))? {
+            self.restrict(grant.unit, Rights::NONE)?;
+            return Ok(false);
+        }
         if grant.must_flush {
             self.flush();
         }
+        Ok(true)
     }
 
     /// A core's guest has left it for an interrupt, at `place`.
     ///
     /// # Errors
     /// As [`serve`](Self::serve).
-    pub fn guest_was_interrupted(&self, core: usize, place: Place) -> Result<(), CoherenceError> {
+    pub fn guest_was_interrupted(&self, core: usize, place: Place) -> Result<(), MemoryError> {
         self.change_hold(core, |hold| hold.interrupted(place))
     }
 
@@ -321,16 +437,12 @@ impl<B: Bells> MappedMemory<B> {
     ///
     /// # Errors
     /// As [`serve`](Self::serve).
-    pub fn guest_got_on(&self, core: usize) -> Result<(), CoherenceError> {
+    pub fn guest_got_on(&self, core: usize) -> Result<(), MemoryError> {
         self.change_hold(core, Hold::end)
     }
 
     /// Whoever waits for what the core has held is served when it ends.
-    fn change_hold(
-        &self,
-        core: usize,
-        change: impl FnOnce(&mut Hold),
-    ) -> Result<(), CoherenceError> {
+    fn change_hold(&self, core: usize, change: impl FnOnce(&mut Hold)) -> Result<(), MemoryError> {
         if self.membership.is_some() && self.holds.ends(core, change) {
             self.serve()?;
         }
@@ -342,37 +454,15 @@ impl<B: Bells> MappedMemory<B> {
     pub fn is_asked(&self) -> bool {
         let membership = self.membership.as_ref();
         membership.is_some_and(|own| own.map.has_revocations(own.member))
-            || self.withdrawals.next().is_some()
     }
 
-    /// Unmaps what is being taken away from the guest.
-    fn withdraw(&self) {
-        let Some(number) = self.withdrawals.next() else {
-            return;
-        };
-        for slice in self.slices.iter().filter(|slice| slice.is_leaving()) {
-            let pieces = slice.memory.len() as u64 / LARGE_PAGE_SIZE;
-            self.change_tables(slice.node, |tables| {
-                for piece in 0..pieces {
-                    let gpa = Gpa(slice.gpa.0 + piece * LARGE_PAGE_SIZE);
-                    tables.restrict(GuestPage::Large(gpa), Rights::NONE);
-                }
-            });
-        }
-        self.flush();
-        if self.withdrawals.done(number) {
-            self.bells.tell_withdrawn();
-        }
-    }
-
-    /// Gives up what is taken away from the guest, and what other nodes have
-    /// asked for and no core holds. Never waits for them.
+    /// Gives up what other nodes have asked for and no core holds. Never waits
+    /// for them.
     ///
     /// # Errors
     /// If a request makes no sense.
-    pub fn serve(&self) -> Result<(), CoherenceError> {
-        self.withdraw();
-        let Some(Membership { map, member }) = &self.membership else {
+    pub fn serve(&self) -> Result<(), MemoryError> {
+        let Some(Membership { map, member, .. }) = &self.membership else {
             return Ok(());
         };
         if !map.has_revocations(*member) {
@@ -381,10 +471,7 @@ impl<B: Bells> MappedMemory<B> {
         while let Some(revocation) =
             map.next_revocation_if(*member, |it| self.may_serve(it.unit))?
         {
-            if let Some((page, slice, _)) = self.page(revocation.unit) {
-                self.change_tables(slice.node, |tables| tables.restrict(page, revocation.keep));
-            }
-            self.flush();
+            self.restrict(revocation.unit, revocation.keep)?;
             map.acknowledge(*member, &revocation);
             let mut counted = Counters::default();
             counted.note_served();
@@ -434,12 +521,9 @@ impl<B: Bells> GuestMemory for MappedMemory<B> {
         self.slices.read_bytes(gpa, into)
     }
 
-    /// What the hypervisor writes for a device may be code elsewhere, or have
-    /// been: it needs the right to write like the guest itself.
+    /// What the hypervisor writes for a device may be code elsewhere, or be
+    /// about to move: it needs the right to write like the guest itself.
     fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        if self.membership.is_none() {
-            return self.slices.write_bytes(gpa, from);
-        }
         self.slices.check(gpa, from.len())?;
         for (at, part) in Self::by_frame(gpa, from) {
             loop {
@@ -462,9 +546,6 @@ impl<B: Bells> GuestMemory for MappedMemory<B> {
     }
 
     fn write_bytes_now(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        if self.membership.is_none() {
-            return self.slices.write_bytes(gpa, from);
-        }
         let error = GuestMemoryError {
             gpa,
             len: from.len(),

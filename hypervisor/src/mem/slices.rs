@@ -2,102 +2,110 @@
 
 use alloc::vec::Vec;
 
-use vmm_shared::addr::{Gpa, Hpa, NodeId};
-use vmm_shared::control::{BlockRecord, BlockState};
+use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE};
+use vmm_shared::pieces::{HostPiece, PieceError, PieceMap, Seen};
 use vmm_shared::shm::SharedMem;
 
 use super::guest::{GuestMemory, GuestMemoryError};
 
-/// A run of guest memory that is contiguous on this node too.
+const PIECE: usize = 2 << 20;
+const _: () = assert!(PIECE as u64 == LARGE_PAGE_SIZE);
+
+/// Where pieces appear in a row to the guest.
 #[derive(Clone, Copy, Debug)]
-pub struct Slice {
-    /// The node that gives it.
-    pub node: NodeId,
-    /// Where the guest sees it.
-    pub gpa: Gpa,
-    /// Where this node sees it.
-    pub memory: SharedMem,
-    /// Whether the guest has it now, if it comes and goes.
-    pub block: Option<BlockRecord>,
+struct Range {
+    gpa: Gpa,
+    /// The number of the first of them.
+    first: usize,
+    pieces: usize,
 }
 
-impl Slice {
-    /// Whether it is guest memory now.
-    #[must_use]
-    pub fn is_present(&self) -> bool {
-        self.block.is_none_or(|block| block.is_present())
-    }
-
-    /// Whether it is being taken away from the guest.
-    #[must_use]
-    pub fn is_leaving(&self) -> bool {
-        let state = self.block.and_then(|block| block.state());
-        matches!(state, Some(BlockState::Leaving(_)))
-    }
-
-    /// Where this node sees the byte at `offset`.
-    #[must_use]
-    pub fn hpa(&self, offset: u64) -> Hpa {
-        Hpa(self.memory.as_ptr().addr() as u64 + offset)
-    }
-}
-
-/// All slices of the VM.
-#[derive(Debug, Default)]
+/// All memory of the VM: where its pieces are, and all regions that they may
+/// be in.
+#[derive(Debug)]
 pub struct Slices {
-    slices: Vec<Slice>,
+    /// In order.
+    ranges: Vec<Range>,
+    map: PieceMap,
+    /// What each node has, in order.
+    regions: Vec<SharedMem>,
 }
 
 impl Slices {
-    /// Memory made of these slices, which don't overlap.
+    /// Memory that appears at these addresses, in order, so many bytes each;
+    /// the pieces of the map are numbered through them.
+    ///
+    /// `None` if they don't fit.
     #[must_use]
-    pub fn new(mut slices: Vec<Slice>) -> Self {
-        slices.sort_by_key(|slice| slice.gpa);
-        Self { slices }
+    pub fn new(
+        ranges: impl IntoIterator<Item = (Gpa, u64)>,
+        map: PieceMap,
+        regions: Vec<SharedMem>,
+    ) -> Option<Self> {
+        let mut first = 0;
+        let ranges: Vec<_> = ranges
+            .into_iter()
+            .map(|(gpa, len)| {
+                let pieces = usize::try_from(len / LARGE_PAGE_SIZE).ok()?;
+                let range = Range { gpa, first, pieces };
+                first += pieces;
+                let is_even = len.is_multiple_of(LARGE_PAGE_SIZE);
+                (is_even && gpa.is_aligned(LARGE_PAGE_SIZE)).then_some(range)
+            })
+            .collect::<Option<_>>()?;
+        let in_order = ranges.is_sorted_by(|one, next| one.end() <= next.gpa.0);
+        (first == map.pieces() && in_order).then_some(Self {
+            ranges,
+            map,
+            regions,
+        })
     }
 
-    /// The slices in order of guest addresses.
-    pub fn iter(&self) -> impl Iterator<Item = &Slice> {
-        self.slices.iter()
+    /// Where the pieces are.
+    #[must_use]
+    pub const fn map(&self) -> &PieceMap {
+        &self.map
     }
 
-    /// The slice that an address is in, if it is guest memory now, and the
-    /// offset in it.
+    /// The piece that an address is in, and the offset in it in bytes.
     #[must_use]
-    pub fn present(&self, gpa: Gpa) -> Option<(&Slice, u64)> {
-        let after = self.slices.partition_point(|slice| slice.gpa <= gpa);
-        let slice = self.slices.get(after.checked_sub(1)?)?;
-        let offset = gpa.0 - slice.gpa.0;
-        let is_inside = offset < slice.memory.len() as u64;
-        (is_inside && slice.is_present()).then_some((slice, offset))
+    pub fn piece(&self, gpa: Gpa) -> Option<(usize, usize)> {
+        let after = self.ranges.partition_point(|range| range.gpa <= gpa);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        let offset = usize::try_from(gpa.0 - range.gpa.0).ok()?;
+        let number = offset / PIECE;
+        (number < range.pieces).then_some((range.first + number, offset % PIECE))
     }
 
-    /// Where an address lies in guest memory without its holes, in bytes, as
-    /// if all of it were there.
+    /// The address of a piece.
     #[must_use]
-    pub fn linear(&self, gpa: Gpa) -> Option<u64> {
-        let mut before = 0;
-        for slice in &self.slices {
-            let len = slice.memory.len() as u64;
-            match gpa.0.checked_sub(slice.gpa.0) {
-                Some(offset) if offset < len => return Some(before + offset),
-                _ => before += len,
-            }
-        }
-        None
+    pub fn gpa(&self, piece: usize) -> Option<Gpa> {
+        let after = self.ranges.partition_point(|range| range.first <= piece);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        let number = piece - range.first;
+        (number < range.pieces).then(|| Gpa(range.gpa.0 + number as u64 * LARGE_PAGE_SIZE))
     }
 
-    /// The other way round: the slice, and the offset in it.
+    /// Where a piece is.
+    ///
+    /// # Errors
+    /// See [`PieceMap::look`].
+    pub fn look(&self, piece: usize) -> Result<Seen, PieceError> {
+        self.map.look(piece)
+    }
+
+    /// The bytes of a host piece; `None` if a region has no such piece.
     #[must_use]
-    pub fn at_linear(&self, mut linear: u64) -> Option<(&Slice, u64)> {
-        for slice in &self.slices {
-            let len = slice.memory.len() as u64;
-            if linear < len {
-                return Some((slice, linear));
-            }
-            linear -= len;
-        }
-        None
+    pub fn memory(&self, host: HostPiece) -> Option<SharedMem> {
+        let region = self.regions.get(usize::from(host.node.0))?;
+        region.window(host.index().checked_mul(PIECE)?, PIECE)
+    }
+
+    /// Where this node sees the byte at `offset` of a host piece.
+    #[must_use]
+    pub fn hpa(&self, host: HostPiece, offset: u64) -> Option<Hpa> {
+        let memory = self.memory(host)?;
+        Some(Hpa(memory.as_ptr().addr() as u64 + offset))
     }
 
     /// That a range is guest memory.
@@ -106,126 +114,193 @@ impl Slices {
     /// If any byte of it is not.
     pub fn check(&self, gpa: Gpa, len: usize) -> Result<(), GuestMemoryError> {
         self.parts(gpa, len, |_, _, _| Some(()))
-            .ok_or(GuestMemoryError { gpa, len })
     }
 
-    /// Splits an access where slices meet, and calls `copy` with the memory,
-    /// the offset in it and the range of the buffer, for each part.
+    /// Splits an access where pieces meet, and calls `copy` with the memory,
+    /// the offset in it and the range of the buffer, for each part; again, if
+    /// the piece has changed its place meanwhile.
     fn parts(
         &self,
         gpa: Gpa,
         len: usize,
         mut copy: impl FnMut(&SharedMem, usize, core::ops::Range<usize>) -> Option<()>,
-    ) -> Option<()> {
+    ) -> Result<(), GuestMemoryError> {
         let mut done = 0;
-        while done < len {
+        let mut part = || {
             let at = gpa.checked_add(done as u64)?;
-            let (slice, offset) = self.present(at)?;
-            let offset = usize::try_from(offset).ok()?;
-            let end = len.min(done + (slice.memory.len() - offset));
-            copy(&slice.memory, offset, done..end)?;
-            done = end;
-        }
-        Some(())
+            let (piece, offset) = self.piece(at)?;
+            let end = len.min(done + (PIECE - offset));
+            let seen = self.look(piece).ok()?;
+            copy(&self.memory(seen.host()?)?, offset, done..end)?;
+            if self.map.is_still(piece, seen) {
+                done = end;
+            }
+            Some(done == len)
+        };
+        let error = GuestMemoryError { gpa, len };
+        while len > 0 && !part().ok_or(error)? {}
+        Ok(())
     }
 }
 
+impl Range {
+    /// First address behind it.
+    const fn end(&self) -> u64 {
+        self.gpa
+            .0
+            .saturating_add(self.pieces as u64 * LARGE_PAGE_SIZE)
+    }
+}
+
+/// Reads are of what was there at some instant, wherever a piece moves. Writes
+/// are for the time before the guest runs, when nothing moves.
 impl GuestMemory for Slices {
     fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
-        let error = GuestMemoryError {
-            gpa,
-            len: into.len(),
-        };
         self.parts(gpa, into.len(), |memory, offset, range| {
             memory.read_bytes(offset, &mut into[range])
         })
-        .ok_or(error)
     }
 
     fn write_bytes(&self, gpa: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        let error = GuestMemoryError {
-            gpa,
-            len: from.len(),
-        };
         // All or nothing.
         self.check(gpa, from.len())?;
         self.parts(gpa, from.len(), |memory, offset, range| {
             memory.write_bytes(offset, &from[range])
         })
-        .ok_or(error)
     }
 }
 
 #[cfg(test)]
-#[expect(unsafe_code, reason = "windows over leaked buffers")]
-mod tests {
+pub(super) mod testing {
+    #![expect(unsafe_code, reason = "windows over leaked memory")]
+
     use super::*;
     use core::ptr::NonNull;
+    use std::alloc::{Layout, alloc_zeroed};
+    use vmm_shared::control::NodeShare;
+    use vmm_shared::pieces::MapGeometry;
+    use zerocopy::FromZeros;
 
-    fn slice(gpa: u64, words: usize) -> Slice {
-        let memory = Box::leak(vec![0_u64; words].into_boxed_slice());
-        let base = NonNull::new(memory.as_mut_ptr()).expect("not null").cast();
-        // SAFETY: leaked, aligned, and reached through the window only.
-        let memory = unsafe { SharedMem::new(base, words * 8) };
-        Slice {
-            node: NodeId(0),
-            gpa: Gpa(gpa),
-            memory,
-            block: None,
+    /// Zeroed memory, aligned to a piece.
+    pub(in crate::mem) fn leaked(bytes: usize) -> SharedMem {
+        let layout = Layout::from_size_align(bytes, PIECE).expect("legal");
+        // SAFETY: not of size 0; leaked, aligned, and reached through the
+        // window only.
+        unsafe {
+            let base = NonNull::new(alloc_zeroed(layout)).expect("memory");
+            SharedMem::new(base, bytes)
         }
     }
 
-    #[test]
-    fn a_block_is_memory_while_the_guest_has_it() {
-        let mut block = slice(0x1000, 2);
-        let record = BlockRecord::new(slice(0, 8).memory).expect("large enough");
-        block.block = Some(record);
-        let slices = Slices::new(vec![slice(0, 512), block]);
-        for (state, is_present) in [
-            (BlockState::Absent, false),
-            (BlockState::Offered(NodeId(0)), true),
-            (BlockState::Used(NodeId(0)), true),
-            (BlockState::Leaving(NodeId(0)), false),
-        ] {
-            record.set_state(state);
-            assert_eq!(slices.present(Gpa(0x1008)).is_some(), is_present);
-            assert_eq!(slices.read::<u64>(Gpa(0x1000)).is_ok(), is_present);
-            assert_eq!(slices.write(Gpa(0xffc), &1_u64).is_ok(), is_present);
-            assert_eq!(slices.linear(Gpa(0x1008)), Some(0x1008), "it has a place");
-            assert!(slices.read::<u64>(Gpa(0xff8)).is_ok());
+    /// What the nodes of a rack share: each gives so many pieces of so many
+    /// that it has, and `later` pieces may come.
+    pub(in crate::mem) struct Rack {
+        pub(in crate::mem) map: PieceMap,
+        pub(in crate::mem) regions: Vec<SharedMem>,
+    }
+
+    pub(in crate::mem) fn rack(nodes: &[(u64, u32)], later: usize) -> Rack {
+        let mut shares = vec![NodeShare::new_zeroed(); nodes.len()];
+        for (share, (pieces, room)) in shares.iter_mut().zip(nodes) {
+            (share.memory, share.room) = (pieces * LARGE_PAGE_SIZE, *room);
         }
+        let mut geometry = MapGeometry::of(&shares);
+        geometry.pieces += later;
+        let window = leaked(geometry.size().expect("legal"));
+        let map = PieceMap::new(window, geometry).expect("large enough");
+        map.lay_out(&shares);
+        let region = |(_, room): &(u64, u32)| leaked(*room as usize * PIECE);
+        Rack {
+            map,
+            regions: nodes.iter().map(region).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::rack;
+    use super::*;
+    use vmm_shared::addr::NodeId;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Three pieces of node 0 and one of node 1, with a hole behind the
+    /// second.
+    fn slices() -> Slices {
+        let rack = rack(&[(3, 4), (1, 2)], 0);
+        let ranges = [(Gpa(0), 4 * MIB), (Gpa(6 * MIB), 4 * MIB)];
+        Slices::new(ranges, rack.map, rack.regions).expect("they fit")
     }
 
     #[test]
-    fn an_access_may_cross_from_one_slice_to_the_next() {
-        let slices = Slices::new(vec![slice(0x1000, 2), slice(0, 512), slice(0x1010, 8)]);
+    fn pieces_are_counted_without_the_holes() {
+        let slices = slices();
+        assert_eq!(slices.piece(Gpa(0)), Some((0, 0)));
+        assert_eq!(slices.piece(Gpa(4 * MIB - 1)), Some((1, PIECE - 1)));
+        assert_eq!(slices.piece(Gpa(4 * MIB)), None);
+        assert_eq!(slices.piece(Gpa(6 * MIB + 8)), Some((2, 8)));
+        assert_eq!(slices.piece(Gpa(10 * MIB)), None);
+        assert_eq!(slices.piece(Gpa(u64::MAX)), None);
+        for piece in 0..4 {
+            let gpa = slices.gpa(piece).expect("it is there");
+            assert_eq!(slices.piece(gpa), Some((piece, 0)));
+        }
+        assert_eq!(slices.gpa(4), None);
+    }
+
+    #[test]
+    fn an_access_may_cross_from_one_piece_to_the_next() {
+        let slices = slices();
         let data: Vec<u8> = (0..40).collect();
-        slices.write_bytes(Gpa(0xff8), &data).expect("contiguous");
-        let mut back = vec![0; 40];
-        slices
-            .read_bytes(Gpa(0xff8), &mut back)
-            .expect("contiguous");
-        assert_eq!(back, data);
-    }
-
-    #[test]
-    fn frames_are_counted_without_the_holes() {
-        let slices = Slices::new(vec![slice(0, 2), slice(0x100, 4)]);
-        assert_eq!(slices.linear(Gpa(0x108)), Some(24));
-        assert_eq!(slices.linear(Gpa(0x10)), None);
-        let (slice, offset) = slices.at_linear(24).expect("inside");
-        assert_eq!((slice.gpa, offset), (Gpa(0x100), 8));
-        assert!(slices.at_linear(48).is_none());
+        for gpa in [2 * MIB - 8, 8 * MIB - 20] {
+            slices.write_bytes(Gpa(gpa), &data).expect("contiguous");
+            let mut back = vec![0; 40];
+            slices.read_bytes(Gpa(gpa), &mut back).expect("contiguous");
+            assert_eq!(back, data);
+        }
     }
 
     #[test]
     fn nothing_is_written_if_not_everything_fits() {
-        let slices = Slices::new(vec![slice(0, 2), slice(0x100, 2)]);
-        assert!(slices.write_bytes(Gpa(8), &[1; 9]).is_err());
-        assert!(slices.write_bytes(Gpa(0xff), &[1; 2]).is_err());
+        let slices = slices();
+        assert!(slices.write_bytes(Gpa(4 * MIB - 8), &[1; 9]).is_err());
+        assert!(slices.write_bytes(Gpa(10 * MIB - 1), &[1; 2]).is_err());
         assert!(slices.write_bytes(Gpa(u64::MAX), &[1; 2]).is_err());
-        let mut back = [9; 16];
-        slices.read_bytes(Gpa(0), &mut back).expect("inside");
-        assert_eq!(back, [0; 16]);
+        assert!(slices.write_bytes(Gpa(5 * MIB), &[]).is_ok(), "nothing");
+        for gpa in [4 * MIB - 8, 10 * MIB - 8] {
+            assert_eq!(slices.read::<u64>(Gpa(gpa)), Ok(0));
+        }
+    }
+
+    #[test]
+    fn a_piece_is_read_where_it_is() {
+        let slices = slices();
+        let map = *slices.map();
+        slices.write(Gpa(6 * MIB), &7_u64).expect("inside");
+        let claim = map.claim(2, NodeId(1)).expect("sound").expect("free");
+        assert_eq!(slices.read::<u64>(Gpa(6 * MIB)), Ok(7), "where it was");
+        let to = map.take_host(NodeId(1), 2).expect("room");
+        let there = slices.memory(to).expect("inside");
+        there.write_bytes(0, &8_u64.to_le_bytes()).expect("inside");
+        assert!(map.publish(&claim, to));
+        assert_eq!(slices.read::<u64>(Gpa(6 * MIB)), Ok(8));
+        let claim = map.claim(2, NodeId(0)).expect("sound").expect("free");
+        assert!(map.remove(&claim));
+        assert!(slices.read::<u64>(Gpa(6 * MIB)).is_err(), "absent");
+    }
+
+    #[test]
+    fn ranges_that_do_not_fit_are_refused() {
+        for ranges in [
+            &[(Gpa(0), 2 * MIB)][..],
+            &[(Gpa(0), 4 * MIB), (Gpa(2 * MIB), 4 * MIB)],
+            &[(Gpa(4096), 8 * MIB)],
+            &[(Gpa(0), 8 * MIB + 1)],
+        ] {
+            let rack = rack(&[(3, 4), (1, 2)], 0);
+            let slices = Slices::new(ranges.iter().copied(), rack.map, rack.regions);
+            assert!(slices.is_none(), "{ranges:?}");
+        }
     }
 }

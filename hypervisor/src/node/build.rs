@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use vmm_shared::addr::{Gpa, Hpa, NodeId, PAGE_SIZE};
+use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{CoherenceMap, Rights};
 use vmm_shared::control::{
     BootBy, BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, Platform, coherence_geometry,
@@ -25,11 +25,11 @@ use crate::fabric::proof::Fetch;
 use crate::fabric::{self, Fabric, Regions};
 use crate::loader::{self, BareBoot, GuestEntry, LinuxBoot, Module, Protocol, PvBoot};
 use crate::mem::coherent::{MappedMemory, Membership, MemoryParts};
-use crate::mem::slices::{Slice, Slices};
+use crate::mem::slices::Slices;
 use crate::platform::cpuid::{ALL_STATE, CpuidConfig, CpuidTable};
 use crate::platform::layout::PMEM_BASE;
 use crate::platform::{
-    Domain, Machine, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
+    Machine, PlatformConfig, PlatformNode, PmemInterface, PmemRange, Topology, msr,
 };
 use crate::vm::{DEVICE_NODE, Vm, VmParts};
 
@@ -65,7 +65,7 @@ pub(super) fn build(
     .map_err(|why| why.to_string())?;
     let Passed { time, fetch } = trial::pass(&fabric, &config, &clocks)?;
 
-    let slices = guest_slices(&topology, &regions)?;
+    let slices = guest_slices(&topology, &fabric, &config, &regions.memories)?;
     let image = regions.image.filter(|_| config.image_len > 0);
     let membership = membership(&config, &regions.control, id, fetch)?;
     let machine = machine(&regions, &config)?;
@@ -74,7 +74,6 @@ pub(super) fn build(
         map_rings(&mut nested, &regions.control);
     }
     let nested_root = nested.root();
-    let memory = Slices::new(slices);
 
     let platform = platform(topology, image, machine);
     let cpuid_config = CpuidConfig {
@@ -84,7 +83,7 @@ pub(super) fn build(
     };
     let cpuid = CpuidTable::new(&cpu::Cpuid, &cpuid_config);
     let entry = match id {
-        DEVICE_NODE => Some(load_guest(&memory, &regions, &config, &platform, &time)?),
+        DEVICE_NODE => Some(load_guest(&slices, &regions, &config, &platform, &time)?),
         _ => None,
     };
     let counters = regions
@@ -92,19 +91,16 @@ pub(super) fn build(
         .node_counters(id)
         .expect("`join` has checked the id");
     let memory = MappedMemory::new(MemoryParts {
-        slices: memory,
+        slices,
         tables: nested,
         membership,
         bells: fabric,
-        control: regions.control,
         counters,
         cores: cores.len(),
         tsc_khz: time.khz,
     });
     if id == DEVICE_NODE {
-        memory
-            .claim_all()
-            .map_err(|why| format!("instruction coherence: {why}"))?;
+        memory.claim_all().map_err(|why| why.to_string())?;
     }
     let vm = Vm::new(VmParts {
         firmware: FwCfg::new(platform.topology.vcpus(), config.memory),
@@ -140,11 +136,11 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
         .get(..nodes)
         .ok_or_else(|| format!("a rack of {nodes} nodes is too large"))?;
     let node = |share: &NodeShare| PlatformNode {
-        vcpus: few(share.max_vcpus),
+        vcpus: share.max_vcpus,
         memory: share.memory,
     };
     let topology = Topology::new(shares.iter().map(node).collect())
-        .and_then(|topology| topology.with_blocks(shares.iter().map(|share| share.blocks)))
+        .and_then(|topology| topology.with_blocks(shares.iter().map(|share| share.blocks.into())))
         .map_err(|why| format!("the VM cannot be: {why}"))?
         .starting_with(shares.iter().map(|share| few(share.vcpus)));
     let vcpus = topology
@@ -156,48 +152,37 @@ fn topology(config: &BootConfig) -> Result<Topology, Reason> {
     Ok(topology)
 }
 
-/// Lays the nodes' memories into the guest's RAM ranges, and behind them into
-/// the blocks that may come.
-fn guest_slices(topology: &Topology, regions: &Regions) -> Result<Vec<Slice>, Reason> {
-    let memories = &regions.memories;
-    let mut used = vec![0; memories.len()];
-    let ram = topology
-        .ram_ranges()
-        .map(|(domain, range)| (domain, range, None));
-    let blocks = topology.blocks().map(|(block, domain)| {
-        let record = regions.control.block(block);
-        let record = record.expect("the topology has checked how many there are");
-        (domain, topology.block_range(block), Some(record))
-    });
-    ram.chain(blocks)
-        .map(|(Domain(node), range, block)| {
-            let too_small =
-                || format!("the memory region of node {node} is smaller than its share");
-            let len = usize::try_from(range.len).expect("64-bit");
-            let (offset, memory) = used
-                .get_mut(usize::from(node))
-                .zip(memories.get(usize::from(node)))
-                .ok_or_else(too_small)?;
-            let memory = memory.window(*offset, len).ok_or_else(too_small)?;
-            *offset += len;
-            Ok(Slice {
-                node: NodeId(node),
-                gpa: range.gpa,
-                memory,
-                block,
-            })
-        })
-        .collect()
+/// The nodes' memories where the guest sees them, what may come last.
+fn guest_slices(
+    topology: &Topology,
+    fabric: &Fabric,
+    config: &BootConfig,
+    memories: &[SharedMem],
+) -> Result<Slices, Reason> {
+    for (node, (memory, share)) in memories.iter().zip(&config.shares).enumerate() {
+        if (memory.len() as u64) < share.room() {
+            return Err(format!(
+                "the memory region of node {node} is smaller than its share"
+            ));
+        }
+    }
+    let ram = topology.ram_ranges().map(|(_, ram)| ram);
+    let blocks = topology.blocks();
+    let blocks = blocks.map(|(block, _)| topology.block_range(block));
+    let ranges = ram.chain(blocks).map(|range| (range.gpa, range.len));
+    Slices::new(ranges, *fabric.pieces(), memories.to_vec())
+        .ok_or_else(|| String::from("the map of guest memory does not fit the VM"))
 }
 
-/// This node's part in instruction coherence, if this rack needs any.
+/// This node's part in what the nodes decide together about guest memory; one
+/// that is alone has none.
 fn membership(
     config: &BootConfig,
     control: &ControlRegion,
     id: NodeId,
     fetch: Fetch,
 ) -> Result<Option<Membership>, Reason> {
-    if config.data_nodes().count() == 1 || fetch == Fetch::Coherent {
+    if config.data_nodes().count() == 1 {
         return Ok(None);
     }
     let broken = || String::from("the table of instruction coherence does not fit the VM");
@@ -208,7 +193,7 @@ fn membership(
     let member = map
         .join(id, FIRST_EPOCH)
         .map_err(|why| format!("instruction coherence: {why}"))?;
-    Ok(Some(Membership { map, member }))
+    Ok(Some(Membership { map, member, fetch }))
 }
 
 /// Tables that map what is not RAM.

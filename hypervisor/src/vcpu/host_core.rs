@@ -165,13 +165,17 @@ impl<'a> Core<'a> {
     pub(super) fn look_around(&self) {
         let vm = self.vm();
         vm.fabric().attend();
-        if self.number == DOORBELL_CORE && descriptors::take_doorbell() {
+        if self.number != DOORBELL_CORE {
+            return;
+        }
+        if descriptors::take_doorbell() {
             vm.fabric().look_for_losses();
             vm.serve_revocations();
             if vm.fabric().node() == DEVICE_NODE {
                 vm.poll_devices();
             }
         }
+        vm.change_memory();
     }
 
     /// Whether an interrupt of this core has left something to do, or the
@@ -363,7 +367,7 @@ impl<'a> Core<'a> {
         self.house(vcpu, record);
         record.arrive(vm.guest_tsc());
         record.settle(Order::Move(self.parts.here), Outcome::Done);
-        vm.fabric().tell_of_vcpus();
+        vm.fabric().tell_of_orders();
         Ok(())
     }
 
@@ -401,7 +405,7 @@ impl<'a> Core<'a> {
                     _ => Outcome::Done,
                 };
                 record.settle(order, outcome);
-                vm.fabric().tell_of_vcpus();
+                vm.fabric().tell_of_orders();
             }
             Some(order @ Order::Move(to)) => {
                 self.waiting.push_back(vcpu);
@@ -410,7 +414,7 @@ impl<'a> Core<'a> {
                     false => Outcome::NoSuchCore,
                 };
                 record.settle(order, outcome);
-                vm.fabric().tell_of_vcpus();
+                vm.fabric().tell_of_orders();
             }
             // It has been carried out, or is not for a core.
             _ => self.waiting.push_back(vcpu),

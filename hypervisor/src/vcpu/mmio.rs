@@ -1,7 +1,7 @@
 //! Accesses to guest physical addresses that are not RAM.
 
 use vmm_shared::addr::{Gpa, Gva};
-use vmm_shared::coherence::{Access, CoherenceError, Place};
+use vmm_shared::coherence::{Access, Place};
 use vmm_shared::control::Counter;
 
 use super::Vcpu;
@@ -10,7 +10,7 @@ use super::exit::{Direction, Exception, Exit, Outcome, StopReason};
 use super::registers::Gpr;
 use crate::devices::Width;
 use crate::fabric::forward::{Access as DeviceAccess, Request, Space};
-use crate::mem::coherent::Resolution;
+use crate::mem::coherent::{MemoryError, Resolution};
 use crate::mem::walk::{self, FetchedInstruction, Privilege};
 use crate::vm::Vm;
 
@@ -33,7 +33,7 @@ impl Vcpu {
                 Ok(Resolution::Mapped) => return Outcome::Resume,
                 Ok(Resolution::NotMemory) => {}
                 Err(why) => {
-                    log::error!("instruction coherence: {why}");
+                    log::error!("{why}");
                     return Outcome::Stop(StopReason::Incoherent { gpa });
                 }
             }
@@ -151,8 +151,8 @@ impl Vcpu {
 
 /// Damage to the shared state shows again at this node's own next fault, which
 /// stops the VM.
-fn report(served: Result<(), CoherenceError>) {
+fn report(served: Result<(), MemoryError>) {
     if let Err(why) = served {
-        log::error!("instruction coherence: {why}");
+        log::error!("{why}");
     }
 }

@@ -245,7 +245,7 @@ impl Vcpu {
             self.obey(signal, vm);
             if waited && self.is_runnable() {
                 vm.record(self.id).set_started(true);
-                vm.fabric().tell_of_vcpus();
+                vm.fabric().tell_of_orders();
             }
             // A reset has changed it, perhaps.
             self.settle_apic(LapicEffect::Addressed, vm);

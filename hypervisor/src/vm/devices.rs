@@ -114,7 +114,7 @@ impl Vm {
     pub fn serve_revocations(&self) {
         if let Err(why) = self.memory.serve() {
             self.fabric().refuse_garbage(1);
-            log::error!("instruction coherence: {why}");
+            log::error!("{why}");
         }
     }
 

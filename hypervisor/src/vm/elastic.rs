@@ -128,7 +128,7 @@ impl Vm {
     /// vCPU now, or none.
     pub fn leave_alone(&self, core: usize) {
         if let Err(why) = self.memory.guest_got_on(core) {
-            log::error!("instruction coherence: {why}");
+            log::error!("{why}");
         }
     }
 
@@ -150,7 +150,7 @@ impl Vm {
                 && let Some(outcome) = self.carry_on(&mut hotplug.vcpus, vcpu, order)
             {
                 record.settle(order, outcome);
-                self.fabric().tell_of_vcpus();
+                self.fabric().tell_of_orders();
             }
         }
         self.serve_block_orders(&mut hotplug.memory);
@@ -219,7 +219,7 @@ impl Vm {
                 Kind::Vcpus => self.settle_vcpu(VcpuId(unit), effect),
                 Kind::Memory => self.settle_block(BlockId(unit), effect),
             }
-            self.fabric().ring_launcher();
+            self.fabric().tell_of_orders();
         }
         self.set_line(GSI_GED, hotplug.irq_level());
     }
@@ -243,6 +243,5 @@ impl Vm {
             }
             _ => {}
         }
-        self.fabric().tell_of_vcpus();
     }
 }

@@ -1,136 +1,93 @@
-//! Memory that comes and goes while the guest runs, in blocks.
+//! Pieces of memory whose place changes: what this node has to do about it.
 //!
-//! Anyone may leave an order in a block's record; the devices' node, which also
-//! speaks to the guest's ACPI code, sees that it is carried out:
-//!
-//! ```text
-//!   Grant    Offered ─> guest is told ─> _OST ─> Used, Done
-//!   Reclaim  guest is asked ─> _EJ0 ─> Leaving, order becomes Drop ─> no node maps it ─> Absent, Done
-//! ```
-//!
-//! What is offered is mapped when the guest touches it; what is leaving is
-//! withdrawn from all nodes before it counts as free.
+//! A node takes pieces over if it has been asked for that. The devices' node
+//! takes away what the guest has given up.
 
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::NodeId;
-use vmm_shared::control::{BlockId, BlockOrder, BlockRecord, BlockState, Outcome};
+use vmm_shared::control::BlockId;
+use vmm_shared::pieces::{Ended, Pull, PullRecord};
+use vmm_shared::shm::SharedMem;
 
-use super::elastic::Units;
-use super::{DEVICE_NODE, Vm};
-use crate::devices::hotplug::HotplugEffect;
-use crate::mem::coherent::Bells;
-
-/// The status of a guest that has given back what it had not taken yet: a
-/// failure without a reason (ACPI 6.5, table 6.14).
-const FAILED: u32 = 1;
+use super::Vm;
+use crate::arch::cpu;
+use crate::mem::moves::Turn;
 
 impl Vm {
-    fn block(&self, block: BlockId) -> BlockRecord {
-        let record = self.fabric().control().block(block);
-        record.expect("the VM's blocks have records")
-    }
-
-    fn giver(&self, block: BlockId) -> NodeId {
-        self.givers[usize::from(block.0)]
-    }
-
-    /// Carries the orders for blocks on.
-    pub(super) fn serve_block_orders(&self, units: &mut Units) {
-        for block in (0..).map(BlockId).take(self.givers.len()) {
-            if let Some(order) = self.block(block).order() {
-                self.carry_on_block(units, block, order);
-            }
-        }
-    }
-
-    /// Carries one on, and ends it if that is its end.
-    fn carry_on_block(&self, units: &mut Units, block: BlockId, order: BlockOrder) {
-        let record = self.block(block);
-        let giver = self.giver(block);
-        let outcome = match (order, record.state()) {
-            (BlockOrder::Grant | BlockOrder::Reclaim, _) if !self.machine.has_hotplug() => {
-                Outcome::Unable
-            }
-            (BlockOrder::Grant, _) if !self.fabric().running().contains(giver) => {
-                Outcome::NoSuchCore
-            }
-            (BlockOrder::Grant, Some(BlockState::Absent)) => {
-                record.set_state(BlockState::Offered(giver));
-                units.tell(block.0, true);
-                units.registers.insert(block.0);
-                return;
-            }
-            (BlockOrder::Grant, Some(BlockState::Offered(_))) if units.is_told(block.0) => return,
-            (BlockOrder::Reclaim, Some(state)) if state.is_present() => {
-                if units.tell(block.0, true) {
-                    units.registers.ask_back(block.0);
-                }
-                return;
-            }
-            (BlockOrder::Drop | BlockOrder::Withdraw(_), Some(BlockState::Leaving(_))) => {
-                return self.finish_withdrawal(block);
-            }
-            _ => Outcome::Misplaced,
-        };
-        record.settle(order, outcome);
-        self.fabric().ring_launcher();
-    }
-
-    /// What the guest says about a block.
-    pub(super) fn settle_block(&self, block: BlockId, effect: HotplugEffect) {
-        let record = self.block(block);
-        match (effect, record.order()) {
-            (HotplugEffect::Accepted(_), Some(order @ BlockOrder::Grant)) => {
-                record.set_state(BlockState::Used(self.giver(block)));
-                record.settle(order, Outcome::Done);
-            }
-            (HotplugEffect::Declined(_, status), _) => {
-                self.withdraw(block, BlockOrder::Withdraw(status));
-            }
-            (HotplugEffect::Kept(_, status), Some(order @ BlockOrder::Reclaim)) => {
-                record.settle(order, Outcome::Refused(status));
-            }
-            (HotplugEffect::Ejected(_), Some(BlockOrder::Grant)) => {
-                self.withdraw(block, BlockOrder::Withdraw(FAILED));
-            }
-            (HotplugEffect::Ejected(_), _) => self.withdraw(block, BlockOrder::Drop),
-            _ => {}
-        }
-    }
-
-    /// Begins to take a block away, which the guest does not have any more.
-    fn withdraw(&self, block: BlockId, order: BlockOrder) {
-        let record = self.block(block);
-        record.replace_order(order);
-        record.set_state(BlockState::Leaving(self.giver(block)));
-        record.set_withdrawal(self.memory.withdrawals.count());
-        self.serve_revocations();
-        let others = self.fabric().running().without(DEVICE_NODE);
-        self.fabric().ring_nodes(others);
-        self.finish_withdrawal(block);
-    }
-
-    /// Once no node maps it, a block that leaves is free.
-    fn finish_withdrawal(&self, block: BlockId) {
-        let record = self.block(block);
-        let is_done = |node| {
-            let node = self.fabric().control().node(node);
-            // Acquire: the node's last access to it comes before.
-            node.is_some_and(|node| node.withdrawn().load(Ordering::Acquire) >= record.withdrawal())
-        };
-        if !self.fabric().running().all(is_done) {
+    /// Takes a piece away from the guest, or over from another node, if that
+    /// is wanted and it is time. For the node's first core, outside of the
+    /// guest, without locks.
+    ///
+    /// One piece a turn; until the next, the vCPUs of this core get as long as
+    /// the piece has taken.
+    pub fn change_memory(&self) {
+        let record = self.fabric().pieces().pull(self.fabric().node());
+        let record = record.expect("the node is one of the rack");
+        let (block, pull) = (self.leaving_block(), record.standing());
+        if block.is_none() && pull.is_none() {
             return;
         }
-        let Some(order) = record.order() else {
+        let now = cpu::rdtsc();
+        // Relaxed: this core's own.
+        if now < self.next_piece.load(Ordering::Relaxed) || self.fabric().held().is_some() {
             return;
+        }
+        let goes_on = match (block, pull) {
+            (Some(block), _) => self.take_away(block),
+            (None, Some(pull)) => self.take_over(&record, pull),
+            (None, None) => false,
         };
-        record.set_state(BlockState::Absent);
-        let outcome = match order {
-            BlockOrder::Withdraw(status) => Outcome::Refused(status),
-            _ => Outcome::Done,
+        let end = cpu::rdtsc();
+        let next = match goes_on {
+            true => end.saturating_add(end.wrapping_sub(now)),
+            false => 0,
         };
-        record.settle(order, outcome);
-        self.fabric().ring_launcher();
+        self.next_piece.store(next, Ordering::Relaxed);
+    }
+
+    /// Takes one piece of a block away from all nodes; whether there may be
+    /// more to do.
+    fn take_away(&self, block: BlockId) -> bool {
+        match self.memory.withdraw(self.block_pieces(block)) {
+            Ok(false) => {}
+            Ok(true) => self.finish_withdrawal(block),
+            // The VM ends at the next fault.
+            Err(why) => log::error!("block {} stays: {why}", block.0),
+        }
+        true
+    }
+
+    /// Takes one piece over, if any is left to take; whether there may be
+    /// more.
+    fn take_over(&self, record: &PullRecord<'_, SharedMem>, pull: Pull) -> bool {
+        let turn = if record.taken(pull) < pull.count {
+            self.memory.take_over(pull).unwrap_or_else(|why| {
+                log::error!("memory of node {} stays there: {why}", pull.from.0);
+                Turn::Over(Ended::Damaged)
+            })
+        } else {
+            Turn::Over(Ended::Done)
+        };
+        match turn {
+            Turn::Took {
+                copying,
+                out_of_reach,
+            } => {
+                record.took_one(pull, copying, out_of_reach);
+                true
+            }
+            Turn::Over(how) => {
+                record.end(pull, how);
+                self.fabric().tell_of_orders();
+                false
+            }
+        }
+    }
+
+    /// The TSC at which [`change_memory`](Self::change_memory) goes on, if
+    /// ever.
+    pub(super) fn next_piece(&self) -> Option<u64> {
+        let next = self.next_piece.load(Ordering::Relaxed);
+        (next != 0).then_some(next)
     }
 }

@@ -1,5 +1,6 @@
 //! The virtual machine: what all its vCPUs share.
 
+mod blocks;
 mod devices;
 mod elastic;
 mod interrupts;
@@ -7,10 +8,10 @@ mod legacy;
 mod memory;
 
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Mutex;
-use vmm_shared::addr::{ApicId, Location, NodeId, VcpuId};
+use vmm_shared::addr::{ApicId, LARGE_PAGE_SIZE, Location, NodeId, VcpuId};
 use vmm_shared::control::Counter;
 
 use self::elastic::Hotplug;
@@ -86,6 +87,13 @@ pub struct Vm {
     hotplug: Mutex<Hotplug>,
     /// Which node gives each block of memory that may come.
     givers: Vec<NodeId>,
+    /// The number of the first piece of the first of them.
+    first_block_piece: usize,
+    /// Whether there may be one that is to be taken away from all nodes.
+    is_leaving: AtomicBool,
+    /// The TSC at which the next piece of memory may be taken over; 0 if none
+    /// has been asked for.
+    next_piece: AtomicU64,
 }
 
 /// What a VM is made of.
@@ -112,6 +120,8 @@ impl Vm {
         let givers: Vec<_> = topology.blocks().map(giver).collect();
         let is_present = |vcpu| topology.is_present(VcpuId(vcpu));
         let blocks = u16::try_from(givers.len()).expect("the topology has checked that");
+        let first_block_piece = topology.memory() / LARGE_PAGE_SIZE;
+        let first_block_piece = usize::try_from(first_block_piece).expect("64-bit");
         let hotplug = Hotplug::new(topology.vcpus(), is_present, blocks);
         Self {
             memory: parts.memory,
@@ -128,6 +138,9 @@ impl Vm {
                 .collect(),
             hotplug: Mutex::new(hotplug),
             givers,
+            first_block_piece,
+            is_leaving: AtomicBool::new(false),
+            next_piece: AtomicU64::new(0),
             machine: parts.machine,
             firmware: Mutex::new(parts.firmware),
             scratch: Mutex::new(Scratch::default()),
@@ -160,10 +173,12 @@ impl Vm {
         crate::arch::cpu::rdtsc().wrapping_add(self.tsc_offset)
     }
 
-    /// The guest's TSC at which this node has to give a sign of life, if ever.
+    /// The guest's TSC at which this node has something to do of its own, as
+    /// to give a sign of life, if ever.
     #[must_use]
     pub fn next_beat(&self) -> Option<u64> {
-        let due = self.fabric().next_due()?;
+        let due = self.fabric().next_due().into_iter();
+        let due = due.chain(self.next_piece()).min()?;
         Some(due.wrapping_add(self.tsc_offset))
     }
 

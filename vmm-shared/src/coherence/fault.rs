@@ -134,7 +134,7 @@ impl<W: Words> Fault<W> {
                     asked,
                     pending,
                 } => {
-                    let pending = self.unanswered(ticket, pending)?;
+                    let pending = self.map.unanswered(self.member, ticket, pending)?;
                     if !pending.is_empty() {
                         self.phase = Phase::Revoking {
                             unit,
@@ -293,17 +293,6 @@ impl<W: Words> Fault<W> {
             state: control.state,
             others,
         })
-    }
-
-    /// The nodes among `pending` that have neither answered nor died.
-    fn unanswered(&self, ticket: Ticket, pending: NodeSet) -> Result<NodeSet, CoherenceError> {
-        let mut left = pending;
-        for node in pending {
-            if !self.map.is_member(node) || self.map.answered(self.member, ticket, node)? {
-                left = left.without(node);
-            }
-        }
-        Ok(left)
     }
 
     /// Writes the outcome into the locked entry, in an order that leaves an

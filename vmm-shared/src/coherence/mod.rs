@@ -166,6 +166,7 @@ mod fault;
 mod hold;
 mod layout;
 mod map;
+mod recall;
 mod refresh;
 mod requests;
 mod rights;
@@ -178,6 +179,7 @@ pub use fault::{Fault, Grant, Step};
 pub use hold::{Hold, Place};
 pub use layout::{Geometry, MAX_SLOTS};
 pub use map::{CoherenceMap, View};
+pub use recall::{Estrangement, Recall};
 pub use refresh::refresh;
 pub use requests::Revocation;
 pub use rights::{Access, FRAMES_PER_PIECE, NodeSet, Rights, Unit};
@@ -247,4 +249,4 @@ pub enum CoherenceError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

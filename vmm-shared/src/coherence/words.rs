@@ -3,7 +3,7 @@
 //! A trait, so that the very same protocol runs over a shared region, over a
 //! model checker's atomics and over memory that dies at a chosen access.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{self, Ordering};
 
 use crate::shm::SharedMem;
 
@@ -36,6 +36,10 @@ pub trait Words: Clone {
     fn fetch_and(&self, at: usize, bits: u64, order: Ordering) -> u64;
     /// Raises the word to at least `value`; returns the word before.
     fn fetch_max(&self, at: usize, value: u64, order: Ordering) -> u64;
+    /// A fence between accesses.
+    fn fence(&self, order: Ordering) {
+        atomic::fence(order);
+    }
 }
 
 const INSIDE: &str = "the map has checked its geometry against the window";

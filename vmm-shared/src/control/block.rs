@@ -24,14 +24,16 @@ pub const BLOCK_SIZE: u64 = 128 << 20;
 /// The most blocks of a VM.
 pub const MAX_BLOCKS: usize = 256;
 
-const _: () = assert!(BLOCK_SIZE.is_multiple_of(LARGE_PAGE_SIZE));
+/// Pieces of 2 MiB in a block.
+pub const PIECES_PER_BLOCK: usize = 64;
+
+const _: () = assert!(BLOCK_SIZE == PIECES_PER_BLOCK as u64 * LARGE_PAGE_SIZE);
 
 /// Bytes of a record.
 pub(super) const BLOCK_RECORD_SIZE: usize = 64;
 
 const STATE: usize = 0;
-const WITHDRAWAL: usize = 8;
-const ORDER: usize = 16;
+const ORDER: usize = 8;
 
 const _: () = assert!(ORDER + ORDER_SIZE <= BLOCK_RECORD_SIZE);
 
@@ -128,9 +130,8 @@ impl BlockOrder {
 ///
 /// ```text
 ///   0    state: kind, node                     devices' node
-///   8    the withdrawal by which it leaves     devices' node, see `VmRecord`
-///   16   order                                 who asks; its outcome clears it
-///   24   outcome of the last order
+///   8    order                                 who asks; its outcome clears it
+///   16   outcome of the last order
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BlockRecord(SharedMem);
@@ -163,18 +164,6 @@ impl BlockRecord {
     pub fn set_state(&self, state: BlockState) {
         // Release: see `state`.
         self.word(STATE).store(state.to_raw(), Ordering::Release);
-    }
-
-    /// The number of the withdrawal by which it leaves.
-    #[must_use]
-    pub fn withdrawal(&self) -> u64 {
-        self.word(WITHDRAWAL).load(Ordering::Relaxed)
-    }
-
-    /// Notes by which withdrawal it leaves. Only for the devices' node.
-    pub fn set_withdrawal(&self, number: u64) {
-        // Relaxed: only the devices' node reads it.
-        self.word(WITHDRAWAL).store(number, Ordering::Relaxed);
     }
 
     fn orders(&self) -> OrderWords {

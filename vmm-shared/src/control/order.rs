@@ -39,6 +39,8 @@ pub enum Outcome {
     NoSuchCore,
     /// The machine that the guest has cannot do that.
     Unable,
+    /// The node has no room for it.
+    NoRoom,
     /// The guest refused, with this status of its `_OST`.
     Refused(u32),
 }
@@ -51,6 +53,7 @@ impl Outcome {
             Self::Misplaced => 2,
             Self::NoSuchCore => 3,
             Self::Unable => 4,
+            Self::NoRoom => 6,
             Self::Refused(status) => 5 << KIND_SHIFT | status as u64,
         }
     }
@@ -61,6 +64,7 @@ impl Outcome {
             1 => Self::Done,
             2 => Self::Misplaced,
             3 => Self::NoSuchCore,
+            6 => Self::NoRoom,
             // Garbage means the same: nothing has been done.
             _ if raw >> KIND_SHIFT != 5 => Self::Unable,
             _ => Self::Refused(low_half(raw)),
@@ -150,6 +154,7 @@ mod tests {
             Outcome::Done,
             Outcome::Misplaced,
             Outcome::NoSuchCore,
+            Outcome::NoRoom,
             Outcome::Unable,
             Outcome::Refused(0),
             Outcome::Refused(u32::MAX),

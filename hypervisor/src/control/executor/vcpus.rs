@@ -130,7 +130,7 @@ fn end(outcome: Outcome, job: &Job, step: &Step) -> StepResult {
                 _ => failed(Reason::Declined(status)),
             }
         }
-        Outcome::NoSuchCore => failed(Reason::NoCore),
+        Outcome::NoSuchCore | Outcome::NoRoom => failed(Reason::NoCore),
         Outcome::Unable => failed(Reason::Unable),
         // It was done, and has been changed since by nobody who may.
         Outcome::Misplaced | Outcome::Done | Outcome::Pending => failed(Reason::Misplaced),

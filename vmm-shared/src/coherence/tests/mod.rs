@@ -7,4 +7,4 @@ mod progress;
 mod scenarios;
 mod simulation;
 mod threads;
-mod world;
+pub(crate) mod world;

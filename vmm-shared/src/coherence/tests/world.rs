@@ -22,8 +22,8 @@ pub(super) const WATCHED: [usize; 5] = [0, 1, 511, 512, 1023];
 /// Memory on which a node can die: when the fuel is used up, the access does
 /// not happen and the node's code goes no further.
 #[derive(Clone, Debug)]
-pub(super) struct Mortal {
-    pub(super) words: Arc<Vec<AtomicU64>>,
+pub(crate) struct Mortal {
+    pub(crate) words: Arc<Vec<AtomicU64>>,
     fuel: Arc<AtomicU64>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Mortal {
 struct Died;
 
 impl Mortal {
-    pub(super) fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         Self {
             words: Arc::new((0..bytes / 8).map(|_| AtomicU64::new(0)).collect()),
             fuel: Arc::new(AtomicU64::new(u64::MAX)),
@@ -49,7 +49,7 @@ impl Mortal {
 
     /// Runs `action`, which dies when it has used the fuel up; `None` if it
     /// did. What is left of the fuel stays in `fuel`.
-    pub(super) fn with_fuel<T>(&self, fuel: &mut u64, action: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn with_fuel<T>(&self, fuel: &mut u64, action: impl FnOnce() -> T) -> Option<T> {
         self.fuel.store(*fuel, Ordering::Relaxed);
         let result = catch_unwind(AssertUnwindSafe(action));
         *fuel = self.fuel.swap(u64::MAX, Ordering::Relaxed);
