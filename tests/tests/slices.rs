@@ -119,11 +119,12 @@ fn all_memory_moves_to_and_fro_while_the_guest_computes_and_makes_code() {
 /// unnoticed.
 #[test]
 fn a_node_that_gives_nothing_any_more_may_be_killed() {
-    let bench = up("leave", &["--nodes", "3", "--cores", "1", "--vcpus", "3"]);
+    let rack = ["--nodes", "3", "--cores", "2", "--control", "1"];
+    let bench = up("leave", &[&rack[..], &["--vcpus", "3"]].concat());
     let load = bench.exec("leave", &["sh", "-c", PATTERNS]).start();
     slices(&bench, "leave", 2, 1, &[]);
     bench
-        .viaduct(["direct", "move", "2", "--to", "1", "--name", "leave"])
+        .viaduct(["vcpu", "move", "4", "--to", "1", "--name", "leave"])
         .well();
     let nodes = shown(&bench, "leave", "nodes");
     assert_eq!(bytes(&nodes[2], "memory_bytes"), 0);
