@@ -33,7 +33,10 @@ impl Rack {
     /// vCPUs that there is room for.
     #[must_use]
     pub fn max_vcpus(&self) -> u32 {
-        self.shares().iter().map(|share| u32::from(share.max_vcpus)).sum()
+        self.shares()
+            .iter()
+            .map(|share| u32::from(share.max_vcpus))
+            .sum()
     }
 
     fn vcpu_ids(&self) -> impl DoubleEndedIterator<Item = VcpuId> + use<> {

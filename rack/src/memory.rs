@@ -354,7 +354,10 @@ mod tests {
             assert_eq!(pieces.free(node) as u64, u64::from(share.room) - given);
         }
         let later = shares.iter().map(|share| usize::from(share.blocks));
-        assert_eq!(piece + later.sum::<usize>() * PIECES_PER_BLOCK, pieces.pieces());
+        assert_eq!(
+            piece + later.sum::<usize>() * PIECES_PER_BLOCK,
+            pieces.pieces()
+        );
     }
 
     #[test]

@@ -39,7 +39,9 @@ use crate::ring::{ByteRing, ring_size};
 use crate::shm::SharedMem;
 
 use block::BLOCK_RECORD_SIZE;
-pub use block::{BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, MAX_BLOCKS, PIECES_PER_BLOCK};
+pub use block::{
+    BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, MAX_BLOCKS, PIECES_PER_BLOCK,
+};
 use node_counters::NODE_COUNTERS_SIZE;
 pub use node_counters::{NodeCounter, NodeCounters};
 pub use order::{Busy, Outcome};
@@ -263,7 +265,10 @@ impl BootConfig {
         let share = |node: NodeId| self.shares.get(usize::from(node.0));
         let shares = || self.data_nodes().filter_map(share);
         let sum = |of: fn(&NodeShare) -> u32| shares().map(of).fold(0, u32::saturating_add);
-        let per_core = vcpus_per_core(sum(|share| share.max_vcpus.into()), sum(|share| share.cores));
+        let per_core = vcpus_per_core(
+            sum(|share| share.max_vcpus.into()),
+            sum(|share| share.cores),
+        );
         let own = share(node).filter(|_| self.data_nodes().contains(node));
         own.map_or(0, |own| own.cores.saturating_mul(per_core))
     }

@@ -140,10 +140,9 @@ fn arrivals_and_losses<T: Tables>(
 fn size(config: &BootConfig, node: NodeId) -> Share {
     let share = config.shares.get(usize::from(node.0));
     match share {
-        Some(share) if !config.control_nodes().contains(node) => Share::new(
-            config.places(node),
-            share.room,
-        ),
+        Some(share) if !config.control_nodes().contains(node) => {
+            Share::new(config.places(node), share.room)
+        }
         _ => Share::NONE,
     }
 }

@@ -49,8 +49,12 @@ fn rack_with(fetch: Fetch) -> [Memory; 2] {
         let map = CoherenceMap::new(table, geometry).expect("large enough");
         let member = map.join(node, 1).expect("fresh");
         Memory::new(MemoryParts {
-            slices: Slices::new([(Gpa(0), 4 << 20), (BLOCK, 2 << 20)], rack.map, rack.regions.clone())
-                .expect("they fit"),
+            slices: Slices::new(
+                [(Gpa(0), 4 << 20), (BLOCK, 2 << 20)],
+                rack.map,
+                rack.regions.clone(),
+            )
+            .expect("they fit"),
             tables: NestedTables::new(),
             membership: Some(Membership { map, member, fetch }),
             bells: Silent(node),
