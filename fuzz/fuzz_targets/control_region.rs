@@ -114,12 +114,14 @@ fn configuration(control: &ControlRegion, config: &BootConfig) {
     let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
     let shares = config.shares.get(..nodes).unwrap_or(&config.shares);
     let _ = first_places(shares).count();
-    for (node, share) in (0..).map(NodeId).zip(shares) {
-        let _ = control.needs(node, share);
+    if let Some(pieces) = control.pieces(config) {
+        for (node, _) in (0..).map(NodeId).zip(shares) {
+            let _ = control.needs(node, &pieces);
+        }
     }
     let _ = coherence_geometry(shares).table_size();
     let node = |share: &vmm_shared::control::NodeShare| PlatformNode {
-        vcpus: u16::try_from(share.max_vcpus).unwrap_or(u16::MAX),
+        vcpus: share.max_vcpus,
         memory: share.memory,
     };
     match Topology::new(shares.iter().map(node).collect()) {
@@ -241,6 +243,7 @@ fn coherence(control: &ControlRegion, region: SharedMem, input: &Input) {
         vcpus: 1,
         max_vcpus: 1,
         blocks: 0,
+        room: 16,
     };
     let Some(map) = CoherenceMap::new(table, coherence_geometry(&[share, share])) else {
         panic!("the table has room for two nodes");
