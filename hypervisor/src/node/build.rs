@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use vmm_shared::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, NodeId, PAGE_SIZE};
+use vmm_shared::addr::{Gpa, Hpa, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{CoherenceMap, Rights};
 use vmm_shared::control::{
     BootBy, BootConfig, ControlRegion, MAX_MODULE_WORDS, NodeShare, Platform, coherence_geometry,

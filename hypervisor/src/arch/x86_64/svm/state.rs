@@ -48,6 +48,8 @@ const EVENT_NMI: u64 = 2 << 8;
 const NMI_VECTOR: u64 = 2;
 const EVENT_EXCEPTION: u64 = 3 << 8;
 const EVENT_SOFTWARE: u64 = 4 << 8;
+/// The first vector that is no exception's.
+const FIRST_INTERRUPT: u8 = 32;
 const EVENT_TYPE: u64 = 7 << 8;
 
 /// #DB, #AC and #MC: a guest that made them recur without end would never let
@@ -316,10 +318,16 @@ impl Vmcb {
 
     /// Puts back the event whose delivery the last exit interrupted. Software
     /// interrupts are not put back: RIP is still at their instruction.
+    ///
+    /// QEMU calls an interrupt that it was about to deliver itself an
+    /// exception, and refuses to inject it as one.
     pub fn requeue_interrupted_event(&mut self) {
-        let event = self.control.exit_int_info;
-        let kind = event & EVENT_TYPE;
+        let mut event = self.control.exit_int_info;
         let [vector, ..] = event.to_le_bytes();
+        if event & EVENT_TYPE == EVENT_EXCEPTION && vector >= FIRST_INTERRUPT {
+            event &= !EVENT_TYPE;
+        }
+        let kind = event & EVENT_TYPE;
         let software = kind == EVENT_SOFTWARE || kind == EVENT_EXCEPTION && matches!(vector, 3 | 4);
         self.control.event_injection = if event & EVENT_VALID != 0 && !software {
             event
@@ -458,10 +466,12 @@ mod tests {
             vmcb.requeue_interrupted_event();
             assert_eq!(vmcb.has_event(), kept, "{interrupted:#x}");
         }
-        vmcb.control.exit_int_info = EVENT_VALID | 0x31;
-        vmcb.requeue_interrupted_event();
-        assert_eq!(vmcb.take_queued_interrupt(), Some(0x31));
-        assert!(!vmcb.has_event());
+        for kind in [0, EVENT_EXCEPTION] {
+            vmcb.control.exit_int_info = EVENT_VALID | kind | 0x31;
+            vmcb.requeue_interrupted_event();
+            assert_eq!(vmcb.take_queued_interrupt(), Some(0x31));
+            assert!(!vmcb.has_event());
+        }
     }
 
     #[test]
