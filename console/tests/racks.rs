@@ -49,15 +49,15 @@ fn a_vm_gets_its_parts_from_all_nodes() {
         .lines()
         .skip(1)
         .take(3)
-        .map(|row| words(row)[..7].join(" "))
+        .map(|row| words(row)[..9].join(" "))
         .collect();
-    // Where it begins, what it gives, was added, is seen and could be added.
+    // Where it begins, what it started with, was added, is seen, is elsewhere, is given and could be added.
     assert_eq!(
         rows,
         [
-            "0 0 64M 0 64M 0 25%",
-            "1 64M 96M 0 96M 384M 37%",
-            "2 160M 96M 0 96M 896M 37%"
+            "0 0 64M 0 64M 0 64M 0 25%",
+            "1 64M 96M 0 96M 0 96M 384M 37%",
+            "2 160M 96M 0 96M 0 96M 896M 37%"
         ]
     );
     let vcpus = show("vcpus", &[]);
