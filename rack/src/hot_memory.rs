@@ -162,7 +162,7 @@ impl Rack {
     fn order(&self, record: BlockRecord, order: BlockOrder) -> Result<(), Busy> {
         record.ask(order)?;
         // Release: the order is visible to who sees the count.
-        self.control().vm().orders().fetch_add(1, Ordering::Release);
+        self.control().vm().count_order();
         self.ring_devices();
         Ok(())
     }

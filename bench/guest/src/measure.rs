@@ -70,6 +70,13 @@ pub(crate) fn fork_exec() -> Result<u64> {
     shell("i=0; while [ $i -lt 200 ]; do /bin/busybox true; i=$((i + 1)); done")
 }
 
+/// Writes to each page.
+pub(crate) fn touch(memory: &mut MmapMut) {
+    for page in memory.chunks_exact_mut(PAGE) {
+        *black_box(&mut page[0]) = 1;
+    }
+}
+
 /// First touches of anonymous memory, in small pages.
 pub(crate) fn page_fault() -> Result<u64> {
     const PAGES: usize = (64 << 20) / PAGE;
@@ -79,9 +86,7 @@ pub(crate) fn page_fault() -> Result<u64> {
             .advise(Advice::NoHugePage)
             .context("can't ask for small pages")?;
         let start = Instant::now();
-        for page in memory.chunks_exact_mut(PAGE) {
-            *black_box(&mut page[0]) = 1;
-        }
+        touch(&mut memory);
         Ok(start.elapsed())
     })
 }

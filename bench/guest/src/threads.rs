@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use memmap2::{Advice, MmapMut};
 
-use crate::measure::{PAGE, median, pin_to};
+use crate::measure::{PAGE, median, pin_to, touch};
 
 /// The shortest system call.
 pub(crate) fn getpid() -> Result<u64> {
@@ -36,12 +36,6 @@ pub(crate) fn map() -> Result<u64> {
         }
         Ok(start.elapsed())
     })
-}
-
-fn touch(memory: &mut MmapMut) {
-    for page in memory.chunks_exact_mut(PAGE) {
-        *black_box(&mut page[0]) = 1;
-    }
 }
 
 /// First touches by four threads of one process, each of memory of its own, in

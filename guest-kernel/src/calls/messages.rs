@@ -48,6 +48,24 @@ struct Header {
     flags: u64,
 }
 
+/// What a call is to send.
+#[derive(Clone, Copy)]
+struct Sent<'a> {
+    /// Pieces of memory: addresses and lengths.
+    pieces: &'a [(u64, u64)],
+    flags: u32,
+    /// Where the receiver's address is, and its length.
+    to: Option<(u64, u32)>,
+    files: &'a [FileId],
+}
+
+impl Sent<'_> {
+    /// Bytes in all.
+    fn total(&self) -> u64 {
+        self.pieces.iter().map(|(_, len)| len).sum()
+    }
+}
+
 impl Kernel {
     pub(crate) fn sendto(&mut self, tid: Tid, a: [u64; 6]) -> Outcome {
         let (file, id) = self.socket_at(tid, super::low(a[0]))?;
@@ -56,7 +74,13 @@ impl Kernel {
             address => Some((address, super::low(a[5]))),
         };
         let pieces = [(a[1], a[2].min(crate::user::MOST_BYTES))];
-        self.send(tid, file, id, &pieces, super::low(a[3]), to, &[])
+        let sent = Sent {
+            pieces: &pieces,
+            flags: super::low(a[3]),
+            to,
+            files: &[],
+        };
+        self.send(tid, file, id, sent)
     }
 
     pub(crate) fn sendmsg(&mut self, tid: Tid, number: u32, address: u64, flags: u32) -> Outcome {
@@ -66,7 +90,13 @@ impl Kernel {
         let to = (header.name != 0 && super::low(header.name_len) != 0)
             .then(|| (header.name, super::low(header.name_len)));
         let files = self.control_files(tid, &header)?;
-        self.send(tid, file, id, &pieces, flags, to, &files)
+        let sent = Sent {
+            pieces: &pieces,
+            flags,
+            to,
+            files: &files,
+        };
+        self.send(tid, file, id, sent)
     }
 
     /// The open files in the control messages of a program.
@@ -96,20 +126,22 @@ impl Kernel {
         id: SocketId,
         pieces: &[(u64, u64)],
     ) -> Outcome {
-        self.send(tid, file, id, pieces, 0, None, &[])
+        let sent = Sent {
+            pieces,
+            flags: 0,
+            to: None,
+            files: &[],
+        };
+        self.send(tid, file, id, sent)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all that sendmsg says")]
-    fn send(
-        &mut self,
-        tid: Tid,
-        file: FileId,
-        id: SocketId,
-        pieces: &[(u64, u64)],
-        flags: u32,
-        to: Option<(u64, u32)>,
-        files: &[FileId],
-    ) -> Outcome {
+    fn send(&mut self, tid: Tid, file: FileId, id: SocketId, sent: Sent<'_>) -> Outcome {
+        let Sent {
+            pieces,
+            flags,
+            to,
+            files,
+        } = sent;
         if flags & MSG_OOB != 0 {
             return Err(Errno::EOPNOTSUPP.into());
         }
@@ -122,7 +154,7 @@ impl Kernel {
             return Err(Errno::EINVAL.into());
         }
         if kind == Kind::Datagram {
-            return self.send_datagram(tid, file, id, pieces, flags, to, files);
+            return self.send_datagram(tid, file, id, sent);
         }
         if to.is_some() && family == Family::Unix {
             let connected = socket.connected;
@@ -133,7 +165,7 @@ impl Kernel {
             }
             .into());
         }
-        let total: u64 = pieces.iter().map(|(_, len)| len).sum();
+        let total = sent.total();
         let mut done = self.thread(tid).call.map_or(0, |call| call.done);
         let sender = self.sender_of(tid);
         loop {
@@ -203,17 +235,13 @@ impl Kernel {
         files.to_vec()
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all that sendmsg says")]
-    fn send_datagram(
-        &mut self,
-        tid: Tid,
-        file: FileId,
-        id: SocketId,
-        pieces: &[(u64, u64)],
-        flags: u32,
-        to: Option<(u64, u32)>,
-        files: &[FileId],
-    ) -> Outcome {
+    fn send_datagram(&mut self, tid: Tid, file: FileId, id: SocketId, sent: Sent<'_>) -> Outcome {
+        let Sent {
+            pieces,
+            flags,
+            to,
+            files,
+        } = sent;
         let family = self.sockets.get(id)?.family;
         let target = match to {
             Some((address, len)) => {
@@ -239,7 +267,7 @@ impl Kernel {
                 }
             }
         };
-        let total: u64 = pieces.iter().map(|(_, len)| len).sum();
+        let total = sent.total();
         let most = match family {
             Family::Inet => 65_507,
             Family::Unix => CAPACITY as u64 - 512,

@@ -2,6 +2,7 @@
 //! tables, TLBs and an emulator's translations.
 
 mod garbage;
+pub(crate) mod modelled;
 mod models;
 mod progress;
 mod scenarios;
