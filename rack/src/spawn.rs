@@ -7,16 +7,19 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use rustix::io::FdFlags;
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 
-/// Starts `command` in a process group of its own, so that a terminal's
-/// Ctrl-C reaches only the launcher, with the descriptors in `inherit` open
-/// under their present numbers. The kernel kills it when the calling *thread*
-/// ends: that thread must wait for it.
+/// Starts `command` in a session of its own, with the descriptors in `inherit`
+/// open under their present numbers. The kernel kills it when the calling
+/// *thread* ends: that thread must wait for it.
+///
+/// So a terminal's Ctrl-C reaches only the launcher. And Linux shares
+/// processors out by sessions (sched(7), autogroup): in that of a shell where
+/// much else runs, a node can wait for one for seconds and be taken for dead.
 pub(crate) fn spawn(mut command: Command, inherit: Vec<OwnedFd>) -> io::Result<Child> {
-    command.process_group(0);
     let parent = rustix::process::getpid();
     let prepare = move || {
+        setsid()?;
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The launcher may have died before the line above took effect.
         if getppid() != Some(parent) {
@@ -45,7 +48,7 @@ mod tests {
     use std::process::Stdio;
 
     #[test]
-    fn a_child_gets_the_named_descriptors_and_a_group_of_its_own() {
+    fn a_child_gets_the_named_descriptors_and_a_session_of_its_own() {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"inherited").expect("writable");
         let descriptor = OwnedFd::from(file);
@@ -54,8 +57,8 @@ mod tests {
             .arg(inherited_path(&descriptor))
             .stdout(Stdio::piped());
         let mut child = spawn(command, vec![descriptor]).expect("started");
-        let group = rustix::process::Pid::from_child(&child);
-        assert_eq!(rustix::process::getpgid(Some(group)), Ok(group));
+        let session = rustix::process::Pid::from_child(&child);
+        assert_eq!(rustix::process::getsid(Some(session)), Ok(session));
         let mut text = String::new();
         let mut stdout = child.stdout.take().expect("piped");
         stdout.read_to_string(&mut text).expect("readable");
