@@ -105,23 +105,65 @@ fn all_memory_moves_to_and_fro_while_the_guest_computes_and_makes_code() {
     down(up);
 }
 
-/// Once its memory and its vCPU have gone elsewhere, the loss of a node goes
-/// unnoticed.
+fn last_job(up: &Up) -> Value {
+    let jobs = up.json(&["job", "list"]);
+    jobs.as_array().expect("jobs").last().expect("one").clone()
+}
+
+/// What each data node gives, in the tables and in truth.
+#[track_caller]
+fn assert_gives(up: &Up, expected: [u64; 2]) {
+    assert_eq!(gives(up)[..2], expected);
+    let nodes = up.json(&["status"])["cluster"]["nodes"].clone();
+    let said = [0, 1].map(|node: usize| bytes(&nodes[node]["gives"], "memory_bytes"));
+    assert_eq!(said, expected);
+}
+
+/// Begins to drain node 1, and waits until some of its memory has gone.
+fn begin_drain(up: &Up) -> String {
+    let asked = up.console(&["node", "drain", "1", "--no-wait"]).well();
+    up.bench
+        .wait_until("some memory has moved", || gives(up)[1] < MEMORY / 2);
+    asked.out().trim().replace("job ", "")
+}
+
+/// Once a job has emptied it, the loss of a node goes unnoticed.
 #[test]
-fn a_node_that_gives_nothing_any_more_may_be_killed() {
-    let rack = ["--nodes", "3", "--cores", "2", "--control", "1"];
-    let up = up("leave", &[&rack[..], &["--vcpus", "3"]].concat());
+fn a_node_is_drained_by_a_job_and_killed_and_the_guest_goes_on() {
+    let rack = ["--nodes", "2", "--cores", "2", "--control", "1"];
+    let up = up("leave", &[&rack[..], &["--vcpus", "2"]].concat());
     let load = up.bench.exec(up.name, &["sh", "-c", PATTERNS]).start();
-    slices(&up, 2, 1, &[]);
-    up.console(&["vcpu", "move", "4", "--to", "1"]).well();
-    let nodes = up.json(&["nodes"]);
-    assert_eq!(bytes(&nodes[2], "memory_bytes"), 0);
-    assert_eq!(nodes[2]["vcpus"], 0);
+    let half = [MEMORY / 2; 2];
+    assert_gives(&up, half);
+    let plan = up.json(&["node", "drain", "1", "--dry-run"])["plan"].clone();
+    assert_eq!(bytes(&plan, "memory_moved_bytes"), MEMORY / 2, "{plan:#}");
+    assert_gives(&up, half);
+
+    // Cancelled in mid-way: what has gone comes back.
+    let id = begin_drain(&up);
+    up.console(&["job", "cancel", &id]).well();
+    up.refused(&["job", "wait", &id], 4, &["rolled-back", "cancelled"]);
+    assert_gives(&up, half);
+
+    // Who decides is killed in mid-way, and goes on with it when it is back.
+    let id = begin_drain(&up);
     up.kill(2);
-    assert_eq!(up.guest(&["nproc"]), "3\n");
+    assert_eq!(last_job(&up)["ended"], false, "it was in mid-way");
+    up.console(&["node", "join", "2"]).well();
+    up.console(&["job", "wait", &id]).well();
+    assert_gives(&up, [MEMORY, 0]);
+    assert_eq!(up.json(&["nodes"])[1]["vcpus"], 0);
+
+    up.console(&["node", "uncordon", "1"]).well();
+    up.console(&["rebalance"]).well();
+    assert_gives(&up, half);
+    assert_eq!(up.json(&["nodes"])[1]["vcpus"], 1);
+
+    up.console(&["node", "drain", "1"]).well();
+    assert_gives(&up, [MEMORY, 0]);
+    up.kill(1);
+    assert_eq!(up.guest(&["nproc"]), "2\n");
     assert_eq!(up.json(&["status"])["vm"]["state"], "running");
-    // What is left can still move.
-    slices(&up, 1, 0, &["--count", "3"]);
     assert_eq!(up.guest(&["touch", "/tmp/over"]), "");
     load.finish().well();
     down(up);

@@ -13,6 +13,12 @@ pub enum Reason {
     Misplaced,
     /// The machine that the guest has can't do that.
     Unable,
+    /// The node is not there, or gives nothing.
+    NoNode,
+    /// The node has no room for more memory.
+    NoRoom,
+    /// What the nodes share about the VM's memory is damaged.
+    Damaged,
     /// The guest does not give it up, with this status of its `_OST`.
     Kept(u8),
     /// The guest does not take it, with this status.
@@ -37,6 +43,9 @@ impl Reason {
             Self::NoCore => 2,
             Self::Misplaced => 3,
             Self::Unable => 4,
+            Self::NoNode => 5,
+            Self::NoRoom => 6,
+            Self::Damaged => 7,
             Self::Kept(status) => u16::from_le_bytes([status, KEPT]),
             Self::Declined(status) => u16::from_le_bytes([status, DECLINED]),
             Self::Cancelled => u16::MAX,
@@ -53,6 +62,9 @@ impl Reason {
             (2, _) => Self::NoCore,
             (3, _) => Self::Misplaced,
             (4, _) => Self::Unable,
+            (5, _) => Self::NoNode,
+            (6, _) => Self::NoRoom,
+            (7, _) => Self::Damaged,
             (_, [status, KEPT]) => Self::Kept(status),
             (_, [status, DECLINED]) => Self::Declined(status),
             (u16::MAX, _) => Self::Cancelled,
@@ -69,6 +81,9 @@ impl fmt::Display for Reason {
             Self::NoCore => f.write_str("the core is not there, or its node is lost"),
             Self::Misplaced => f.write_str("the vCPU is not where that could be done"),
             Self::Unable => f.write_str("this guest's machine can't do that while it runs"),
+            Self::NoNode => f.write_str("the node is not there, or gives nothing"),
+            Self::NoRoom => f.write_str("the node has no room for more memory"),
+            Self::Damaged => f.write_str("the node can't take memory over; its log says why"),
             // ACPI 6.5, tables 6.15 and 6.14.
             Self::Kept(0x80) => f.write_str("the guest can't do without it"),
             Self::Kept(0x81 | 0x82) => f.write_str("the guest says that it is in use"),
@@ -94,6 +109,6 @@ mod tests {
             assert_eq!(Reason::from_code(code).code(), code);
         }
         assert_eq!(Reason::from_code(0x183), Reason::Kept(0x83));
-        assert_eq!(Reason::from_code(7), Reason::Other(7));
+        assert_eq!(Reason::from_code(8), Reason::Other(8));
     }
 }

@@ -13,7 +13,7 @@ mod executor;
 use control_plane::cluster::{Change, Op};
 use control_plane::optimise::Share;
 use control_plane::role::{Executor, Reply, Role, Tables};
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{Location, NodeId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::BootConfig;
 use vmm_shared::log::ReplicaError;
@@ -23,7 +23,6 @@ use self::executor::NodeExecutor;
 use crate::fabric::Fabric;
 use crate::fabric::cluster::{Calls, ClusterMember, Follower};
 use crate::fabric::keeper::Held;
-use crate::vm::DEVICE_CORE;
 
 /// Things done for jobs between two looks at the doorbell.
 const TURNS: usize = 16;
@@ -45,7 +44,7 @@ impl Control {
         let mut executor = NodeExecutor {
             control: fabric.control(),
             config,
-            ring_devices: &|| fabric.kick(DEVICE_CORE),
+            ring: &|node| fabric.kick(Location { node, core: 0 }),
             may_ask: &|| fabric.held() != Some(Held::Fenced),
         };
         let done = member

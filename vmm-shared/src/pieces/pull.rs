@@ -37,7 +37,8 @@ const STANDS: u64 = 1 << 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PullId(pub u32);
 
-/// Take so many pieces over from a node, as far as it has so many.
+/// Take pieces over from a node, as far as it has any, until there are so many
+/// that have been taken under this id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pull {
     /// What the asker knows it by.
@@ -142,6 +143,19 @@ impl<'a, W: Words> PullRecord<'a, W> {
             .compare_exchange(self.start + PULL, 0, pull.to_raw(), Ordering::AcqRel)
             .map(drop)
             .map_err(|_| Pulling)
+    }
+
+    /// Lets a pull that stands take no more: it ends after the piece at hand.
+    /// Nothing happens to one that has ended.
+    pub fn curtail(&self, pull: Pull) {
+        let shorter = Pull { count: 0, ..pull };
+        // AcqRel: as in `ask`. A failure means that it has ended.
+        let _ = self.words.compare_exchange(
+            self.start + PULL,
+            pull.to_raw(),
+            shorter.to_raw(),
+            Ordering::AcqRel,
+        );
     }
 
     /// The pull that stands, if one does: one load, for the run loop.
@@ -256,6 +270,29 @@ mod tests {
             (record.all_taken(), record.copying(), record.longest()),
             (3, 15, 9)
         );
+    }
+
+    #[test]
+    fn a_pull_that_is_curtailed_stands_until_its_node_ends_it() {
+        let memory = leaked(1);
+        let record = PullRecord::new(&memory, 0);
+        let pull = Pull {
+            id: PullId(7),
+            from: NodeId(1),
+            count: 5,
+        };
+        record.ask(pull).expect("the first");
+        record.curtail(Pull { count: 4, ..pull });
+        assert_eq!(record.standing(), Some(pull), "that was another");
+        record.curtail(pull);
+        record.took_one(pull, 0, 0);
+        let now = record.standing().expect("it has not ended");
+        assert_eq!((now.id, now.from, now.count), (pull.id, pull.from, 0));
+        record.end(now, Ended::Done);
+        record.curtail(pull);
+        assert_eq!(record.standing(), None);
+        let progress = record.progress(pull.id).expect("the last");
+        assert_eq!((progress.taken, progress.ended), (1, Some(Ended::Done)));
     }
 
     /// The same job asks again, as after a failure that has gone.

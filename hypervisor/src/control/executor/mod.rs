@@ -10,6 +10,7 @@ mod vcpus;
 use control_plane::cluster::{Cluster, Job, Step, StepResult};
 use control_plane::policy::ANY;
 use control_plane::role::Executor;
+use vmm_shared::addr::NodeId;
 use vmm_shared::control::{BootConfig, ControlRegion};
 
 /// Makes steps so, on whichever nodes they are about.
@@ -17,8 +18,8 @@ use vmm_shared::control::{BootConfig, ControlRegion};
 pub(super) struct NodeExecutor<'a> {
     pub control: &'a ControlRegion,
     pub config: &'a BootConfig,
-    /// Makes the devices' node look at shared memory.
-    pub ring_devices: &'a dyn Fn(),
+    /// Makes a node look at shared memory.
+    pub ring: &'a dyn Fn(NodeId),
     /// Whether this node still takes part, and may ask for anything.
     pub may_ask: &'a dyn Fn() -> bool,
 }
@@ -27,15 +28,18 @@ impl Executor for NodeExecutor<'_> {
     fn can(&self, step: &Step) -> Result<(), &'static str> {
         match step.vcpu {
             _ if step.is_bookkeeping() => Ok(()),
-            ANY => memory::can(step),
+            ANY => Self::can_change_memory(step),
             _ => self.can_change_vcpu(step),
         }
     }
 
     fn drive(&mut self, cluster: &Cluster, job: &Job, step: &Step) -> Option<StepResult> {
         match step.vcpu {
-            ANY => memory::drive(cluster, job, step),
+            ANY => self.drive_memory(cluster, job, step),
             _ => self.drive_vcpu(job, step),
         }
     }
 }
+
+#[cfg(test)]
+mod testing;

@@ -11,6 +11,7 @@ use vmm_shared::addr::{Location, MAX_VCPUS, NodeId, VcpuId};
 use vmm_shared::control::{BootBy, Order, Outcome, Place, Ticket, VcpuRecord};
 
 use super::NodeExecutor;
+use crate::vm::DEVICE_NODE;
 
 /// What a job orders for a vCPU: one thing, and perhaps its undoing.
 fn ticket(job: &Job) -> Ticket {
@@ -82,7 +83,7 @@ impl NodeExecutor<'_> {
 
     fn tell_devices(&self) {
         self.control.vm().count_order();
-        (self.ring_devices)();
+        (self.ring)(DEVICE_NODE);
     }
 
     /// The core of a node that has, or is to get, the fewest vCPUs.

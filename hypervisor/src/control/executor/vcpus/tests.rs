@@ -1,158 +1,25 @@
-//! The executor, and a devices' node that is the test's own hand.
+//! A vCPU's steps, with a devices' node that is the test's own hand.
 
-#![expect(unsafe_code, reason = "a leaked buffer as the control region")]
-
-use core::cell::Cell;
-use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
-use control_plane::cluster::{Change, Cluster, Done, JobId, Op, VmId, VmPhase, Wish};
-use control_plane::optimise::Share;
-use control_plane::role::Executor;
-use vmm_shared::control::{BUNDLE_OFFSET, BootConfig, ControlRegion};
-use vmm_shared::log::{At, MemberId, StateMachine};
-use vmm_shared::region::CONTENT_OFFSET;
-use vmm_shared::shm::SharedMem;
-use zerocopy::{FromZeros, IntoBytes};
+use control_plane::cluster::{Change, JobId, Wish};
 
+use super::super::testing::{VM, World, at};
 use super::*;
 
-const VM: VmId = VmId(0);
-
-/// Two nodes of two cores, and a VM that has had vCPUs 0 and 2, one on each.
-struct World {
-    control: ControlRegion,
-    config: BootConfig,
-    cluster: Cluster,
-    rings: Cell<u32>,
-    is_in: bool,
-}
-
-fn region() -> ControlRegion {
-    let len = usize::try_from(CONTENT_OFFSET + BUNDLE_OFFSET).expect("64-bit");
-    let memory = Box::leak(vec![0_u64; len / 8].into_boxed_slice());
-    let base = NonNull::new(memory.as_mut_ptr()).expect("not null").cast();
-    // SAFETY: leaked, aligned, and reached through the window only.
-    ControlRegion::new(unsafe { SharedMem::new(base, len) }).expect("large enough")
-}
-
-fn at(node: u16, core: u16) -> Location {
-    let node = NodeId(node);
-    Location { node, core }
-}
-
 impl World {
-    fn new() -> Self {
-        let mut config = BootConfig::new_zeroed();
-        config.nodes = 2;
-        for share in &mut config.shares[..2] {
-            (share.cores, share.vcpus, share.max_vcpus) = (2, 1, 2);
-        }
-        let mut world = Self {
-            control: region(),
-            config,
-            cluster: Cluster::default(),
-            rings: Cell::new(0),
-            is_in: true,
-        };
-        for node in 0..2 {
-            world.append(Change::Join {
-                node: NodeId(node),
-                domain: node,
-                size: Share::new(2, 4),
-            });
-        }
-        let create = Change::CreateVm {
-            vm: VM,
-            most: Share::new(4, 4),
-            least: Share::new(1, 1),
-        };
-        world.with(create, &[0, 0, 2, 0, 1, 0, 2, 0]);
-        let job = world.ask(Wish::Resize {
-            vm: VM,
-            to: Share::new(2, 4),
-        });
-        let shares = [(NodeId(0), Share::new(1, 2)), (NodeId(1), Share::new(1, 2))];
-        let steps = control_plane::place::steps::steps(&world.cluster, VM, &shares);
-        world.with(Change::Plan { job }, steps.expect("a VM").as_bytes());
-        while let Some((index, _)) = world.cluster.jobs()[&job].current() {
-            let result = StepResult::Done;
-            world.append(Change::Step { job, index, result });
-        }
-        let phase = VmPhase::Running;
-        world.append(Change::Phase { vm: VM, phase });
-        for (vcpu, node) in [(0, 0), (2, 1)] {
-            world.record(vcpu).set_place(Place::At(at(node, 0)));
-            world.record(vcpu).set_started(true);
-        }
-        world
-    }
-
-    fn with(&mut self, change: Change, payload: &[u8]) -> Done {
-        let at = At {
-            position: self.cluster.end(),
-            member: MemberId::new(0).expect("the first"),
-        };
-        let done = self.cluster.apply(&Op::from(change), payload, at);
-        done.unwrap_or_else(|why| panic!("{change:?}: {why}"))
-    }
-
-    fn append(&mut self, change: Change) -> Done {
-        self.with(change, &[])
-    }
-
-    fn ask(&mut self, wish: Wish) -> JobId {
-        match self.append(Change::Ask { request: 1, wish }) {
-            Done::Started { job } => job,
-            other => panic!("{other:?}"),
-        }
-    }
-
     /// A job of one step, about a vCPU.
     fn place(&mut self, vcpu: u16, to: Option<u16>) -> JobId {
-        let job = self.ask(Wish::PlaceVcpu {
+        self.begin(Wish::PlaceVcpu {
             vm: VM,
             vcpu: VcpuId(vcpu),
             to: to.map(NodeId),
-        });
-        let wish = self.cluster.jobs()[&job].wish();
-        let budget = control_plane::optimise::Budget::exact(1_000_000_000);
-        let plan = control_plane::place::plan::plan(&self.cluster, wish, budget, &Still);
-        let (op, payload) = plan.as_ref().expect("there is room").into_op(job);
-        let payload = payload.to_vec();
-        self.with(op.change().expect("a plan"), &payload);
-        job
-    }
-
-    fn record(&self, vcpu: u16) -> VcpuRecord {
-        self.control.vcpu(VcpuId(vcpu)).expect("there is room")
-    }
-
-    /// What an executor that knows nothing of what was before makes of it.
-    fn drive(&self, job: JobId) -> Option<StepResult> {
-        let job = &self.cluster.jobs()[&job];
-        let (_, step) = job.current().expect("a step");
-        let mut executor = NodeExecutor {
-            control: &self.control,
-            config: &self.config,
-            ring_devices: &|| self.rings.set(self.rings.get() + 1),
-            may_ask: &|| self.is_in,
-        };
-        assert_eq!(executor.can(&step), Ok(()));
-        executor.drive(&self.cluster, job, &step)
+        })
     }
 
     fn settle(&self, vcpu: u16, outcome: Outcome) {
         let record = self.record(vcpu);
         record.settle(record.order().expect("an order"), outcome);
-    }
-}
-
-struct Still;
-
-impl vmm_shared::log::Clock for Still {
-    fn now_ns(&self) -> u64 {
-        0
     }
 }
 
@@ -205,13 +72,9 @@ fn what_the_guest_refuses_is_told_with_its_reason() {
         reason: Reason::Kept(0x82).code(),
     };
     assert_eq!(world.drive(job), Some(kept));
-    let (index, _) = world.cluster.jobs()[&job].current().expect("a step");
-    let result = kept;
-    world.append(Change::Step { job, index, result });
+    world.report(job, kept);
     // Another job asks anew: that outcome is not its.
-    let (index, _) = world.cluster.jobs()[&job].current().expect("a release");
-    let result = StepResult::Done;
-    world.append(Change::Step { job, index, result });
+    world.report(job, StepResult::Done);
     let job = world.place(2, None);
     assert_eq!(world.drive(job), None);
     assert_eq!(world.record(2).order(), Some(Order::Reclaim));
