@@ -120,14 +120,16 @@ impl Kernel {
 
     /// The thread to run, ready to; `last` is the one that ran.
     fn choose_next(&mut self, here: usize, last: Option<Tid>) -> Option<Tid> {
-        let mut last = last;
+        // Before the timers run: who waits is queued by what wakes it, and in
+        // the queue and here as well it would run twice.
+        let goes_on = |tid: &Tid| self.threads.get(tid).is_some_and(|thread| !thread.waits);
+        let mut last = last.filter(goes_on);
         while !self.powered_off {
             let now = self.now();
             self.run_timers(now);
-            let go_on = last.take().and_then(|tid| {
-                let thread = self.threads.get(&tid).filter(|thread| !thread.waits)?;
-                Some((tid, thread.allowed))
-            });
+            let go_on = last
+                .take()
+                .and_then(|tid| Some((tid, self.threads.get(&tid)?.allowed)));
             let go_on = match go_on {
                 Some((tid, allowed)) if !allowed.has(here) => {
                     self.make_ready(tid);

@@ -41,6 +41,9 @@ timer = libc.timerfd_create(1, 0)
 libc.timerfd_settime(timer, 0, struct.pack("4q", 0, 10_000_000, 0, 10_000_000), None)
 time.sleep(0.1)
 print(struct.unpack("q", os.read(timer, 8))[0] >= 8, select.select([timer], [], [], 5)[0] == [timer])
+# Time is up while the kernel still puts the thread to sleep.
+for nap in range(3000):
+    select.select([], [], [], nap % 50 / 1_000_000)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2])
 mask = struct.pack("Q", 1 << (signal.SIGUSR1 - 1))
 signals = libc.signalfd(-1, mask, 0)
