@@ -238,6 +238,12 @@ fn memory_that_no_vm_can_have() {
     }
     let words = ["--memory", "2G", "--node-memory", "1G"];
     both_refuse(&bench, &words, &["2G", "1G", "--node-memory"]);
+    // Large, but it can be had.
+    let words = ["run", "--rootfs", "busybox", "--node-memory", "100G"];
+    bench.line(words).guest(["true"]).finish().well();
+    // Sparse files have room for more than an emulated processor can address.
+    let words = ["--nodes", "2", "--node-memory", "1T"];
+    both_refuse(&bench, &words, &["node ", "address bits", "smaller nodes"]);
 }
 
 #[test]

@@ -180,14 +180,18 @@ impl AddressSpace {
         done.expect("ranges do not overlap").ignore();
     }
 
-    /// Takes a page out, so that running into it faults.
+    /// The same without the pages at `guards`, in order: running into one
+    /// faults.
     ///
     /// # Panics
-    /// If the page is not mapped as a small page.
-    pub fn unmap_guard(&mut self, at: Hpa) {
-        let page = Page::<Size4KiB>::containing_address(VirtAddr::new(at.0));
-        let (_, flush) = self.tables.unmap(page).expect("guards lie in small pages");
-        flush.flush();
+    /// As [`map`](Self::map).
+    pub fn map_around(&mut self, range: Range<Hpa>, guards: &[Hpa], purpose: Use) {
+        let mut start = range.start;
+        for guard in guards.iter().filter(|guard| range.contains(guard)) {
+            self.map(start..*guard, purpose);
+            start = Hpa(guard.0 + PAGE_SIZE);
+        }
+        self.map(start..range.end, purpose);
     }
 
     /// The value of CR3 for this address space.

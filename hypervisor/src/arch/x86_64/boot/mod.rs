@@ -56,6 +56,17 @@ pub enum BootError {
     /// No ACPI PM timer to measure the clocks with.
     #[error("there is no ACPI PM timer to measure the clocks with")]
     NoPmTimer,
+    /// The firmware has put a region where no page table can point.
+    #[error(
+        "a region ends at {end:#x}, beyond the {bits} address bits of this processor: \
+         the rack needs smaller nodes or fewer"
+    )]
+    Regions {
+        /// Its end.
+        end: u64,
+        /// Bits of a physical address.
+        bits: u8,
+    },
     /// Some cores did not start.
     #[error("only {started} of {expected} cores have started")]
     Cores {
@@ -131,22 +142,30 @@ fn boot(start_info: u32) -> Result<Infallible, BootError> {
     enable_features();
 
     let cores = info.cores().ok_or(BootError::StartInfo)?;
+    // The pages below the stacks.
+    let mut guards: Vec<Hpa> = (1..cores.len()).map(|_| new_stack()).collect();
+    let stacks: Vec<Hpa> = guards.iter().map(|it| Hpa(it.0 + GUARDED_STACK)).collect();
+    guards.push(address(addr_of!(boot_stack)));
+    guards.sort_unstable();
     let mut space = AddressSpace::new();
     for (range, purpose) in image() {
-        space.map(range, purpose);
+        space.map_around(range, &guards, purpose);
     }
-    space.map(heap, Use::Data);
+    space.map_around(heap, &guards, Use::Data);
     space.map(
         Hpa(apic::WINDOW)..Hpa(apic::WINDOW + PAGE_SIZE),
         Use::Device,
     );
     space.map(trampoline::page(), Use::Code);
     let windows = pci::find_windows();
+    let bits = address_bits();
     for window in &windows {
+        let end = window.range.end.0;
+        if end > 1 << bits {
+            return Err(BootError::Regions { end, bits });
+        }
         space.map(window.range.clone(), window.purpose);
     }
-    space.unmap_guard(address(addr_of!(boot_stack)));
-    let stacks: Vec<Hpa> = (1..cores.len()).map(|_| new_stack(&mut space)).collect();
 
     trampoline::install(space.root());
     // SAFETY: image, heap (which holds the tables), devices and this stack
@@ -216,12 +235,16 @@ fn enable_features() {
     unsafe { Cr4::update(|flags| flags.insert(wanted)) };
 }
 
-/// A stack with a guard page below it; returns its top.
-fn new_stack(space: &mut AddressSpace) -> Hpa {
-    let pages = usize::try_from(GUARDED_STACK / PAGE_SIZE).expect("a small number");
-    let bottom = zeroed_pages(pages);
-    space.unmap_guard(bottom);
-    Hpa(bottom.0 + GUARDED_STACK)
+/// Bits of a physical address.
+fn address_bits() -> u8 {
+    let sizes = raw_cpuid::CpuId::new().get_processor_capacity_feature_info();
+    // A processor that doesn't say has 36.
+    sizes.map_or(36, |sizes| sizes.physical_address_bits())
+}
+
+/// A stack with a page below it; returns where that is.
+fn new_stack() -> Hpa {
+    zeroed_pages(usize::try_from(GUARDED_STACK / PAGE_SIZE).expect("a small number"))
 }
 
 /// Starts the other cores on these stacks; returns how many cores run, this
