@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use control_plane::policy::text;
 use serde::Serialize;
-use vmm_shared::addr::LARGE_PAGE_SIZE;
 
 use crate::cli::{
     AddArgs, ChangeArgs, EventsArgs, ExplainArgs, JobCommand, MoveArgs, NodeCommand, PolicyCommand,
@@ -35,13 +34,6 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 pub(crate) fn resize(args: &ResizeArgs) -> Result<u8> {
     if args.vcpus.is_none() && args.memory.is_none() {
         bail!("nothing to change: give --vcpus, --memory or both");
-    }
-    if let Some(memory) = args.memory
-        && memory.0 % LARGE_PAGE_SIZE != 0
-    {
-        let below = rack::Size(memory.0 / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE);
-        let above = rack::Size(below.0 + LARGE_PAGE_SIZE);
-        bail!("{memory} is not a multiple of 2M; use --memory {below} or {above}");
     }
     let wanted = Wanted::Resize {
         vcpus: args.vcpus,

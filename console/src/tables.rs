@@ -10,7 +10,7 @@ use control_plane::policy::ANY;
 use rack::{Rack, RackError, VM};
 use serde::{Deserialize, Serialize};
 use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId, VcpuId};
-use vmm_shared::control::{Order, Place};
+use vmm_shared::control::{BLOCK_SIZE, BlockOrder, Order, Place};
 use vmm_shared::rpc::console::{Answer, Verdict};
 
 /// What operators ask for.
@@ -165,6 +165,12 @@ pub(crate) struct JobReport {
     /// vCPUs that it should have taken away and the guest kept.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub kept_vcpus: Vec<u16>,
+    /// Memory that the guest did not take, or give up; in bytes.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub short_bytes: u64,
+    /// The blocks that it is in, as long as nobody has asked for them again.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub refused_blocks: Vec<u16>,
 }
 
 /// A line of the journal.
@@ -246,13 +252,24 @@ fn why(reason: u16) -> String {
     Reason::from_code(reason).to_string()
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+const fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 /// What of a job that has ended stayed as it was, and why.
-fn left_over(job: &Job, short: u32, reason: u16) -> Option<String> {
+fn left_over(job: &Job, short: u32, reason: u16, blocks: &[u16]) -> Option<String> {
+    let names: Vec<String> = blocks.iter().map(u16::to_string).collect();
+    let names = match names.len() {
+        0 => String::new(),
+        1 => format!(" (block {})", names[0]),
+        _ => format!(" (blocks {})", names.join(", ")),
+    };
     let vcpus = job
         .kept()
         .map(|(vcpu, why)| format!("vCPU {} stayed: {why}", vcpu.0));
     let memory =
-        (short > 0).then(|| format!("{}M stayed as they were: {}", short * 2, why(reason)));
+        (short > 0).then(|| format!("{}M stayed as they were{names}: {}", short * 2, why(reason)));
     let all: Vec<String> = vcpus.chain(memory).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }
@@ -260,6 +277,9 @@ fn left_over(job: &Job, short: u32, reason: u16) -> Option<String> {
 /// What the guest has been asked for by the step at hand and has not done.
 fn waits_for(job: &Job, rack: &Rack) -> Option<String> {
     let (_, step) = job.current()?;
+    if step.vcpu == ANY {
+        return waits_for_blocks(rack);
+    }
     let record = rack.record(VcpuId(step.vcpu))?;
     let what = match (step.kind, record.order(), record.place()?) {
         // Who undoes waits for the answer to what was asked first.
@@ -271,13 +291,31 @@ fn waits_for(job: &Job, rack: &Rack) -> Option<String> {
     Some(format!("the guest to {what} vCPU {}", step.vcpu))
 }
 
+fn waits_for_blocks(rack: &Rack) -> Option<String> {
+    let asked = rack.asked_blocks();
+    let count = |is_it: fn(&BlockOrder) -> bool| {
+        let blocks = asked.iter().filter(|(_, order)| is_it(order)).count();
+        rack::Size(blocks as u64 * BLOCK_SIZE)
+    };
+    let takes = count(|order| matches!(order, BlockOrder::Grant(_)));
+    let gives = count(|order| matches!(order, BlockOrder::Reclaim));
+    match (takes, gives) {
+        (rack::Size(1..), _) => Some(format!("the guest to take {takes}")),
+        (_, rack::Size(1..)) => Some(format!("the guest to give up {gives}")),
+        _ => None,
+    }
+}
+
 fn job(job: &Job, rack: &Rack) -> JobReport {
+    let refused: Vec<u16> = rack.refused_blocks(job).iter().map(|it| it.0).collect();
+    let mut short_bytes = 0;
     let (state, fulfilled, reason) = match job.state() {
         JobState::Waiting => ("waiting", false, None),
         JobState::Running => ("running", false, None),
         JobState::RollingBack { reason } => ("rolling-back", false, Some(why(reason))),
         JobState::Finished { short, reason } => {
-            let left = left_over(job, short, reason);
+            short_bytes = u64::from(short) * LARGE_PAGE_SIZE;
+            let left = left_over(job, short, reason, &refused);
             ("finished", left.is_none(), left)
         }
         JobState::RolledBack { reason } => ("rolled-back", false, Some(why(reason))),
@@ -295,6 +333,8 @@ fn job(job: &Job, rack: &Rack) -> JobReport {
         reason,
         waits_for: waits_for(job, rack),
         kept_vcpus: job.kept().map(|(vcpu, _)| vcpu.0).collect(),
+        short_bytes,
+        refused_blocks: refused,
     }
 }
 
@@ -407,6 +447,25 @@ impl Wanted {
                 Some(format!(
                     "vCPU {vcpu} is on node {} already; use viaduct vcpu move",
                     there.0
+                ))
+            }
+            Self::Resize {
+                memory: Some(memory),
+                ..
+            } if !memory.is_multiple_of(LARGE_PAGE_SIZE) => {
+                let vm = cluster.vms().get(&VM)?;
+                let size = |slices: u32| rack::Size(u64::from(slices) * LARGE_PAGE_SIZE);
+                let (least, most) = (vm.least().slices, vm.most().slices);
+                let slices = u32::try_from(memory / LARGE_PAGE_SIZE).unwrap_or(most);
+                let slices = slices.clamp(least, most);
+                let (below, above) = vm
+                    .whole_around(slices)
+                    .unwrap_or((slices, slices.saturating_add(vm.block())));
+                Some(format!(
+                    "{} is no size that the VM can have; use {} or {}",
+                    rack::Size(*memory),
+                    size(below),
+                    size(above.min(most))
                 ))
             }
             _ => None,

@@ -583,6 +583,7 @@ fn seated(policy: &str) -> Rack {
         vm: VM,
         most: Share::new(5, 64),
         least: Share::new(1, 1),
+        block: 1,
     };
     for wrong in [&[0, 0, 3, 0][..], &[0, 0, 6, 0], &[0, 0, 5], &[0; 3]] {
         assert_eq!(rack.append(create, wrong), Err(Refusal::Malformed));

@@ -109,6 +109,7 @@ fn changes() -> impl Strategy<Value = Change> {
             vm,
             most,
             least: Share::new(1, 0),
+            block: 1,
         }),
         1 => vm.clone().prop_map(|vm| Change::RemoveVm { vm }),
         2 => vm.clone().prop_map(|vm| Change::Phase { vm, phase: VmPhase::Running }),

@@ -41,6 +41,7 @@ fn start() -> Cluster {
             vm,
             most: size,
             least: Share::new(1, 1),
+            block: 1,
         },
         Change::Phase {
             vm,

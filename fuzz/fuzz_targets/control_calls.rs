@@ -64,6 +64,7 @@ fn start() -> Held {
         vm,
         most: Share::new(8, 32),
         least: Share::new(1, 1),
+        block: 1,
     };
     let runs = Change::Phase {
         vm,

@@ -17,7 +17,7 @@ use vmm_shared::addr::{MAX_NODES, MAX_VCPUS, NodeId, VcpuId};
 use vmm_shared::coherence::{Access, CoherenceMap, NodeSet};
 use vmm_shared::control::{
     BUNDLE_OFFSET, BlockId, BlockOrder, BlockState, BootConfig, ControlRegion, Counter, MAX_BLOCKS,
-    NodeState, RingId, VmState, coherence_geometry, first_places,
+    NodeState, RingId, Ticket, VmState, coherence_geometry, first_places,
 };
 use vmm_shared::membership::Watch;
 use vmm_shared::region::{CONTENT_OFFSET, RegionHeader};
@@ -152,7 +152,7 @@ fn block(control: &ControlRegion, block: BlockId) {
         let is_present = record.state().is_some_and(BlockState::is_present);
         assert_eq!(record.is_present(), is_present);
         let (order, outcome) = (record.order(), record.outcome());
-        if record.ask(BlockOrder::Reclaim).is_ok() {
+        if record.ask(BlockOrder::Reclaim, Ticket::NO_JOB).is_ok() {
             assert_eq!(order, None, "one order at a time");
             record.settle(BlockOrder::Reclaim, outcome);
         }

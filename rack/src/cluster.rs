@@ -15,7 +15,9 @@ use control_plane::optimise::Share;
 use control_plane::place::plan::NoPlan;
 use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_NODES, MAX_VCPUS, NodeId, VcpuId};
 use vmm_shared::control::cluster::{ClusterLayout, LAUNCHER_EPOCH, MAX_PEERS};
-use vmm_shared::control::{ControlRegion, LAUNCHER_PEER, VcpuRecord};
+use vmm_shared::control::{
+    BlockPlace, BlockState, ControlRegion, LAUNCHER_PEER, PIECES_PER_BLOCK, VcpuRecord, blocks,
+};
 use vmm_shared::log::{Clock, Config, Log, MemberId, Replica, ReplicaError};
 use vmm_shared::rpc::console::{Answer, ChangeRequest, Method, OP_BYTES, PART_BYTES, Part};
 use vmm_shared::rpc::{CallResult, Doorbell, Endpoint, Queue, Refused};
@@ -191,9 +193,8 @@ impl ClusterMember {
     }
 
     /// Tells the cluster that the guest answers, and what it sees.
-    pub(crate) fn guest_is_up(&self, memory: u64) -> Result<(), RackError> {
-        let slices = u32::try_from(memory / LARGE_PAGE_SIZE).unwrap_or(u32::MAX);
-        let share = Share::new(self.started_vcpus(), slices);
+    pub(crate) fn guest_is_up(&self) -> Result<(), RackError> {
+        let share = self.in_use();
         self.tell(Change::Seen { vm: VM, share })?;
         let phase = VmPhase::Running;
         self.tell(Change::Phase { vm: VM, phase })
@@ -207,6 +208,21 @@ impl ClusterMember {
         u32::try_from(started).expect("few")
     }
 
+    /// What the guest has taken into use.
+    fn in_use(&self) -> Share {
+        let config = self.control.boot_config();
+        let nodes = usize::try_from(config.nodes).unwrap_or(usize::MAX);
+        let shares = config.shares.get(..nodes).unwrap_or_default();
+        let is_used = |block: &BlockPlace| {
+            let record = self.control.block(block.id);
+            record.is_some_and(|record| record.state() == Some(BlockState::Used))
+        };
+        let pieces = blocks(shares).filter(is_used).count() * PIECES_PER_BLOCK;
+        let slices = config.memory / LARGE_PAGE_SIZE + pieces as u64;
+        let slices = u32::try_from(slices).unwrap_or(u32::MAX);
+        Share::new(self.started_vcpus(), slices)
+    }
+
     /// Tells the cluster what a running guest sees, if that has changed.
     ///
     /// # Errors
@@ -217,7 +233,7 @@ impl ClusterMember {
         let Some(known) = self.read(known)? else {
             return Ok(());
         };
-        let share = Share::new(self.started_vcpus(), known.slices);
+        let share = self.in_use();
         match share == known {
             true => Ok(()),
             false => self.tell(Change::Seen { vm: VM, share }),

@@ -13,13 +13,13 @@ use control_plane::place::plan::plan;
 use control_plane::place::steps::steps;
 use control_plane::policy::text;
 use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
-use vmm_shared::control::{BLOCK_SIZE, MAX_BLOCKS, NodeShare, vcpus_per_core};
+use vmm_shared::control::{BLOCK_SIZE, MAX_BLOCKS, NodeShare, PIECES_PER_BLOCK, vcpus_per_core};
 use vmm_shared::log::{At, Clock, MemberId, StateMachine};
 use zerocopy::IntoBytes;
 
 use crate::error::RackError;
 use crate::size::Size;
-use crate::spec::{LEAST_MEMORY, MOST_MEMORY, NodeSpec, RackSpec, Role, VmSpec};
+use crate::spec::{MOST_MEMORY, NodeSpec, RackSpec, Role, VmSpec};
 
 /// The rack's one VM.
 pub const VM: VmId = VmId(0);
@@ -62,7 +62,8 @@ pub(crate) fn found<C: Clock>(
         Op::from(Change::CreateVm {
             vm: VM,
             most: share(vm.max_vcpus, most),
-            least: share(1, LEAST_MEMORY.0),
+            least: share(1, vm.memory.0),
+            block: u16::try_from(PIECES_PER_BLOCK).expect("few"),
         })
     };
     let to = share(vm.vcpus, vm.memory.0);

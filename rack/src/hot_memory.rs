@@ -6,9 +6,11 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use control_plane::cluster::Job;
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::{
-    BLOCK_SIZE, BlockId, BlockOrder, BlockRecord, BlockState, Busy, Outcome, PIECES_PER_BLOCK,
+    BLOCK_SIZE, BlockId, BlockOrder, BlockPlace, BlockRecord, BlockState, Busy, Outcome,
+    PIECES_PER_BLOCK, Ticket, blocks,
 };
 
 use crate::rack::Rack;
@@ -123,35 +125,26 @@ pub struct HotMemory {
 }
 
 impl Rack {
-    /// The blocks that a node may give, with their records.
-    fn blocks(&self, node: NodeId) -> impl DoubleEndedIterator<Item = (BlockId, BlockRecord)> {
-        let mut next = 0_u32;
-        let mut own = 0..0;
-        for (owner, share) in (0..).map(NodeId).zip(self.shares()) {
-            if owner == node {
-                own = next..next.saturating_add(share.blocks.into());
-            }
-            next = next.saturating_add(share.blocks.into());
-        }
-        own.filter_map(|block| {
-            let block = BlockId(u16::try_from(block).ok()?);
-            Some((block, self.control().block(block)?))
-        })
+    /// The blocks that the guest takes to be near a node, with their records.
+    fn blocks(&self, node: NodeId) -> impl Iterator<Item = BlockRecord> {
+        blocks(self.shares())
+            .filter(move |block| block.home == node)
+            .filter_map(|block| self.control().block(block.id))
     }
 
     /// What a node has of memory that comes and goes.
     #[must_use]
     pub fn hot_memory(&self, node: NodeId) -> HotMemory {
         let mut sums = HotMemory::default();
-        for (_, record) in self.blocks(node) {
+        for record in self.blocks(node) {
             match record.state() {
                 Some(BlockState::Absent) => sums.free += BLOCK_SIZE,
-                Some(BlockState::Used(_)) => {
+                Some(BlockState::Used) => {
                     sums.granted += BLOCK_SIZE;
                     sums.seen += BLOCK_SIZE;
                 }
-                Some(BlockState::Offered(_)) => sums.granted += BLOCK_SIZE,
-                Some(BlockState::Leaving(_)) | None => {}
+                Some(BlockState::Offered) => sums.granted += BLOCK_SIZE,
+                Some(BlockState::Leaving) | None => {}
             }
         }
         let room = self.pieces().free(node) / PIECES_PER_BLOCK;
@@ -159,8 +152,37 @@ impl Rack {
         sums
     }
 
+    /// The blocks for which the guest has not answered yet, and what it has
+    /// been asked.
+    #[must_use]
+    pub fn asked_blocks(&self) -> Vec<(BlockId, BlockOrder)> {
+        let order = |block: BlockPlace| {
+            let order = self.control().block(block.id)?.order()?;
+            Some((block.id, order))
+        };
+        blocks(self.shares()).filter_map(order).collect()
+    }
+
+    /// The blocks that the guest has refused to take, or to give up, when this
+    /// job asked; of those for which nobody has asked again.
+    #[must_use]
+    pub fn refused_blocks(&self, job: &Job) -> Vec<BlockId> {
+        let is_refused = |block: &BlockPlace| {
+            let Some(record) = self.control().block(block.id) else {
+                return false;
+            };
+            (0..job.steps().len()).any(|step| {
+                let step = u32::try_from(step).expect("plans are short");
+                let outcome = record.outcome_of(job.block_ticket(step, false));
+                matches!(outcome, Some(Outcome::Refused(_)))
+            })
+        };
+        let refused = blocks(self.shares()).filter(is_refused);
+        refused.map(|block| block.id).collect()
+    }
+
     fn order(&self, record: BlockRecord, order: BlockOrder) -> Result<(), Busy> {
-        record.ask(order)?;
+        record.ask(order, Ticket::NO_JOB)?;
         // Release: the order is visible to who sees the count.
         self.control().vm().count_order();
         self.ring_devices();
@@ -227,8 +249,7 @@ impl Rack {
 
     /// The records of a node's blocks that are so, in order.
     fn records(&self, node: NodeId, is_so: impl Fn(&BlockRecord) -> bool) -> Vec<BlockRecord> {
-        let records = self.blocks(node).map(|(_, record)| record);
-        records.filter(is_so).collect()
+        self.blocks(node).filter(is_so).collect()
     }
 
     /// Gives the guest so much more memory of a node, and waits until it has
@@ -250,8 +271,8 @@ impl Rack {
             return Err(MemoryError::NoRoom { node, asked, free });
         }
         self.want(|granted| granted.saturating_add(asked.0));
-        let change = Change::new(node, asked, limit, BlockOrder::Grant);
-        let outcomes = self.order_all(&absent, BlockOrder::Grant, change.deadline)?;
+        let change = Change::new(node, asked, limit, BlockOrder::Grant(node));
+        let outcomes = self.order_all(&absent, change.order, change.deadline)?;
         change.result(&outcomes)
     }
 
@@ -392,7 +413,7 @@ mod tests {
         assert!(said(&[Some(Outcome::Unable); 2]).contains("while it runs"));
         let lost = said(&[Some(Outcome::NoSuchCore); 2]);
         assert!(lost.contains("no node 1"), "{lost}");
-        let grant = change(BlockOrder::Grant).result(&[refused, refused]);
+        let grant = change(BlockOrder::Grant(NodeId(1))).result(&[refused, refused]);
         let grant = grant.expect_err("refused").to_string();
         assert!(grant.contains("won't have 256M"), "{grant}");
     }

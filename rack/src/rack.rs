@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use control_plane::cluster::Cluster;
-use vmm_shared::addr::NodeId;
+use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{
     BUNDLE_OFFSET, ControlRegion, Counter, Digest, NodeShare, NodeState, Place, RingId, VmState,
@@ -303,13 +303,12 @@ impl Rack {
     }
 
     /// Tells the cluster that the guest answers, and what it has taken into
-    /// use: the vCPUs that it has started, and the memory that it booted with.
+    /// use: the vCPUs that it has started, and memory.
     ///
     /// # Errors
     /// The log does not take it.
     pub fn guest_is_up(&self) -> Result<(), RackError> {
-        self.cluster
-            .guest_is_up(self.shares.iter().map(|share| share.memory).sum())
+        self.cluster.guest_is_up()
     }
 
     /// Starts a node anew whose process has ended, while the VM goes on. The
@@ -616,9 +615,15 @@ impl Rack {
 
     fn memory_numbers(&self) -> MemoryNumbers {
         let given: u64 = self.shares.iter().map(|share| share.memory).sum();
-        let desired = self.control().vm();
+        // Without jobs, what was asked for last by the developers' command.
+        let direct = || self.control().vm().desired_memory().load(Ordering::Relaxed);
+        let tables = |cluster: &Cluster| Some(cluster.vms().get(&VM)?.desired().slices);
+        let has_control = !self.control().boot_config().control_nodes().is_empty();
+        let desired = has_control.then(|| self.cluster.read(tables).ok().flatten());
         let mut sums = MemoryNumbers {
-            desired: desired.desired_memory().load(Ordering::Relaxed),
+            desired: desired
+                .flatten()
+                .map_or_else(direct, |slices| u64::from(slices) * LARGE_PAGE_SIZE),
             granted: given,
             seen: given,
             most: self.shares.iter().map(NodeShare::home).sum(),

@@ -1,6 +1,6 @@
 //! Memory that comes and goes while a guest runs.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use viaduct_tests::Up;
 
 const MIB: u64 = 1 << 20;
@@ -133,6 +133,102 @@ fn memory_comes_from_the_node_that_was_chosen() {
         assert_eq!(check(&up), sum);
         assert_eq!(up.guest(&["umount", "/data"]), "");
     }
+    down(up);
+}
+
+/// What the tables and the hypervisors say of the VM's memory (desired, granted,
+/// seen), and how much more than at first its nodes have in the guest; in MiB.
+#[track_caller]
+fn assert_memory(up: &Up, sizes: [u64; 3], booted: [u64; 2]) {
+    let status = up.json(&["status"]);
+    let mib = |value: &Value| value.as_u64().expect("a size") / MIB;
+    let tables = &status["cluster"]["vm"];
+    let said = ["desired", "granted", "seen"].map(|column| mib(&tables[column]["memory_bytes"]));
+    assert_eq!(said, sizes, "{status:#}");
+    assert_eq!(shown(up, 0).1, sizes);
+    let has: u64 = [0, 1].map(|node| in_guest(up, node)).iter().sum();
+    assert_eq!(has - booted.iter().sum::<u64>(), sizes[2] - 512);
+    let gives = up.json(&["memory"]);
+    let nodes = &status["cluster"]["nodes"];
+    let are = [0, 1].map(|node: usize| &gives[node]["memory_bytes"]);
+    let said = [0, 1].map(|node: usize| &nodes[node]["gives"]["memory_bytes"]);
+    assert_eq!(said, are);
+}
+
+fn last_job(up: &Up) -> Value {
+    let jobs = up.json(&["job", "list"]);
+    jobs.as_array().expect("jobs").last().expect("one").clone()
+}
+
+#[test]
+fn jobs_give_a_vm_more_memory_and_take_it_back() {
+    let rack = "--nodes 2 --cores 2 --vcpus 2 --control 1 --node-memory 1G";
+    let words: Vec<&str> = rack.split(' ').collect();
+    let up = up("jobs", &words);
+    let booted = [0, 1].map(|node| in_guest(&up, node));
+    assert_memory(&up, [512; 3], booted);
+    let plan = up.json(&["resize", "--memory", "768M", "--dry-run"])["plan"].clone();
+    assert_eq!(plan["memory_added_bytes"], 256 * MIB, "{plan:#}");
+    assert_memory(&up, [512; 3], booted);
+    for size in [768, 640, 1024, 512] {
+        let words = ["resize", "--memory", &format!("{size}M")];
+        let done = up.console(&words).well();
+        assert_eq!(done.out(), "");
+        assert_memory(&up, [size; 3], booted);
+        // A second identical request changes nothing.
+        up.console(&words).well();
+    }
+    let refusals: [(&str, &[&str]); 5] = [
+        ("600M", &["blocks of 128M", "512M and 640M"]),
+        ("513M", &["512M or 640M"]),
+        ("384M", &["nearest is 2 vCPUs and 512M"]),
+        ("0", &["nearest is 2 vCPUs and 512M"]),
+        ("1T", &["nearest is 2 vCPUs and 2048M"]),
+    ];
+    for (size, facts) in refusals {
+        up.refused(&["resize", "--memory", size], 3, facts);
+    }
+    up.console(&["node", "cordon", "1"]).well();
+    let lacks = [
+        "2048M of memory asked",
+        "node 1 gives 256M at most by cordon",
+    ];
+    up.refused(&["resize", "--memory", "2G"], 3, &lacks);
+    up.console(&["node", "uncordon", "1"]).well();
+
+    // Who decides is killed as soon as its job is there.
+    up.console(&["resize", "--memory", "1G", "--no-wait"])
+        .well();
+    let id = last_job(&up)["id"].to_string();
+    up.kill(2);
+    up.console(&["node", "join", "2"]).well();
+    up.console(&["job", "wait", &id]).well();
+    assert_memory(&up, [1024; 3], booted);
+
+    // What has come goes elsewhere with the rest, and from there.
+    up.console(&["node", "drain", "1"]).well();
+    assert_memory(&up, [1024; 3], booted);
+    assert_eq!(up.json(&["memory"])[1]["memory_bytes"], 0);
+    up.console(&["resize", "--memory", "768M"]).well();
+    assert_memory(&up, [768; 3], booted);
+    up.console(&["node", "uncordon", "1"]).well();
+    up.console(&["rebalance"]).well();
+    assert_memory(&up, [768; 3], booted);
+
+    // One block stays.
+    assert_eq!(up.guest(&["sh", "-c", PIN]), "");
+    let shrink = ["resize", "--memory", "512M"];
+    let why = ["128M stayed as they were", "block 0", "in use"];
+    up.refused(&shrink, 4, &why);
+    let job = last_job(&up);
+    assert_eq!(job["state"], "finished");
+    assert_eq!(
+        (&job["short_bytes"], &job["refused_blocks"]),
+        (&json!(128 * MIB), &json!([0]))
+    );
+    assert_memory(&up, [512, 640, 640], booted);
+    up.refused(&shrink, 4, &why);
+    assert_memory(&up, [512, 640, 640], booted);
     down(up);
 }
 

@@ -26,6 +26,7 @@ mod order;
 mod replica_digest;
 mod vcpu;
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -44,10 +45,10 @@ pub use block::{
 };
 use node_counters::NODE_COUNTERS_SIZE;
 pub use node_counters::{NodeCounter, NodeCounters};
-pub use order::{Busy, Outcome};
+pub use order::{Busy, Outcome, Ticket};
 pub use replica_digest::{Digest, ReplicaDigest};
 use vcpu::VCPU_RECORD_SIZE;
-pub use vcpu::{Order, Place, Ticket, VcpuRecord};
+pub use vcpu::{Order, Place, VcpuRecord};
 
 const BOOT_CONFIG: usize = 0;
 const NODE_RECORDS: usize = 0x1000;
@@ -301,6 +302,36 @@ pub fn first_places(shares: &[NodeShare]) -> impl Iterator<Item = (VcpuId, Locat
         .map(VcpuId)
         .zip((0..).zip(shares).flat_map(on_node))
         .filter_map(|(vcpu, at)| Some((vcpu, at?)))
+}
+
+/// A block that may come, as all count them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockPlace {
+    /// Which.
+    pub id: BlockId,
+    /// The node that the guest takes it to be near.
+    pub home: NodeId,
+    /// Its pieces of guest memory.
+    pub pieces: Range<usize>,
+}
+
+/// The blocks that may come: node by node, behind all that the VM was started
+/// with.
+pub fn blocks(shares: &[NodeShare]) -> impl Iterator<Item = BlockPlace> {
+    let started = shares.iter().map(|share| share.memory);
+    let first = started.fold(0, u64::saturating_add) / LARGE_PAGE_SIZE;
+    let first = usize::try_from(first).unwrap_or(usize::MAX);
+    let homes = (0..).map(NodeId).zip(shares);
+    let homes = homes.flat_map(|(node, share)| (0..share.blocks).map(move |_| node));
+    (0..)
+        .map(BlockId)
+        .zip(homes)
+        .take(MAX_BLOCKS)
+        .map(move |(id, home)| {
+            let start = first.saturating_add(usize::from(id.0) * PIECES_PER_BLOCK);
+            let pieces = start..start.saturating_add(PIECES_PER_BLOCK);
+            BlockPlace { id, home, pieces }
+        })
 }
 
 /// What the table of instruction coherence is about, if the nodes give these

@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
-use vmm_shared::addr::{NodeId, VcpuId};
+use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId, VcpuId};
 use vmm_shared::log::{At, BadSnapshot, StateMachine};
 
 use super::jobs::{Job, JobState, NODE_LOST};
@@ -69,6 +69,13 @@ pub enum Refusal {
     OutOfRange {
         /// The nearest that it can have.
         nearest: Share,
+    },
+    /// The guest takes memory, and gives it up, in whole blocks.
+    NotWhole {
+        /// The nearest numbers of slices that it can have.
+        below: u32,
+        /// Above what was asked.
+        above: u32,
     },
     /// The node still gives something, or the VM still holds something.
     InUse,
@@ -138,6 +145,7 @@ impl Refusal {
             Self::BadPlan => (16, "bad-plan"),
             Self::Breaks { .. } => (17, "breaks-constraint"),
             Self::Policy(_) => (18, "bad-policy"),
+            Self::NotWhole { .. } => (19, "not-whole"),
         }
     }
 }
@@ -156,7 +164,14 @@ impl fmt::Display for Refusal {
                 f,
                 "the VM can't have that; the nearest is {} vCPUs and {}M of memory",
                 nearest.vcpus,
-                u64::from(nearest.slices) * 2
+                mib(nearest.slices)
+            ),
+            Self::NotWhole { below, above } => write!(
+                f,
+                "memory comes and goes in blocks of {}M: the nearest are {}M and {}M",
+                mib(above - below),
+                mib(*below),
+                mib(*above)
             ),
             Self::InUse => f.write_str("it still gives cores or slices to others: drain it first"),
             Self::Cordoned { node } => write!(f, "node {} is cordoned", node.0),
@@ -172,6 +187,10 @@ impl fmt::Display for Refusal {
             Self::Policy(error) => write!(f, "constraint {}: {}", error.rule + 1, error.fault),
         }
     }
+}
+
+fn mib(slices: u32) -> u64 {
+    (u64::from(slices) * LARGE_PAGE_SIZE) >> 20
 }
 
 /// The seat of each possible vCPU: pairs of a node and a number, 16 bits each.
@@ -240,9 +259,12 @@ impl Cluster {
                 self.policy = Policy::from_bytes(payload).map_err(Refusal::Policy)?;
                 Ok(Done::Applied)
             }
-            Change::CreateVm { vm, most, least } => {
-                self.create(vm, most, least, payload).map(applied)
-            }
+            Change::CreateVm {
+                vm,
+                most,
+                least,
+                block,
+            } => self.create(vm, [least, most], block, payload).map(applied),
             Change::RemoveVm { vm } => self.remove(vm).map(applied),
             Change::Phase { vm, phase } => {
                 self.vm(vm)?.phase = phase;
@@ -397,12 +419,19 @@ impl Cluster {
         }
     }
 
-    fn create(&mut self, vm: VmId, most: Share, least: Share, seats: &[u8]) -> Result<(), Refusal> {
+    fn create(
+        &mut self,
+        vm: VmId,
+        [least, most]: [Share; 2],
+        block: u16,
+        seats: &[u8],
+    ) -> Result<(), Refusal> {
         let legal = least.vcpus >= 1
             && least.vcpus <= most.vcpus
             && least.slices <= most.slices
             && most.vcpus <= MAX_VM_VCPUS
             && most.slices <= MAX_COUNT
+            && block > 0
             && vm.0 != u16::MAX;
         if !legal {
             return Err(Refusal::TooLarge);
@@ -418,6 +447,7 @@ impl Cluster {
             desired: Share::NONE,
             seen: Share::NONE,
             phase: VmPhase::Booting,
+            block,
             placements: BTreeMap::new(),
             homes: alloc::vec![None; most.vcpus as usize],
         };
@@ -445,12 +475,17 @@ impl Cluster {
         let touched: Vec<VmId> = match wish {
             Wish::Resize { vm, to } => {
                 let row = self.vm(vm)?;
-                let nearest = Share {
+                let mut nearest = Share {
                     vcpus: to.vcpus.clamp(row.least.vcpus, row.most.vcpus),
                     slices: to.slices.clamp(row.least.slices, row.most.slices),
                 };
+                let whole = row.whole_around(nearest.slices);
                 if to != nearest {
+                    nearest.slices = whole.map_or(nearest.slices, |(below, _)| below);
                     return Err(Refusal::OutOfRange { nearest });
+                }
+                if let Some((below, above)) = whole {
+                    return Err(Refusal::NotWhole { below, above });
                 }
                 [vm].into()
             }

@@ -22,6 +22,7 @@
 use alloc::vec::Vec;
 
 use vmm_shared::addr::VcpuId;
+use vmm_shared::control::Ticket;
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use super::{Cluster, JobId, Placement, Reason, Refusal, StepResult, Trial, VmId, VmPhase, Wish};
@@ -240,6 +241,12 @@ impl Job {
         kept.map(|step| (VcpuId(step.vcpu), Reason::from_code(step.why)))
     }
 
+    /// What the order of one of its steps for a block of memory is known by.
+    #[must_use]
+    pub const fn block_ticket(&self, step: u32, is_undoing: bool) -> Ticket {
+        Ticket::new(self.id.0 << 9 | (step & 0xff) << 1 | is_undoing as u32)
+    }
+
     /// Whether its steps are undone now.
     #[must_use]
     pub const fn is_undoing(&self) -> bool {
@@ -308,6 +315,9 @@ impl Cluster {
         if !is_sorted || steps.iter().any(Step::is_kept) {
             return Err(Refusal::BadPlan);
         }
+        if !steps.iter().all(|step| self.is_whole(step)) {
+            return Err(Refusal::BadPlan);
+        }
         let mut trial = Trial::new(self);
         for step in &steps {
             trial.step(step)?;
@@ -341,6 +351,14 @@ impl Cluster {
         }
         self.settle(id);
         Ok(())
+    }
+
+    /// Whether a guest can take what a step adds: in whole blocks, once it has
+    /// anything.
+    fn is_whole(&self, step: &Step) -> bool {
+        let vm = self.vms.get(&VmId(step.vm));
+        let runs = vm.filter(|vm| step.kind == StepKind::Add && vm.granted() != Share::NONE);
+        runs.is_none_or(|vm| step.slices.is_multiple_of(vm.block()))
     }
 
     pub(crate) fn step(

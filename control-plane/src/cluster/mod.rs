@@ -185,6 +185,8 @@ pub struct Vm {
     pub(crate) desired: Share,
     pub(crate) seen: Share,
     pub(crate) phase: VmPhase,
+    /// Slices that come and go at once while the guest runs; at least 1.
+    pub(crate) block: u16,
     pub(crate) placements: BTreeMap<NodeId, Placement>,
     /// By vCPU: where it is, if it is there.
     pub(crate) homes: Vec<Option<NodeId>>,
@@ -204,6 +206,25 @@ impl Vm {
     #[must_use]
     pub const fn most(&self) -> Share {
         self.most
+    }
+
+    /// Slices that come and go at once while its guest runs: beyond the least
+    /// it has whole blocks.
+    #[must_use]
+    pub fn block(&self) -> u32 {
+        self.block.into()
+    }
+
+    /// The nearest numbers of slices that it can have, below and above one that
+    /// is no number of whole blocks.
+    #[must_use]
+    pub fn whole_around(&self, slices: u32) -> Option<(u32, u32)> {
+        let more = slices.saturating_sub(self.least.slices);
+        if more.is_multiple_of(self.block()) {
+            return None;
+        }
+        let below = self.least.slices + more / self.block() * self.block();
+        Some((below, below.saturating_add(self.block())))
     }
 
     /// What was asked for it last.

@@ -138,6 +138,8 @@ pub enum Change {
         most: Share,
         /// The least: at least one vCPU, and its boot memory.
         least: Share,
+        /// Slices that come and go at once while its guest runs.
+        block: u16,
     },
     /// A VM that holds nothing any more.
     RemoveVm {
@@ -316,6 +318,7 @@ impl Op {
                 vm,
                 most: share,
                 least: Share::new(self.first, self.second),
+                block: self.other,
             },
             7 => Change::RemoveVm { vm },
             8 => Change::Phase {
@@ -427,7 +430,13 @@ impl From<Change> for Op {
                 ..of_node(4, node)
             },
             Change::LoadPolicy => Self::new(5),
-            Change::CreateVm { vm, most, least } => Self {
+            Change::CreateVm {
+                vm,
+                most,
+                least,
+                block,
+            } => Self {
+                other: block,
                 first: least.vcpus,
                 second: least.slices,
                 ..with(of_vm(6, vm), most)
@@ -499,7 +508,9 @@ impl fmt::Display for Change {
             Self::Cordon { node, on: true } => write!(f, "cordon node {}", node.0),
             Self::Cordon { node, on: false } => write!(f, "uncordon node {}", node.0),
             Self::LoadPolicy => f.write_str("load a policy"),
-            Self::CreateVm { vm, most, least } => {
+            Self::CreateVm {
+                vm, most, least, ..
+            } => {
                 let ((least_vcpus, least_memory), (vcpus, memory)) = (amount(least), amount(most));
                 write!(
                     f,

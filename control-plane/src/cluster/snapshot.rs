@@ -20,7 +20,7 @@ use crate::optimise::Share;
 use crate::policy::{ANY, Policy, Rule};
 
 /// Version of this format.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -68,6 +68,7 @@ struct VmHead {
     most: [u32; 2],
     desired: [u32; 2],
     seen: [u32; 2],
+    block: u32,
     placements: u32,
     homes: u32,
     seats: u32,
@@ -261,6 +262,7 @@ fn write_vm(id: VmId, vm: &Vm, out: &mut Vec<u8>) {
         most: pair(vm.most),
         desired: pair(vm.desired),
         seen: pair(vm.seen),
+        block: vm.block(),
         placements: u32::try_from(vm.placements.len()).expect("16-bit ids"),
         homes: len(&vm.homes),
         seats: len(&vm.seats),
@@ -310,6 +312,7 @@ fn read_vm(reader: &mut Reader<'_>) -> Option<(VmId, Vm)> {
         most: share(head.most),
         desired: share(head.desired),
         seen: share(head.seen),
+        block: u16::try_from(head.block).ok().filter(|block| *block > 0)?,
         phase: if head.running == 0 {
             VmPhase::Booting
         } else {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use vmm_shared::addr::{NodeId, VcpuId};
 
-use super::{Cause, part, will_exist};
+use super::{Cause, blocks, part, will_exist};
 use crate::cluster::{Cluster, Node, Trial, Vm, VmId};
 use crate::optimise::{Bounds, DomainTerms, Hinge, Limit, NodeTerms, Problem, Share, Side};
 use crate::policy::{Kind, Rule};
@@ -20,7 +20,8 @@ pub struct Ask {
     /// A node that it shall not be on.
     pub leave: Option<NodeId>,
     /// Whether what runs may move. If not, nodes only give more where more is
-    /// asked, and only less where less is.
+    /// asked, and only less where less is; memory that comes or goes in blocks
+    /// moves none in either case.
     pub may_move: bool,
 }
 
@@ -228,7 +229,13 @@ impl Drafter<'_> {
         let total = self.ask.total;
         terms.vcpus = bounds(vcpus.count, has.vcpus, total.vcpus, given.vcpus);
         terms.vcpus.min = terms.vcpus.min.max(pinned);
-        terms.slices = bounds(slices.count, has.slices, total.slices, given.slices);
+        terms.slices = match blocks::changed(self.vm, self.ask) {
+            Some(block) => {
+                let grows = total.slices > given.slices;
+                blocks::bounds(has.slices, slices.count, block, grows)
+            }
+            None => bounds(slices.count, has.slices, total.slices, given.slices),
+        };
         (terms, (vcpus.cause, slices.cause))
     }
 

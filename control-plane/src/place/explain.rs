@@ -1,5 +1,6 @@
 //! Why each node gives what it gives, and why nothing can.
 
+use alloc::format;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -204,13 +205,14 @@ impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.resource {
             Resource::Vcpus => "vCPUs",
-            Resource::Slices => "slices",
+            Resource::Slices => "of memory",
         };
-        write!(
-            f,
-            "{} {what} asked, {} possible by ",
-            self.asked, self.possible
-        )?;
+        let amount = |count: u32| match self.resource {
+            Resource::Vcpus => format!("{count}"),
+            Resource::Slices => format!("{}M", u64::from(count) * 2),
+        };
+        let (asked, possible) = (amount(self.asked), amount(self.possible));
+        write!(f, "{asked} {what} asked, {possible} possible by ")?;
         for (index, cause) in self.causes.iter().enumerate() {
             let comma = if index > 0 { ", " } else { "" };
             write!(f, "{comma}{cause}")?;
@@ -219,10 +221,12 @@ impl fmt::Display for Conflict {
             write!(
                 f,
                 "; node {} gives {} at most by {}",
-                row.node.0, row.most, row.cause
+                row.node.0,
+                amount(row.most),
+                row.cause
             )?;
             if row.least > row.most {
-                write!(f, " and must give {}", row.least)?;
+                write!(f, " and must give {}", amount(row.least))?;
             }
         }
         match self.rows.len().saturating_sub(8) {

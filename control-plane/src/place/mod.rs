@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | what the tables and the policy allow, and what it costs: a problem | [`draft`](mod@draft) |
 //! | its best answer | [`optimise`](crate::optimise) |
+//! | the same in whole blocks of memory | `blocks` |
 //! | the steps from what is to what shall be | [`steps`] |
 //! | all of it, for each wish | [`plan`](mod@plan) |
 //! | why each node gives what it gives; why nothing can | [`explain`](mod@explain) |
@@ -12,6 +13,7 @@
 //! node: a plan goes into the log, and there every replica checks it
 //! ([`broken`]).
 
+mod blocks;
 pub mod draft;
 pub mod explain;
 pub mod plan;

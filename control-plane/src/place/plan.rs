@@ -7,12 +7,14 @@ use vmm_shared::addr::NodeId;
 use vmm_shared::log::Clock;
 use zerocopy::IntoBytes;
 
+use super::blocks;
 use super::draft::{Ask, Draft, draft};
 use super::explain::{Conflict, Explanation, conflict, explain};
 use super::steps::steps;
 use super::{Cause, broken};
 use crate::cluster::{
-    Change, Cluster, Job, JobId, JobState, Op, Step, StepKind, Trial, Vm, VmId, VmPhase, Wish,
+    Change, Cluster, Job, JobId, JobState, Op, Refusal, Step, StepKind, Trial, Vm, VmId, VmPhase,
+    Wish,
 };
 use crate::optimise::{Budget, NoSolution, Share, Solution, solve, solve_few};
 use crate::policy::ANY;
@@ -101,6 +103,13 @@ pub enum NoPlan {
     Conflict(Conflict),
     /// What was asked in so many words breaks a hard constraint.
     Breaks(Cause),
+    /// The guest takes memory, and gives it up, in whole blocks.
+    NotWhole {
+        /// The nearest numbers of slices that it can have.
+        below: u32,
+        /// Above what was asked.
+        above: u32,
+    },
     /// No placement was found in time; there may be one.
     TimedOut,
     /// The steps don't fit: two VMs changed at once. Ask again.
@@ -114,6 +123,10 @@ impl fmt::Display for NoPlan {
             Self::Gone => f.write_str("it names a VM, node or vCPU that is not there"),
             Self::Conflict(conflict) => conflict.fmt(f),
             Self::Breaks(cause) => write!(f, "{cause} does not allow it"),
+            Self::NotWhole { below, above } => {
+                let (below, above) = (*below, *above);
+                Refusal::NotWhole { below, above }.fmt(f)
+            }
             Self::TimedOut => f.write_str("no placement was found in time; there may be one"),
             Self::Stale => f.write_str("the tables have changed meanwhile; ask again"),
         }
@@ -133,6 +146,10 @@ pub fn plan<C: Clock>(
 ) -> Result<Plan, NoPlan> {
     match wish {
         Wish::Resize { vm, to } => {
+            let row = cluster.vms().get(&vm).ok_or(NoPlan::Gone)?;
+            if let Some((below, above)) = row.whole_around(to.slices) {
+                return Err(NoPlan::NotWhole { below, above });
+            }
             let ask = Ask {
                 vm,
                 total: to,
@@ -321,7 +338,11 @@ fn answer<C: Clock>(
             solve(&draft.problem, budget, clock)
         };
         match solution {
-            Ok(solution) => return Ok((draft, *ask, solution)),
+            Ok(solution) => {
+                let vm = cluster.vms().get(&ask.vm).ok_or(NoPlan::Gone)?;
+                let whole = blocks::round(&draft, vm, ask, solution);
+                return Ok((draft, *ask, whole.ok_or(NoPlan::TimedOut)?));
+            }
             Err(NoSolution::Impossible) => {}
             Err(NoSolution::TimedOut) => return Err(NoPlan::TimedOut),
             Err(NoSolution::Malformed) => return Err(NoPlan::Gone),

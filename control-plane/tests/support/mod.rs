@@ -59,6 +59,7 @@ impl Rack {
             vm: VM,
             most,
             least: Share::new(1, 1),
+            block: 1,
         });
         rack
     }

@@ -166,8 +166,8 @@ impl Topology {
         Ok(self)
     }
 
-    /// All blocks of memory that may come, and which node gives each: one node
-    /// after the other, as in the guest's addresses.
+    /// All blocks of memory that may come, and the node that the guest takes each
+    /// to be near: one node after the other, as in the guest's addresses.
     pub fn blocks(&self) -> impl Iterator<Item = (BlockId, Domain)> + Clone {
         let of_node = |(domain, count): (Domain, &u32)| (0..*count).map(move |_| domain);
         let domains = (0..).map(Domain).zip(&self.blocks).flat_map(of_node);

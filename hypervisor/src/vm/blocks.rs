@@ -14,7 +14,6 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use vmm_shared::addr::NodeId;
 use vmm_shared::control::{
     BlockId, BlockOrder, BlockRecord, BlockState, Outcome, PIECES_PER_BLOCK,
 };
@@ -35,13 +34,9 @@ impl Vm {
         record.expect("the VM's blocks have records")
     }
 
-    fn giver(&self, block: BlockId) -> NodeId {
-        self.givers[usize::from(block.0)]
-    }
-
     /// Carries the orders for blocks on.
     pub(super) fn serve_block_orders(&self, units: &mut Units) {
-        for block in (0..).map(BlockId).take(self.givers.len()) {
+        for block in (0..self.blocks).map(BlockId) {
             if let Some(order) = self.block(block).order() {
                 self.carry_on_block(units, block, order);
             }
@@ -51,18 +46,17 @@ impl Vm {
     /// Carries one on, and ends it if that is its end.
     fn carry_on_block(&self, units: &mut Units, block: BlockId, order: BlockOrder) {
         let record = self.block(block);
-        let giver = self.giver(block);
         let outcome = match (order, record.state()) {
-            (BlockOrder::Grant | BlockOrder::Reclaim, _) if !self.machine.has_hotplug() => {
+            (BlockOrder::Grant(_) | BlockOrder::Reclaim, _) if !self.machine.has_hotplug() => {
                 Outcome::Unable
             }
-            (BlockOrder::Grant, _) if !self.fabric().running().contains(giver) => {
+            (BlockOrder::Grant(giver), _) if !self.fabric().running().contains(giver) => {
                 Outcome::NoSuchCore
             }
-            (BlockOrder::Grant, Some(BlockState::Absent)) => {
+            (BlockOrder::Grant(giver), Some(BlockState::Absent)) => {
                 match self.memory.give(self.block_pieces(block), giver) {
                     Ok(Given::All) => {
-                        record.set_state(BlockState::Offered(giver));
+                        record.set_state(BlockState::Offered);
                         units.tell(block.0, true);
                         units.registers.insert(block.0);
                         return;
@@ -74,14 +68,14 @@ impl Vm {
                     }
                 }
             }
-            (BlockOrder::Grant, Some(BlockState::Offered(_))) if units.is_told(block.0) => return,
+            (BlockOrder::Grant(_), Some(BlockState::Offered)) if units.is_told(block.0) => return,
             (BlockOrder::Reclaim, Some(state)) if state.is_present() => {
                 if units.tell(block.0, true) {
                     units.registers.ask_back(block.0);
                 }
                 return;
             }
-            (BlockOrder::Drop | BlockOrder::Withdraw(_), Some(BlockState::Leaving(_))) => return,
+            (BlockOrder::Drop | BlockOrder::Withdraw(_), Some(BlockState::Leaving)) => return,
             _ => Outcome::Misplaced,
         };
         record.settle(order, outcome);
@@ -92,8 +86,8 @@ impl Vm {
     pub(super) fn settle_block(&self, block: BlockId, effect: HotplugEffect) {
         let record = self.block(block);
         match (effect, record.order()) {
-            (HotplugEffect::Accepted(_), Some(order @ BlockOrder::Grant)) => {
-                record.set_state(BlockState::Used(self.giver(block)));
+            (HotplugEffect::Accepted(_), Some(order @ BlockOrder::Grant(_))) => {
+                record.set_state(BlockState::Used);
                 record.settle(order, Outcome::Done);
             }
             (HotplugEffect::Declined(_, status), _) => {
@@ -102,7 +96,7 @@ impl Vm {
             (HotplugEffect::Kept(_, status), Some(order @ BlockOrder::Reclaim)) => {
                 record.settle(order, Outcome::Refused(status));
             }
-            (HotplugEffect::Ejected(_), Some(BlockOrder::Grant)) => {
+            (HotplugEffect::Ejected(_), Some(BlockOrder::Grant(_))) => {
                 self.withdraw(block, BlockOrder::Withdraw(FAILED));
             }
             (HotplugEffect::Ejected(_), _) => self.withdraw(block, BlockOrder::Drop),
@@ -114,7 +108,7 @@ impl Vm {
     fn withdraw(&self, block: BlockId, order: BlockOrder) {
         let record = self.block(block);
         record.replace_order(order);
-        record.set_state(BlockState::Leaving(self.giver(block)));
+        record.set_state(BlockState::Leaving);
         // Release: who takes the mark sees the state.
         self.is_leaving.store(true, Ordering::Release);
         descriptors::set_doorbell();
@@ -127,9 +121,8 @@ impl Vm {
         if !self.is_leaving.swap(false, Ordering::Acquire) {
             return None;
         }
-        let is_leaving =
-            |block: &BlockId| matches!(self.block(*block).state(), Some(BlockState::Leaving(_)));
-        let mut blocks = (0..).map(BlockId).take(self.givers.len());
+        let is_leaving = |block: &BlockId| self.block(*block).state() == Some(BlockState::Leaving);
+        let mut blocks = (0..self.blocks).map(BlockId);
         let block = blocks.find(is_leaving)?;
         self.is_leaving.store(true, Ordering::Relaxed);
         Some(block)

@@ -27,7 +27,7 @@ use crate::devices::virtio::console::Console;
 use crate::fabric::Fabric;
 use crate::mem::coherent::MappedMemory;
 use crate::platform::cpuid::CpuidTable;
-use crate::platform::{Domain, Machine, Topology};
+use crate::platform::{Machine, Topology};
 use crate::vcpu::exit::Exit;
 use crate::vcpu::posted::PostedInterrupts;
 use crate::vcpu::pv::ClockScale;
@@ -85,8 +85,8 @@ pub struct Vm {
     scratch: Mutex<Scratch>,
     legacy: Mutex<Legacy>,
     hotplug: Mutex<Hotplug>,
-    /// Which node gives each block of memory that may come.
-    givers: Vec<NodeId>,
+    /// Blocks of memory that may come.
+    blocks: u16,
     /// The number of the first piece of the first of them.
     first_block_piece: usize,
     /// Whether there may be one that is to be taken away from all nodes.
@@ -116,10 +116,9 @@ impl Vm {
     #[must_use]
     pub fn new(parts: VmParts) -> Self {
         let topology = &parts.topology;
-        let giver = |(_, Domain(node))| NodeId(node);
-        let givers: Vec<_> = topology.blocks().map(giver).collect();
         let is_present = |vcpu| topology.is_present(VcpuId(vcpu));
-        let blocks = u16::try_from(givers.len()).expect("the topology has checked that");
+        let blocks =
+            u16::try_from(topology.blocks().count()).expect("the topology has checked that");
         let first_block_piece = topology.memory() / LARGE_PAGE_SIZE;
         let first_block_piece = usize::try_from(first_block_piece).expect("64-bit");
         let hotplug = Hotplug::new(topology.vcpus(), is_present, blocks);
@@ -137,7 +136,7 @@ impl Vm {
                 .map(|vcpu| parts.topology.apic_id(vcpu))
                 .collect(),
             hotplug: Mutex::new(hotplug),
-            givers,
+            blocks,
             first_block_piece,
             is_leaving: AtomicBool::new(false),
             next_piece: AtomicU64::new(0),

@@ -10,11 +10,11 @@
 //!
 //! Whoever wants something of a block leaves a [`BlockOrder`] and tells the
 //! devices' node. There is one order at a time; it stands until it has an
-//! [`Outcome`].
+//! [`Outcome`]. Where its memory is, the map of pieces says.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::order::{Busy, KIND_SHIFT, ORDER_SIZE, OrderWords, Outcome, low_half};
+use super::order::{Busy, KIND_SHIFT, ORDER_SIZE, OrderWords, Outcome, Ticket, low_half};
 use crate::addr::{LARGE_PAGE_SIZE, NodeId};
 use crate::shm::SharedMem;
 
@@ -41,52 +41,41 @@ const _: () = assert!(ORDER + ORDER_SIZE <= BLOCK_RECORD_SIZE);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u16);
 
-/// Whether the guest has a block, and who gives it.
+/// Whether the guest has a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockState {
     /// The guest does not have it, and no node maps it.
     Absent,
     /// The guest may touch it, and has been told so.
-    Offered(NodeId),
+    Offered,
     /// The guest has taken it into use.
-    Used(NodeId),
+    Used,
     /// The guest has ejected it; nodes may still map it.
-    Leaving(NodeId),
+    Leaving,
 }
 
 impl BlockState {
-    /// The node whose memory it is as long as anybody may touch it.
-    #[must_use]
-    pub const fn giver(self) -> Option<NodeId> {
-        match self {
-            Self::Absent => None,
-            Self::Offered(node) | Self::Used(node) | Self::Leaving(node) => Some(node),
-        }
-    }
-
     /// Whether it is guest memory.
     #[must_use]
     pub const fn is_present(self) -> bool {
-        matches!(self, Self::Offered(_) | Self::Used(_))
+        matches!(self, Self::Offered | Self::Used)
     }
 
     const fn to_raw(self) -> u64 {
-        let (kind, node) = match self {
-            Self::Absent => return 0,
-            Self::Offered(node) => (1, node),
-            Self::Used(node) => (2, node),
-            Self::Leaving(node) => (3, node),
-        };
-        kind << KIND_SHIFT | node.0 as u64
+        match self {
+            Self::Absent => 0,
+            Self::Offered => 1,
+            Self::Used => 2,
+            Self::Leaving => 3,
+        }
     }
 
-    fn from_raw(raw: u64) -> Option<Self> {
-        let node = NodeId(u16::try_from(low_half(raw)).ok()?);
-        match raw >> KIND_SHIFT {
-            0 if raw == 0 => Some(Self::Absent),
-            1 => Some(Self::Offered(node)),
-            2 => Some(Self::Used(node)),
-            3 => Some(Self::Leaving(node)),
+    const fn from_raw(raw: u64) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Absent),
+            1 => Some(Self::Offered),
+            2 => Some(Self::Used),
+            3 => Some(Self::Leaving),
             _ => None,
         }
     }
@@ -95,8 +84,8 @@ impl BlockState {
 /// What is asked for a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockOrder {
-    /// Give it to the guest.
-    Grant,
+    /// Give it to the guest, out of this node's memory.
+    Grant(NodeId),
     /// Ask the guest to give it up, and then take it away.
     Reclaim,
     /// The guest has given it up: take it away.
@@ -108,16 +97,16 @@ pub enum BlockOrder {
 impl BlockOrder {
     const fn to_raw(self) -> u64 {
         match self {
-            Self::Grant => 1 << KIND_SHIFT,
+            Self::Grant(node) => 1 << KIND_SHIFT | node.0 as u64,
             Self::Reclaim => 2 << KIND_SHIFT,
             Self::Drop => 3 << KIND_SHIFT,
             Self::Withdraw(status) => 4 << KIND_SHIFT | status as u64,
         }
     }
 
-    const fn from_raw(raw: u64) -> Option<Self> {
+    fn from_raw(raw: u64) -> Option<Self> {
         match raw >> KIND_SHIFT {
-            1 => Some(Self::Grant),
+            1 => Some(Self::Grant(NodeId(u16::try_from(low_half(raw)).ok()?))),
             2 => Some(Self::Reclaim),
             3 => Some(Self::Drop),
             4 => Some(Self::Withdraw(low_half(raw))),
@@ -129,9 +118,9 @@ impl BlockOrder {
 /// The record of one block.
 ///
 /// ```text
-///   0    state: kind, node                     devices' node
-///   8    order                                 who asks; its outcome clears it
-///   16   outcome of the last order
+///   0    state                                 devices' node
+///   8    order and ticket                      who asks; its outcome clears it
+///   16   outcome of the last order, and its ticket
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BlockRecord(SharedMem);
@@ -175,14 +164,20 @@ impl BlockRecord {
     ///
     /// # Errors
     /// If one stands.
-    pub fn ask(&self, order: BlockOrder) -> Result<(), Busy> {
-        self.orders().ask(order.to_raw())
+    pub fn ask(&self, order: BlockOrder, ticket: Ticket) -> Result<(), Busy> {
+        self.orders().ask(order.to_raw(), ticket)
     }
 
     /// The order that stands, if one does and makes sense.
     #[must_use]
     pub fn order(&self) -> Option<BlockOrder> {
-        BlockOrder::from_raw(self.orders().standing())
+        BlockOrder::from_raw(self.orders().order())
+    }
+
+    /// Whether an order stands, even one that makes no sense.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.orders().is_busy()
     }
 
     /// Turns what stands into another order. Only for the devices' node.
@@ -199,6 +194,13 @@ impl BlockRecord {
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         self.orders().outcome()
+    }
+
+    /// What has become of the order with this ticket; `None` if it was not the
+    /// last, or still stands.
+    #[must_use]
+    pub fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
+        self.orders().outcome_of(ticket)
     }
 }
 
@@ -219,42 +221,49 @@ mod tests {
     fn a_state_is_read_as_it_was_written() {
         let record = record();
         assert_eq!(record.state(), Some(BlockState::Absent));
-        let node = NodeId(63);
         for (state, is_present) in [
-            (BlockState::Offered(node), true),
-            (BlockState::Used(node), true),
-            (BlockState::Leaving(node), false),
+            (BlockState::Offered, true),
+            (BlockState::Used, true),
+            (BlockState::Leaving, false),
             (BlockState::Absent, false),
         ] {
             record.set_state(state);
             assert_eq!(record.state(), Some(state));
             assert_eq!(record.is_present(), is_present);
         }
-        for nonsense in [1, 4 << 32, 1 << 32 | 0x1_0000, u64::MAX] {
+        for nonsense in [4, 1 << 32, u64::MAX] {
             record.word(STATE).store(nonsense, Ordering::Relaxed);
             assert_eq!(record.state(), None, "{nonsense:#x}");
             assert!(!record.is_present());
         }
     }
 
+    const TICKET: Ticket = Ticket::new(0xab_cdef);
+
     #[test]
     fn one_order_stands_until_it_has_an_outcome() {
         let record = record();
         for order in [
-            BlockOrder::Grant,
+            BlockOrder::Grant(NodeId(63)),
             BlockOrder::Reclaim,
             BlockOrder::Drop,
             BlockOrder::Withdraw(0x80),
         ] {
-            assert_eq!(record.ask(order), Ok(()));
-            assert_eq!(record.order(), Some(order));
+            assert_eq!(record.ask(order, TICKET), Ok(()));
+            assert_eq!((record.order(), record.is_busy()), (Some(order), true));
             assert_eq!(record.outcome(), Outcome::Pending);
-            assert_eq!(record.ask(BlockOrder::Reclaim), Err(Busy));
+            assert_eq!(record.outcome_of(TICKET), None);
+            assert_eq!(record.ask(BlockOrder::Reclaim, TICKET), Err(Busy));
             record.settle(BlockOrder::Withdraw(1), Outcome::Done);
             assert_eq!(record.order(), Some(order), "that was another");
             record.settle(order, Outcome::Refused(0x82));
             assert_eq!(record.order(), None);
             assert_eq!(record.outcome(), Outcome::Refused(0x82));
+            assert_eq!(record.outcome_of(TICKET), Some(Outcome::Refused(0x82)));
+            assert_eq!(record.outcome_of(Ticket::NO_JOB), None);
         }
+        let beyond = 1 << KIND_SHIFT | 0x1_0000;
+        record.orders().ask(beyond, TICKET).expect("free");
+        assert_eq!((record.order(), record.is_busy()), (None, true));
     }
 }

@@ -16,13 +16,33 @@ pub(super) const KIND_SHIFT: u32 = 32;
 pub(super) const TICKET_SHIFT: u32 = KIND_SHIFT + 8;
 
 /// A word's ticket alone.
-pub(super) const fn mark(raw: u64) -> u64 {
+const fn mark(raw: u64) -> u64 {
     raw >> TICKET_SHIFT << TICKET_SHIFT
 }
 
 /// A word without its ticket.
-pub(super) const fn plain(raw: u64) -> u64 {
+const fn plain(raw: u64) -> u64 {
     raw & ((1 << TICKET_SHIFT) - 1)
+}
+
+/// What an order was left for: nobody leaves two for one vCPU or block with the
+/// same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u32);
+
+impl Ticket {
+    /// Of who asks for no job.
+    pub const NO_JOB: Self = Self(0);
+
+    /// The ticket with this number, of which 24 bits count.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        Self(number & 0xff_ffff)
+    }
+
+    const fn mark(self) -> u64 {
+        (self.0 as u64) << TICKET_SHIFT
+    }
 }
 
 /// What has become of an order.
@@ -100,47 +120,69 @@ impl OrderWords {
         self.0.atomic_u64(offset).expect("inside the words")
     }
 
-    pub(super) fn ask(&self, order: u64) -> Result<(), Busy> {
+    pub(super) fn ask(&self, order: u64, ticket: Ticket) -> Result<(), Busy> {
         // AcqRel: the outcome of the order before has been seen.
         self.word(ORDER)
-            .compare_exchange(0, order, Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(
+                0,
+                ticket.mark() | order,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            )
             .map(drop)
             .map_err(|_| Busy)
     }
 
-    /// The order that stands; 0 if none does.
-    pub(super) fn standing(&self) -> u64 {
+    fn standing(&self) -> u64 {
         self.word(ORDER).load(Ordering::Acquire)
     }
 
+    /// The order that stands; 0 if none does.
+    pub(super) fn order(&self) -> u64 {
+        plain(self.standing())
+    }
+
+    /// Whether any stands, even one that makes no sense.
+    pub(super) fn is_busy(&self) -> bool {
+        self.standing() != 0
+    }
+
+    /// Puts another in the place of the one that stands, for the same who asked.
     pub(super) fn replace(&self, order: u64) {
-        self.word(ORDER).store(order, Ordering::Release);
+        let ticket = mark(self.standing());
+        self.word(ORDER).store(ticket | order, Ordering::Release);
     }
 
     /// Ends this order, unless another has taken its place.
     pub(super) fn settle(&self, order: u64, outcome: Outcome) {
+        let standing = self.standing();
+        if plain(standing) != order {
+            return;
+        }
         self.word(OUTCOME)
-            .store(mark(order) | outcome.to_raw(), Ordering::Relaxed);
+            .store(mark(standing) | outcome.to_raw(), Ordering::Relaxed);
         // Release: the outcome is visible to who sees that no order stands.
-        let _ = self
-            .word(ORDER)
-            .compare_exchange(order, 0, Ordering::Release, Ordering::Relaxed);
+        let _ =
+            self.word(ORDER)
+                .compare_exchange(standing, 0, Ordering::Release, Ordering::Relaxed);
     }
 
+    /// What has become of the last order.
     pub(super) fn outcome(&self) -> Outcome {
-        // Acquire: see `settle`.
-        match self.word(ORDER).load(Ordering::Acquire) {
+        match self.standing() {
             0 => Outcome::from_raw(plain(self.word(OUTCOME).load(Ordering::Relaxed))),
             _ => Outcome::Pending,
         }
     }
 
-    /// The outcome of the last order, if it had this ticket and stands no more.
-    pub(super) fn outcome_with(&self, ticket: u64) -> Option<Outcome> {
-        // Acquire: see `settle`.
-        let stands = self.word(ORDER).load(Ordering::Acquire) != 0;
+    /// What has become of the order with this ticket; `None` if it was not the
+    /// last, or still stands.
+    pub(super) fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
+        let stands = self.is_busy();
         let raw = self.word(OUTCOME).load(Ordering::Relaxed);
-        (!stands && mark(raw) == ticket).then(|| Outcome::from_raw(plain(raw)))
+        let is_its = !stands && mark(raw) == ticket.mark();
+        let outcome = is_its.then(|| Outcome::from_raw(plain(raw)))?;
+        (outcome != Outcome::Pending).then_some(outcome)
     }
 }
 

@@ -17,9 +17,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::order::{
-    Busy, KIND_SHIFT, ORDER_SIZE, OrderWords, Outcome, TICKET_SHIFT, low_half, mark, plain,
-};
+use super::order::{Busy, KIND_SHIFT, ORDER_SIZE, OrderWords, Outcome, Ticket, low_half};
 use crate::addr::{Location, NodeId};
 use crate::shm::SharedMem;
 
@@ -73,22 +71,6 @@ impl Place {
             (3, at) => Some(Self::Moving(at)),
             _ => None,
         }
-    }
-}
-
-/// What an order was left for: nobody leaves two for one vCPU with the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket(u32);
-
-impl Ticket {
-    /// The ticket with this number, of which 24 bits count.
-    #[must_use]
-    pub const fn new(number: u32) -> Self {
-        Self(number & 0xff_ffff)
-    }
-
-    const fn mark(self) -> u64 {
-        (self.0 as u64) << TICKET_SHIFT
     }
 }
 
@@ -236,41 +218,36 @@ impl VcpuRecord {
     /// # Errors
     /// If one stands.
     pub fn ask(&self, order: Order, ticket: Ticket) -> Result<(), Busy> {
-        self.orders().ask(ticket.mark() | order.to_raw())
+        self.orders().ask(order.to_raw(), ticket)
     }
 
     /// The order that stands, if one does and makes sense.
     #[must_use]
     pub fn order(&self) -> Option<Order> {
-        Order::from_raw(plain(self.orders().standing()))
+        Order::from_raw(self.orders().order())
     }
 
     /// Whether an order stands, even one that makes no sense.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.orders().standing() != 0
+        self.orders().is_busy()
     }
 
     /// Turns what stands into another order. Only for the devices' node.
     pub fn replace_order(&self, order: Order) {
-        let ticket = mark(self.orders().standing());
-        self.orders().replace(ticket | order.to_raw());
+        self.orders().replace(order.to_raw());
     }
 
     /// Ends this order, unless another has taken its place.
     pub fn settle(&self, order: Order, outcome: Outcome) {
-        let standing = self.orders().standing();
-        if plain(standing) == order.to_raw() {
-            self.orders().settle(standing, outcome);
-        }
+        self.orders().settle(order.to_raw(), outcome);
     }
 
     /// What has become of the order with this ticket; `None` if it was not the
     /// last, or still stands.
     #[must_use]
     pub fn outcome_of(&self, ticket: Ticket) -> Option<Outcome> {
-        let outcome = self.orders().outcome_with(ticket.mark())?;
-        (outcome != Outcome::Pending).then_some(outcome)
+        self.orders().outcome_of(ticket)
     }
 }
 

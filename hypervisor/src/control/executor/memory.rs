@@ -1,44 +1,68 @@
-//! Steps about memory. Where it is, the map of pieces says; where it shall be
-//! follows from the tables: so a step is done when the node that gives up has
-//! no more than it shall keep, whoever has begun it.
+//! Steps about memory. Where it is, the map of pieces says, and the blocks'
+//! records what the guest has of it; where it shall be follows from the tables:
+//! so a step is done when it is so, whoever has begun it.
 //!
 //! ```text
-//!   a pull stands ──> wait         it is so ──> Done
-//!   the last was this step's, and could not go on ──> that
-//!   else ──> leave the pull, ring the node that is to have the memory
+//!   an order or a pull stands ──> wait         it is so ──> Done
+//!   the last was this step's, and was refused ──> that
+//!   else ──> leave the order or the pull, ring the node that it is for
 //! ```
 
-use control_plane::cluster::{Cluster, Job, Reason, Step, StepKind, StepResult, VmId};
+mod blocks;
+mod moves;
+
+use control_plane::cluster::{Cluster, Job, Reason, Step, StepKind, StepResult, Vm, VmId};
 use vmm_shared::addr::NodeId;
-use vmm_shared::pieces::{Ended, PieceMap, Pull, PullId, PullRecord};
+use vmm_shared::control::{BootBy, NodeShare};
+use vmm_shared::pieces::PieceMap;
 
 use super::NodeExecutor;
 
-/// Ids from here on are those of others than jobs.
-const PULL_IDS: u32 = 1 << 31;
-
-/// What a node knows the pull of a job's step by; undoing has one of its own.
-fn pull_id(job: &Job, is_undoing: bool) -> PullId {
-    let index = job.current().map_or(0, |(index, _)| index);
-    let step = job.id().0 << 9 | index & 0x1ff;
-    PullId((step << 1 | u32::from(is_undoing)) % PULL_IDS)
+/// A step, and what it is judged by.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    map: &'a PieceMap,
+    shares: &'a [NodeShare],
+    /// As before the step.
+    vm: &'a Vm,
+    job: &'a Job,
+    step: &'a Step,
 }
 
-/// So many of a step's slices have moved, and no more can.
-const fn short(slices: u32, reason: Reason) -> StepResult {
-    let reason = reason.code();
+impl Work<'_> {
+    /// Slices that a node has.
+    fn has(&self, node: NodeId) -> u32 {
+        few(self.map.pieces_on(node).count())
+    }
+}
+
+fn few(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// What has become of a step: `None` if it has not ended.
+type Verdict = Result<Option<StepResult>, Reason>;
+
+/// So many of a step's slices are as they shall be, and no more can.
+const fn short(slices: u32, reason: Reason) -> Verdict {
     match slices {
-        0 => StepResult::Failed { reason },
-        _ => StepResult::Short { slices, reason },
+        0 => Err(reason),
+        _ => Ok(Some(StepResult::Short {
+            slices,
+            reason: reason.code(),
+        })),
     }
 }
 
 impl NodeExecutor<'_> {
     /// Whether such a step can be done at all.
-    pub(super) const fn can_change_memory(step: &Step) -> Result<(), &'static str> {
+    pub(super) fn can_change_memory(&self, step: &Step) -> Result<(), &'static str> {
+        let is_pv = BootBy::from_raw(self.config.boot_by) == Some(BootBy::Paravirtual);
         match step.kind {
-            StepKind::Move => Ok(()),
-            _ => Err("cannot change the size of memory while the VM runs"),
+            StepKind::Add | StepKind::Remove if is_pv => {
+                Err("cannot change the amount of memory of the paravirtual guest")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -49,78 +73,31 @@ impl NodeExecutor<'_> {
         job: &Job,
         step: &Step,
     ) -> Option<StepResult> {
-        let ended = match (step.kind, self.control.pieces(self.config)) {
-            (StepKind::Move, Some(map)) => self.drive_move(&map, cluster, job, step),
-            // Only a log of another version has such a step.
-            _ => Err(Reason::NoWay),
-        };
-        ended.unwrap_or_else(|reason| Some(short(0, reason)))
+        let ended = self.work(cluster, job, step);
+        ended.unwrap_or_else(|reason| {
+            Some(StepResult::Failed {
+                reason: reason.code(),
+            })
+        })
     }
 
-    /// `Ok(None)`: it has not ended.
-    fn drive_move(
-        &self,
-        map: &PieceMap,
-        cluster: &Cluster,
-        job: &Job,
-        step: &Step,
-    ) -> Result<Option<StepResult>, Reason> {
-        let (from, to) = (NodeId(step.from), NodeId(step.to));
-        let giver = map.pull(from).ok_or(Reason::NoNode)?;
-        let taker = map.pull(to).ok_or(Reason::NoNode)?;
-        if let Some(pull) = giver.standing()
-            && pull.from == to
-        {
-            // What is being undone need not be finished first.
-            if job.is_undoing() && pull.id == pull_id(job, false) {
-                giver.curtail(pull);
-            }
-            (self.ring)(from);
-            return Ok(None);
-        }
-        if taker.standing().is_some() {
-            // Who has left it may not have lived to say so.
-            (self.ring)(to);
-            return Ok(None);
-        }
-        let vm = cluster.vms().get(&VmId(step.vm)).ok_or(Reason::NoWay)?;
-        let keeps = vm.granted_at(from).slices.saturating_sub(step.slices);
-        let has = u32::try_from(map.pieces_on(from).count()).unwrap_or(u32::MAX);
-        match has.saturating_sub(keeps) {
-            0 => Ok(Some(StepResult::Done)),
-            left => Ok(self.pull(&taker, job, step, left)),
-        }
-    }
-
-    /// Asks the node that is to have them for so many more slices, unless it
-    /// has said that it can't take them.
-    fn pull(
-        &self,
-        taker: &PullRecord<'_, vmm_shared::shm::SharedMem>,
-        job: &Job,
-        step: &Step,
-        left: u32,
-    ) -> Option<StepResult> {
-        let id = pull_id(job, job.is_undoing());
-        let progress = taker.progress(id);
-        let moved = step.slices.saturating_sub(left);
-        match progress.and_then(|progress| progress.ended) {
-            Some(Ended::NoRoom) => return Some(short(moved, Reason::NoRoom)),
-            Some(Ended::Damaged) => return Some(short(moved, Reason::Damaged)),
-            // It has taken what it was asked for, and more is there.
-            Some(Ended::Done) | None => {}
-        }
-        let taken = progress.map_or(0, |progress| progress.taken);
-        let pull = Pull {
-            id,
-            from: NodeId(step.from),
-            count: taken.saturating_add(left),
+    fn work(&self, cluster: &Cluster, job: &Job, step: &Step) -> Verdict {
+        let nodes = usize::try_from(self.config.nodes).unwrap_or(usize::MAX);
+        let map = self.control.pieces(self.config).ok_or(Reason::NoWay)?;
+        let work = Work {
+            map: &map,
+            shares: self.config.shares.get(..nodes).ok_or(Reason::NoWay)?,
+            vm: cluster.vms().get(&VmId(step.vm)).ok_or(Reason::NoWay)?,
+            job,
+            step,
         };
-        // One that was put out while it looked must not order anything.
-        if (self.may_ask)() && taker.ask(pull).is_ok() {
-            (self.ring)(NodeId(step.to));
+        match step.kind {
+            StepKind::Move => self.move_slices(work),
+            StepKind::Add => self.add_blocks(work),
+            StepKind::Remove => self.remove_blocks(work),
+            // Bookkeeping is nobody's to execute.
+            StepKind::Lease | StepKind::Release => Ok(Some(StepResult::Done)),
         }
-        None
     }
 }
 

@@ -28,7 +28,7 @@ impl Executor for NodeExecutor<'_> {
     fn can(&self, step: &Step) -> Result<(), &'static str> {
         match step.vcpu {
             _ if step.is_bookkeeping() => Ok(()),
-            ANY => Self::can_change_memory(step),
+            ANY => self.can_change_memory(step),
             _ => self.can_change_vcpu(step),
         }
     }

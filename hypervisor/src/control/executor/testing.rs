@@ -13,7 +13,9 @@ use control_plane::place::plan::plan;
 use control_plane::place::steps::steps;
 use control_plane::role::Executor;
 use vmm_shared::addr::{LARGE_PAGE_SIZE, Location, NodeId, VcpuId};
-use vmm_shared::control::{BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, Place, VcpuRecord};
+use vmm_shared::control::{
+    BUNDLE_OFFSET, Blob, BootConfig, ControlRegion, NodeShare, Place, VcpuRecord,
+};
 use vmm_shared::log::{At, Clock, MemberId, StateMachine};
 use vmm_shared::pieces::{MapGeometry, PieceMap};
 use vmm_shared::region::CONTENT_OFFSET;
@@ -24,8 +26,8 @@ use super::NodeExecutor;
 
 pub(super) const VM: VmId = VmId(0);
 
-/// Two nodes of two cores and four slices, and a VM that has had vCPUs 0 and
-/// 2, one on each, and two slices of each.
+/// Two nodes of two cores, and a VM that has had vCPUs 0 and 2, one on each,
+/// and two slices of each. Two more have room on each, and so many blocks.
 pub(super) struct World {
     pub(super) control: ControlRegion,
     config: BootConfig,
@@ -50,12 +52,18 @@ pub(super) fn at(node: u16, core: u16) -> Location {
 
 impl World {
     pub(super) fn new() -> Self {
+        Self::with_blocks(0)
+    }
+
+    pub(super) fn with_blocks(blocks: u16) -> Self {
+        let room = 4 + 64 * u32::from(blocks);
         let mut config = BootConfig::new_zeroed();
         config.nodes = 2;
         let shares = &mut config.shares[..2];
         for share in &mut *shares {
             (share.cores, share.vcpus, share.max_vcpus) = (2, 1, 2);
-            (share.memory, share.room) = (2 * LARGE_PAGE_SIZE, 4);
+            (share.memory, share.room) = (2 * LARGE_PAGE_SIZE, room);
+            share.blocks = blocks;
         }
         let size = MapGeometry::of(shares).size().expect("a geometry");
         config.pieces = Blob {
@@ -74,13 +82,14 @@ impl World {
             world.append(Change::Join {
                 node: NodeId(node),
                 domain: node,
-                size: Share::new(2, 4),
+                size: Share::new(2, room),
             });
         }
         let create = Change::CreateVm {
             vm: VM,
-            most: Share::new(4, 4),
-            least: Share::new(1, 1),
+            most: Share::new(4, 4 + 128 * u32::from(blocks)),
+            least: Share::new(1, 4),
+            block: 64,
         };
         world.with(create, &[0, 0, 2, 0, 1, 0, 2, 0]);
         let job = world.ask(Wish::Resize {
@@ -140,6 +149,10 @@ impl World {
 
     pub(super) fn record(&self, vcpu: u16) -> VcpuRecord {
         self.control.vcpu(VcpuId(vcpu)).expect("there is room")
+    }
+
+    pub(super) fn shares(&self) -> &[NodeShare] {
+        &self.config.shares[..2]
     }
 
     pub(super) fn map(&self) -> PieceMap {

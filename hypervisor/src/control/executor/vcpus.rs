@@ -81,7 +81,7 @@ impl NodeExecutor<'_> {
         None
     }
 
-    fn tell_devices(&self) {
+    pub(super) fn tell_devices(&self) {
         self.control.vm().count_order();
         (self.ring)(DEVICE_NODE);
     }

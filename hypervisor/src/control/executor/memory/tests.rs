@@ -2,8 +2,12 @@
 
 use control_plane::cluster::{Change, JobId, JobState, Wish};
 use control_plane::optimise::Share;
+use vmm_shared::control::{BlockId, BlockOrder, BlockPlace, BlockRecord, BlockState, Outcome};
+use vmm_shared::control::{Ticket, blocks};
+use vmm_shared::pieces::{Ended, Pull, PullId};
 
 use super::super::testing::{VM, World};
+use super::moves::{PULL_IDS, pull_id};
 use super::*;
 
 impl World {
@@ -37,6 +41,92 @@ impl World {
         let pull = self.standing(node).expect("it is asked");
         let map = self.map();
         map.pull(NodeId(node)).expect("a node").end(pull, how);
+    }
+
+    /// A job that gives the VM so many slices.
+    fn resize(&mut self, slices: u32) -> JobId {
+        let to = Share::new(2, slices);
+        self.begin(Wish::Resize { vm: VM, to })
+    }
+
+    /// The same; what comes, on one node.
+    fn grow(&mut self, slices: u32, on: u16) -> JobId {
+        self.cordon(1 - on, true);
+        let job = self.resize(slices);
+        self.cordon(1 - on, false);
+        job
+    }
+
+    fn cordon(&mut self, node: u16, on: bool) {
+        let node = NodeId(node);
+        self.append(Change::Cordon { node, on });
+    }
+
+    fn block(&self, block: u16) -> (BlockPlace, BlockRecord) {
+        let mut all = blocks(self.shares());
+        let place = all.nth(block.into()).expect("one of those");
+        (place, self.control.block(BlockId(block)).expect("one"))
+    }
+
+    fn order(&self, block: u16) -> Option<BlockOrder> {
+        self.block(block).1.order()
+    }
+
+    fn refuse(&self, block: u16, status: u32) {
+        let (_, record) = self.block(block);
+        let order = record.order().expect("it is asked");
+        record.settle(order, Outcome::Refused(status));
+    }
+
+    /// What becomes of a block that the guest takes.
+    fn take(&self, block: u16) {
+        let (place, record) = self.block(block);
+        let order = record.order().expect("it is asked");
+        let BlockOrder::Grant(node) = order else {
+            panic!("{order:?}");
+        };
+        for piece in place.pieces {
+            let host = self.map().take_host(node, piece).expect("room");
+            assert!(self.map().add(piece, host));
+        }
+        record.set_state(BlockState::Used);
+        record.settle(order, Outcome::Done);
+    }
+
+    /// What becomes of a block that the guest gives up.
+    fn give_up(&self, block: u16) {
+        let (place, record) = self.block(block);
+        assert_eq!(record.order(), Some(BlockOrder::Reclaim));
+        for piece in place.pieces {
+            let claim = self.map().claim(piece, NodeId(0)).expect("sound");
+            assert!(self.map().remove(&claim.expect("free")));
+        }
+        record.set_state(BlockState::Absent);
+        record.settle(BlockOrder::Reclaim, Outcome::Done);
+    }
+
+    /// A VM to which blocks 2 and 3 have come, both of node 1.
+    fn grown() -> Self {
+        let mut world = World::with_blocks(2);
+        let job = world.grow(4 + 128, 1);
+        assert_eq!(world.drive(job), None);
+        world.take(2);
+        world.take(3);
+        world.finish(job);
+        world
+    }
+
+    /// The step at hand is done, and then the job is.
+    fn finish(&mut self, job: JobId) {
+        assert_eq!(self.drive(job), Some(StepResult::Done));
+        while self.cluster.jobs()[&job].current().is_some() {
+            self.report(job, StepResult::Done);
+        }
+    }
+
+    fn granted(&self) -> [u32; 2] {
+        let vm = &self.cluster.vms()[&VM];
+        [0, 1].map(|node| vm.granted_at(NodeId(node)).slices)
     }
 
     fn pieces(&self) -> [usize; 2] {
@@ -177,4 +267,168 @@ fn who_was_put_out_asks_for_nothing() {
     world.is_in = false;
     assert_eq!(world.drive(job), None);
     assert_eq!((world.standing(1), world.rings.get()), (None, 0));
+}
+
+#[test]
+fn blocks_have_come_when_the_guest_uses_them() {
+    let mut world = World::with_blocks(2);
+    let job = world.grow(4 + 128, 1);
+    assert_eq!(world.drive(job), None);
+    // Those that the guest takes to be near that node.
+    let grant = Some(BlockOrder::Grant(NodeId(1)));
+    let orders = [0, 1, 2, 3].map(|block| world.order(block));
+    assert_eq!(orders, [None, None, grant, grant]);
+    assert_eq!(world.rings.get(), 1);
+    world.take(2);
+    assert_eq!(world.drive(job), None, "one is missing");
+    assert_eq!(world.order(3), grant, "the order that there was");
+    world.take(3);
+    world.finish(job);
+    assert_eq!(world.granted(), [2, 130]);
+    assert_eq!(world.pieces(), [2, 130]);
+}
+
+#[test]
+fn a_node_may_give_what_the_guest_takes_to_be_near_another() {
+    let mut world = World::grown();
+    let job = world.begin(Wish::MoveSlices {
+        vm: VM,
+        from: NodeId(1),
+        to: NodeId(0),
+        count: 130,
+    });
+    assert_eq!(world.drive(job), None);
+    (0..130).for_each(|_| world.take_one(0));
+    world.end_pull(0, Ended::Done);
+    world.finish(job);
+    let job = world.grow(4 + 192, 1);
+    assert_eq!(world.drive(job), None);
+    assert_eq!(world.order(0), Some(BlockOrder::Grant(NodeId(1))));
+    world.take(0);
+    world.finish(job);
+    assert_eq!(world.pieces(), [132, 64]);
+}
+
+#[test]
+fn what_the_guest_does_not_take_is_told_with_its_reason() {
+    let mut world = World::with_blocks(2);
+    let job = world.grow(4 + 128, 1);
+    assert_eq!(world.drive(job), None);
+    world.take(2);
+    world.refuse(3, 1);
+    let reason = Reason::Declined(1).code();
+    let short = StepResult::Short { slices: 64, reason };
+    assert_eq!(world.drive(job), Some(short));
+
+    let mut world = World::with_blocks(2);
+    let job = world.grow(4 + 64, 1);
+    assert_eq!(world.drive(job), None);
+    world.refuse(2, 1);
+    assert_eq!(world.drive(job), Some(StepResult::Failed { reason }));
+    assert_eq!(world.order(3), None, "it is not asked again");
+}
+
+#[test]
+fn another_block_goes_for_one_that_the_guest_keeps() {
+    let mut world = World::grown();
+    let job = world.resize(4 + 64);
+    assert_eq!(world.drive(job), None);
+    let orders = [2, 3].map(|block| world.order(block));
+    assert_eq!(orders, [None, Some(BlockOrder::Reclaim)], "the last first");
+    world.refuse(3, 0x82);
+    assert_eq!(world.drive(job), None);
+    world.give_up(2);
+    world.finish(job);
+    assert_eq!(world.granted(), [2, 66]);
+    // And if none goes, that is what the job says; the next one asks again.
+    let job = world.resize(4);
+    assert_eq!(world.drive(job), None);
+    world.refuse(3, 0x82);
+    let kept = StepResult::Short {
+        slices: 0,
+        reason: Reason::Kept(0x82).code(),
+    };
+    assert_eq!(world.drive(job), Some(kept));
+    world.report(job, kept);
+    world.report(job, StepResult::Done);
+    let job = world.resize(4);
+    assert_eq!(world.drive(job), None);
+    world.give_up(3);
+    world.finish(job);
+    assert_eq!(world.pieces(), [2, 2]);
+}
+
+/// Ten pieces of block 3 are on node 0, and the guest keeps the block that is
+/// all on the node that is to give less.
+#[test]
+fn what_another_node_had_of_a_block_it_takes_over() {
+    let mut world = World::grown();
+    let job = world.begin(Wish::MoveSlices {
+        vm: VM,
+        from: NodeId(1),
+        to: NodeId(0),
+        count: 10,
+    });
+    let map = world.map();
+    for piece in world.block(3).0.pieces.take(10) {
+        let to = map.take_host(NodeId(0), piece).expect("room");
+        let claim = map.claim(piece, NodeId(0)).expect("sound").expect("free");
+        assert!(map.publish(&claim, to));
+    }
+    world.finish(job);
+    assert_eq!(world.granted(), [12, 120]);
+    let job = world.resize(4 + 64);
+    assert_eq!(world.drive(job), None);
+    assert_eq!(world.order(2), Some(BlockOrder::Reclaim), "all on node 1");
+    world.refuse(2, 0x82);
+    assert_eq!(world.drive(job), None);
+    world.give_up(3);
+    assert_eq!(world.pieces(), [2, 66]);
+    assert_eq!(world.drive(job), None);
+    let pull = world.standing(0).expect("it is asked");
+    assert_eq!((pull.from, pull.count), (NodeId(1), 10));
+    (0..10).for_each(|_| world.take_one(0));
+    world.end_pull(0, Ended::Done);
+    world.finish(job);
+    assert_eq!((world.granted(), world.pieces()), ([12, 56], [12, 56]));
+}
+
+#[test]
+fn a_cancelled_resize_takes_back_what_has_come() {
+    let mut world = World::with_blocks(2);
+    let job = world.grow(4 + 128, 1);
+    assert_eq!(world.drive(job), None);
+    world.append(Change::Cancel { job });
+    world.take(2);
+    assert_eq!(
+        world.drive(job),
+        None,
+        "the guest has to answer for the other"
+    );
+    world.refuse(3, 1);
+    assert_eq!(world.drive(job), None);
+    world.give_up(2);
+    world.finish(job);
+    assert_eq!((world.granted(), world.pieces()), ([2, 2], [2, 2]));
+}
+
+#[test]
+fn who_takes_over_rings_for_orders_that_stand() {
+    let mut world = World::with_blocks(1);
+    let job = world.grow(4 + 64, 1);
+    let ticket = world.cluster.jobs()[&job].block_ticket(1, false);
+    let order = BlockOrder::Grant(NodeId(1));
+    let (_, record) = world.block(1);
+    record.ask(order, ticket).expect("free");
+    assert_eq!((world.drive(job), world.rings.get()), (None, 1));
+    world.take(1);
+    world.finish(job);
+    // An order of others is waited for, too.
+    let job = world.resize(4);
+    record
+        .ask(BlockOrder::Reclaim, Ticket::NO_JOB)
+        .expect("free");
+    assert_eq!(world.drive(job), None);
+    world.give_up(1);
+    world.finish(job);
 }
