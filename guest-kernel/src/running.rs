@@ -273,6 +273,9 @@ impl Kernel {
     /// Makes a system call; whether the thread can go on.
     fn make_call(&mut self, tid: Tid, call: Call) -> bool {
         let outcome = calls::make(self, tid, &call);
+        if outcome != Err(Stop::Block) {
+            self.give_up_opening(tid);
+        }
         let result = match outcome {
             Ok(value) => value,
             Err(Stop::Failed(errno)) => u64::from(errno.0).wrapping_neg(),
@@ -319,15 +322,17 @@ impl Kernel {
         }
     }
 
-    fn charge_user(&mut self, here: usize, tid: Tid) {
+    pub(crate) fn charge_user(&mut self, here: usize, tid: Tid) {
         let now = self.now();
         let spent = self.scheduler.spend(here, now);
+        self.thread(tid).times.user += spent;
         self.process_of(tid).times.user += spent;
     }
 
     fn charge_system(&mut self, here: usize, tid: Tid) {
         let now = self.now();
         let spent = self.scheduler.spend(here, now);
+        self.thread(tid).times.system += spent;
         self.process_of(tid).times.system += spent;
     }
 
@@ -390,6 +395,7 @@ impl Kernel {
     /// is that of a fault.
     pub fn exit(&mut self, tid: u32, registers: &Registers, address: u64) {
         let here = self.machine.cpu();
+        self.objects.frames.enter(self.scheduler.node(here));
         // Its process may have ended meanwhile.
         let Some(thread) = self.threads.get_mut(&tid) else {
             self.slept();

@@ -21,7 +21,7 @@ use crate::wait::Tid;
 pub const MAX_CPUS: usize = 64;
 
 /// How long a thread runs while others are ready, in ns.
-const SLICE_NS: u64 = 10_000_000;
+pub(crate) const SLICE_NS: u64 = 10_000_000;
 /// How long a thread that is ready waits behind a running one while a
 /// processor sleeps, in ns: longer than most wakers go on.
 const SPREAD_NS: u64 = 500_000;

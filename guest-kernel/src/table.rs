@@ -49,10 +49,6 @@ impl<T> Table<T> {
             .filter_map(|(index, slot)| Some((index, slot.as_ref()?)))
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.slots.iter_mut().filter_map(Option::as_mut)
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

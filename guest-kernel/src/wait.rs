@@ -30,6 +30,8 @@ pub(crate) enum Key {
     Lock(u32),
     /// A child of this process.
     Children(u32),
+    /// The end of this process.
+    End(u32),
     /// The program that this process is to start, after vfork.
     Vfork(u32),
     /// Nothing but time and signals.

@@ -282,8 +282,21 @@ fn threads_on_all_vcpus_print_what_they_print_on_linux() {
 /// Waiting for many things, timers, sockets, locks.
 const EVENTS: &str = include_str!("../programs/events.py");
 
+/// Calls that few programs make.
+const CALLS: &str = include_str!("../programs/calls.py");
+
 #[test]
 fn events_and_sockets_are_what_they_are_on_linux() {
+    prints_what_it_does_on_linux(EVENTS);
+}
+
+#[test]
+fn calls_that_few_make_are_what_they_are_on_linux() {
+    prints_what_it_does_on_linux(CALLS);
+}
+
+/// Runs a program of python3 on Linux and on one node and two.
+fn prints_what_it_does_on_linux(program: &str) {
     let bench = Bench::new();
     let run = |guest, nodes, cores| {
         let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
@@ -291,7 +304,7 @@ fn events_and_sockets_are_what_they_are_on_linux() {
         // Linux has the loopback interface down at first.
         let script = "ip link set lo up 2>/dev/null; exec python3 -";
         let line = bench.line(words).guest(["sh", "-c", script]);
-        line.input(EVENTS.into()).finish()
+        line.input(program.into()).finish()
     };
     let linux = run("linux", "1", "2");
     for (nodes, cores) in [("1", "1"), ("2", "1")] {

@@ -3,9 +3,9 @@
 use alloc::boxed::Box;
 
 use linux_raw_sys::general::{
-    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW,
-    F_SETFD, F_SETFL, F_SETLK, F_SETLKW, FD_CLOEXEC, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_RDONLY,
-    O_WRONLY, RLIMIT_NOFILE,
+    DN_MULTISHOT, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_NOTIFY, F_OFD_GETLK,
+    F_OFD_SETLK, F_OFD_SETLKW, F_SETFD, F_SETFL, F_SETLK, F_SETLKW, FD_CLOEXEC, O_APPEND,
+    O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, RLIMIT_NOFILE,
 };
 
 use super::low;
@@ -103,15 +103,18 @@ impl Kernel {
         }
     }
 
-    fn close_pipe(&mut self, id: u32, reader: bool, writer: bool) {
+    pub(super) fn close_pipe(&mut self, id: u32, reader: bool, writer: bool) {
         let Some(pipe) = self.pipes.get_mut(id) else {
             return;
         };
         pipe.readers -= u32::from(reader);
         pipe.writers -= u32::from(writer);
         if pipe.readers == 0 && pipe.writers == 0 {
+            let node = pipe.node;
             self.pipes.remove(id);
-            self.objects.forget_pipe(id);
+            if let Some(node) = node {
+                self.objects.forget_pipe(node, id);
+            }
         }
         self.wake(Key::Pipe(id));
     }
@@ -250,6 +253,8 @@ impl Kernel {
                 self.wake(Key::Pipe(pipe));
                 Ok(capacity as u64)
             }
+            // Nobody is told of changes; to be told of none is granted.
+            F_NOTIFY if low(argument) & !DN_MULTISHOT == 0 => Ok(0),
             _ => Err(Errno::EINVAL.into()),
         }
     }

@@ -44,6 +44,7 @@ impl Kernel {
             Some(Object::Event(number)) => Key::Event(*number),
             Some(Object::Timer(number)) => Key::Timer(*number),
             Some(Object::Epoll(number)) => Key::Epoll(*number),
+            Some(Object::Process { pid, .. }) => Key::End(*pid),
             Some(Object::Device(Device::Launcher)) => Key::Launcher,
             _ => Key::Time,
         }
@@ -110,6 +111,10 @@ impl Kernel {
                     0
                 }
             }
+            Object::Process { pid, started } => match self.has_ended(pid, started) {
+                true => IN,
+                false => 0,
+            },
             Object::Device(Device::Console) => OUT,
             Object::Device(Device::Launcher) => {
                 let mut found = 0;

@@ -168,7 +168,8 @@ impl Kernel {
     pub(crate) fn getrusage(&mut self, tid: Tid, who: u32, address: u64) -> Outcome {
         let process = self.process_of(tid);
         let times = match signed(who.into()) {
-            0 | 1 => process.times,
+            0 => process.times,
+            1 => self.thread(tid).times,
             -1 => process.children,
             _ => return Err(Errno::EINVAL.into()),
         };

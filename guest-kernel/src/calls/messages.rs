@@ -5,13 +5,14 @@ use alloc::vec::Vec;
 use linux_raw_sys::general::SIGPIPE;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::moves::Moved;
 use super::sockets::Wanted;
-use crate::errno::{Errno, Outcome, Result};
+use crate::errno::{Errno, Outcome, Result, Stop};
 use crate::kernel::Kernel;
 use crate::mem::index;
 use crate::process::files::FileId;
 use crate::process::signal::Info;
-use crate::streams::socket::{Address, CAPACITY, Family, Kind, Message, SocketId, Taken};
+use crate::streams::socket::{Address, CAPACITY, Family, Kind, Message, Socket, SocketId, Taken};
 use crate::wait::{Key, Tid};
 
 const MSG_OOB: u32 = 1;
@@ -226,6 +227,44 @@ impl Kernel {
                 call.done = done;
             }
         }
+    }
+
+    /// Queues bytes that are no program's at a stream's other end.
+    pub(super) fn feed_socket(
+        &mut self,
+        tid: Tid,
+        id: SocketId,
+        from: &[u8],
+    ) -> Result<Moved, Stop> {
+        let socket = self.sockets.get_mut(id)?;
+        if let Some(errno) = socket.error.take() {
+            return Err(errno.into());
+        }
+        if socket.kind != Kind::Stream {
+            return Err(Errno::EINVAL.into());
+        }
+        if !socket.connected && socket.family == Family::Unix {
+            return Err(Errno::ENOTCONN.into());
+        }
+        let open = socket.connected && !socket.writes_over;
+        let tells = socket.family == Family::Unix;
+        let peer = socket.peer.filter(|_| open);
+        let other = peer.and_then(|peer| self.sockets.get(peer).ok());
+        let room = other.filter(|other| !(tells && other.reads_over));
+        let (Some(peer), Some(room)) = (peer, room.map(Socket::room)) else {
+            return Err(self.broken_pipe(tid, 0).into());
+        };
+        if room == 0 {
+            return Ok(Moved::Wait(Key::Socket(id)));
+        }
+        let bytes = from[..room.min(from.len())].to_vec();
+        let count = bytes.len();
+        let sender = self.sender_of(tid);
+        self.sockets
+            .get_mut(peer)?
+            .push(Message::new(bytes, sender));
+        self.wake(Key::Socket(peer));
+        Ok(Moved::Bytes(count))
     }
 
     fn hold_all(&mut self, files: &[FileId]) -> Vec<FileId> {

@@ -9,6 +9,7 @@ use zerocopy::IntoBytes;
 use super::HERE;
 use crate::errno::{Errno, Outcome, Result};
 use crate::fs::node::{Kind, Meta, NodeId};
+use crate::fs::proc::ProcPlace;
 use crate::fs::setup::device_number;
 use crate::fs::walk::{Last, may, right};
 use crate::fs::{PROC_DEVICE, Place};
@@ -93,6 +94,12 @@ impl Kernel {
     }
 
     fn place_attributes(&mut self, place: Place) -> Attributes {
+        if let Place::Proc(ProcPlace::Nameless(pid, number)) = place
+            && let Some(process) = self.processes.get(&pid)
+            && let Ok(descriptor) = process.files.get(number)
+        {
+            return self.file_attributes(descriptor.file);
+        }
         match place {
             Place::Node(id) => self.node_attributes(id),
             Place::Proc(place) => {
@@ -109,7 +116,9 @@ impl Kernel {
         const NAMELESS_DEVICE: u32 = 9;
         let now = self.wall();
         let (mode, inode) = match self.file(id).object {
-            Object::PipeReader(pipe) | Object::PipeWriter(pipe) => (S_IFIFO | 0o600, pipe),
+            Object::PipeReader(pipe) | Object::PipeWriter(pipe) | Object::PipeBoth(pipe) => {
+                (S_IFIFO | 0o600, pipe)
+            }
             Object::Socket(socket) => (S_IFSOCK | 0o777, socket),
             Object::Device(_) | Object::Master(_) | Object::Terminal(_) => (S_IFCHR | 0o620, id),
             _ => (0o600, id),
@@ -287,6 +296,7 @@ impl Kernel {
         }
         let allowed = match place {
             Place::Node(id) => may(&self.objects, id, &viewer, rights),
+            Place::Proc(ProcPlace::Nameless(..)) => rights & right::EXECUTE == 0,
             Place::Proc(place) => {
                 rights & right::WRITE == 0 && place.mode() >> 6 & rights == rights
             }

@@ -15,9 +15,12 @@ mod metadata;
 mod moves;
 mod names;
 mod open;
+mod pidfds;
+mod policy;
 mod processes;
 mod signals;
 mod sockets;
+mod splice;
 mod system;
 mod terminals;
 mod threads;
@@ -131,8 +134,6 @@ pub(crate) fn is_plain(number: u32) -> bool {
             | nr::__NR_clock_gettime
             | nr::__NR_gettimeofday
             | nr::__NR_time
-            | nr::__NR_times
-            | nr::__NR_getrusage
             | nr::__NR_getrandom
             | nr::__NR_uname
     )
@@ -161,11 +162,18 @@ calls! { k, tid, a, call;
     __NR_writev => k.writev(tid, low(a[0]), a[1], a[2]),
     __NR_pread64 => k.pread(tid, low(a[0]), a[1], a[2], a[3]),
     __NR_pwrite64 => k.pwrite(tid, low(a[0]), a[1], a[2], a[3]),
+    __NR_preadv => k.preadv(tid, a, 0),
+    __NR_pwritev => k.pwritev(tid, a, 0),
+    __NR_preadv2 => k.preadv2(tid, a),
+    __NR_pwritev2 => k.pwritev2(tid, a),
     __NR_lseek => k.seek(tid, low(a[0]), a[1].cast_signed(), low(a[2])),
     __NR_sendfile => k.sendfile(tid, low(a[0]), low(a[1]), a[2], a[3]),
+    __NR_splice => k.splice(tid, a),
+    __NR_copy_file_range => k.copy_file_range(tid, a),
     __NR_open => k.open(tid, HERE, a[0], low(a[1]), low(a[2])),
     __NR_openat => k.open(tid, low(a[0]), a[1], low(a[2]), low(a[3])),
     __NR_creat => k.open(tid, HERE, a[0], nr::O_CREAT | nr::O_WRONLY | nr::O_TRUNC, low(a[1])),
+    __NR_memfd_create => k.memfd_create(tid, a[0], low(a[1])),
     __NR_close => k.close(tid, low(a[0])),
     __NR_close_range => k.close_range(tid, low(a[0]), low(a[1]), low(a[2])),
     __NR_dup => k.dup(tid, low(a[0]), 0, false),
@@ -303,6 +311,13 @@ calls! { k, tid, a, call;
     __NR_sched_yield => k.sched_yield(tid),
     __NR_sched_getaffinity => k.sched_getaffinity(tid, low(a[0]), a[1], a[2]),
     __NR_sched_setaffinity => k.sched_setaffinity(tid, low(a[0]), a[1], a[2]),
+    __NR_sched_getscheduler => k.sched_getscheduler(tid, a[0]),
+    __NR_sched_setscheduler => k.sched_setscheduler(tid, a[0], low(a[1]), a[2]),
+    __NR_sched_getparam => k.sched_getparam(tid, a[0], a[1]),
+    __NR_sched_setparam => k.sched_setscheduler(tid, a[0], nr::SCHED_NORMAL, a[1]),
+    __NR_sched_get_priority_min => Ok(policy::priorities(low(a[0]))?[0]),
+    __NR_sched_get_priority_max => Ok(policy::priorities(low(a[0]))?[1]),
+    __NR_sched_rr_get_interval => k.sched_rr_get_interval(tid, a[0], a[1]),
     __NR_getcpu => k.getcpu(tid, a[0], a[1]),
 
     __NR_rt_sigaction => k.sigaction(tid, low(a[0]), a[1], a[2], a[3]),
@@ -315,6 +330,10 @@ calls! { k, tid, a, call;
     __NR_kill => k.kill(tid, signed(a[0]), low(a[1])),
     __NR_tgkill => k.tgkill(tid, low(a[0]), low(a[1]), low(a[2])),
     __NR_tkill => k.tgkill(tid, 0, low(a[0]), low(a[1])),
+    __NR_rt_sigqueueinfo => k.sigqueueinfo(tid, low(a[0]), low(a[1]), a[2]),
+    __NR_rt_tgsigqueueinfo => k.tgsigqueueinfo(tid, low(a[0]), low(a[1]), low(a[2]), a[3]),
+    __NR_pidfd_open => k.pidfd_open(tid, low(a[0]), low(a[1])),
+    __NR_pidfd_send_signal => k.pidfd_send_signal(tid, low(a[0]), low(a[1]), a[2], low(a[3])),
     __NR_pause => k.pause(tid),
     __NR_alarm => k.alarm(tid, low(a[0])),
     __NR_setitimer => k.setitimer(tid, low(a[0]), a[1], a[2]),
@@ -327,7 +346,7 @@ calls! { k, tid, a, call;
     __NR_timer_delete => k.timer_delete(tid, low(a[0])),
 
     __NR_clock_gettime => k.clock_gettime(tid, low(a[0]), a[1]),
-    __NR_clock_getres => k.clock_getres(tid, a[1]),
+    __NR_clock_getres => k.clock_getres(tid, low(a[0]), a[1]),
     __NR_gettimeofday => k.gettimeofday(tid, a[0]),
     __NR_time => k.time(tid, a[0]),
     __NR_times => k.times(tid, a[0]),
@@ -372,22 +391,18 @@ calls! { k, tid, a, call;
 
 /// A name for a call that is not known here.
 pub(crate) fn name(number: u32) -> String {
-    const NAMES: [(u32, &str); 16] = [
-        (nr::__NR_copy_file_range, "copy_file_range"),
+    const NAMES: [(u32, &str); 12] = [
         (nr::__NR_get_mempolicy, "get_mempolicy"),
         (nr::__NR_inotify_init1, "inotify_init1"),
         (nr::__NR_io_uring_setup, "io_uring_setup"),
         (nr::__NR_membarrier, "membarrier"),
-        (nr::__NR_memfd_create, "memfd_create"),
         (nr::__NR_mount, "mount"),
         (nr::__NR_openat2, "openat2"),
         (nr::__NR_personality, "personality"),
-        (nr::__NR_pidfd_open, "pidfd_open"),
         (nr::__NR_ptrace, "ptrace"),
         (nr::__NR_rseq, "rseq"),
         (nr::__NR_set_mempolicy, "set_mempolicy"),
         (nr::__NR_shmget, "shmget"),
-        (nr::__NR_splice, "splice"),
         (nr::__NR_syslog, "syslog"),
     ];
     let known = NAMES.iter().find(|(other, _)| *other == number);

@@ -134,7 +134,7 @@ impl Kernel {
                     done => Moved::Bytes(done),
                 })
             }
-            Object::Epoll(_) => Err(Errno::EINVAL.into()),
+            Object::Epoll(_) | Object::Process { .. } => Err(Errno::EINVAL.into()),
             Object::PipeWriter(_) | Object::PathOnly => Err(Errno::EBADF.into()),
             // They have calls of their own: see `messages`.
             Object::Socket(_) => Err(Errno::EBADF.into()),
@@ -256,6 +256,8 @@ impl Kernel {
                 Ok(Moved::Bytes(count))
             }
             Object::Master(number) => self.type_in(number, from),
+            // From a file: programs' bytes have calls of their own.
+            Object::Socket(socket) => self.feed_socket(tid, socket, from),
             Object::Event(number) => {
                 let counter = self.events.get_mut(number).ok_or(Errno::EBADF)?;
                 let value = u64::from_le_bytes(*from.first_chunk().ok_or(Errno::EINVAL)?);
@@ -268,7 +270,9 @@ impl Kernel {
                 self.wake(Key::Event(number));
                 Ok(Moved::Bytes(8))
             }
-            Object::Timer(_) | Object::Signals(_) | Object::Epoll(_) => Err(Errno::EINVAL.into()),
+            Object::Timer(_) | Object::Signals(_) | Object::Epoll(_) | Object::Process { .. } => {
+                Err(Errno::EINVAL.into())
+            }
             _ => Err(Errno::EBADF.into()),
         }
     }

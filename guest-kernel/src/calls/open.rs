@@ -3,18 +3,19 @@
 use alloc::vec::Vec;
 
 use linux_raw_sys::general::{
-    O_ACCMODE, O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH,
-    O_RDONLY, O_TMPFILE, O_TRUNC, O_WRONLY,
+    MFD_CLOEXEC, MFD_EXEC, O_ACCMODE, O_APPEND, O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NOCTTY,
+    O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_TMPFILE, O_TRUNC, O_WRONLY,
 };
 
 use super::HERE;
 use crate::errno::{Errno, Outcome, Result, Stop};
 use crate::fs::node::{Kind, NodeId};
-use crate::fs::proc::ProcView;
+use crate::fs::proc::{ProcPlace, ProcView};
 use crate::fs::setup::{self, TERMINALS};
 use crate::fs::walk::{self, Last, Slot, Viewer, may, right};
-use crate::fs::{Place, names};
+use crate::fs::{MEMORY_DEVICE, Place, names};
 use crate::kernel::Kernel;
+use crate::process::Pid;
 use crate::process::files::{Object, OpenFile};
 use crate::process::life::closes_on_exec;
 use crate::streams::pipe::Pipe;
@@ -116,7 +117,37 @@ impl Kernel {
             None => return Err(Errno::ENOENT.into()),
         };
         self.check_open(tid, place, flags)?;
-        self.open_place(tid, place, flags, &path, directory)
+        match place {
+            Place::Proc(ProcPlace::Nameless(pid, number)) => self.reopen(tid, pid, number, flags),
+            place => self.open_place(tid, place, flags, &path, directory),
+        }
+    }
+
+    /// Opens what has no name, through a descriptor's link in /proc: a pipe has
+    /// one end more.
+    fn reopen(&mut self, tid: Tid, pid: Pid, number: u32, flags: u32) -> Outcome {
+        let process = self.processes.get(&pid).ok_or(Errno::ENOENT)?;
+        let id = process.files.get(number)?.file;
+        let object = if flags & O_PATH != 0 {
+            Object::PathOnly
+        } else {
+            let (Object::PipeReader(pipe) | Object::PipeWriter(pipe) | Object::PipeBoth(pipe)) =
+                self.file(id).object
+            else {
+                return Err(Errno::ENXIO.into());
+            };
+            let ends = self.pipes.get_mut(pipe).ok_or(Errno::ENXIO)?;
+            let mode = flags & O_ACCMODE;
+            ends.readers += u32::from(mode != O_WRONLY);
+            ends.writers += u32::from(mode != O_RDONLY);
+            match mode {
+                O_RDONLY => Object::PipeReader(pipe),
+                O_WRONLY => Object::PipeWriter(pipe),
+                _ => Object::PipeBoth(pipe),
+            }
+        };
+        let file = OpenFile::new(object, None, flags & KEPT);
+        Ok(self.add_file(tid, file, flags)?.into())
     }
 
     /// Whether what is there may be opened like this.
@@ -133,11 +164,11 @@ impl Kernel {
         if is_directory && (writes || flags & O_CREAT != 0) {
             return Err(Errno::EISDIR);
         }
-        let Place::Node(id) = place else {
-            return match writes {
-                true => Err(Errno::EACCES),
-                false => Ok(()),
-            };
+        let id = match place {
+            Place::Node(id) => id,
+            Place::Proc(ProcPlace::Nameless(..)) => return Ok(()),
+            Place::Proc(_) if writes => return Err(Errno::EACCES),
+            Place::Proc(_) => return Ok(()),
         };
         if matches!(self.objects.node(id).kind, Kind::Link(_)) {
             return Err(Errno::ELOOP);
@@ -256,9 +287,11 @@ impl Kernel {
             *slot = Some(pipe);
         }
         let nonblocking = flags & O_NONBLOCK != 0;
-        let resumed = self.thread(tid).call.is_some_and(|call| call.done > 0);
+        let mode = flags & O_ACCMODE;
+        let resumed = self.thread(tid).opening == Some((pipe, mode));
         let ends = self.pipes.get_mut(pipe).ok_or(Errno::ENXIO)?;
-        let (object, waits) = match flags & O_ACCMODE {
+        ends.node = Some(id);
+        let (object, waits) = match mode {
             O_RDONLY => {
                 if !resumed {
                     ends.readers += 1;
@@ -295,9 +328,44 @@ impl Kernel {
             if let Some(call) = &mut self.thread(tid).call {
                 call.done = opened + 1;
             }
+            self.thread(tid).opening = Some((pipe, mode));
             return Err(self.block(tid, &[Key::Pipe(pipe)], None));
         }
+        self.thread(tid).opening = None;
         Ok(object)
+    }
+
+    /// A thread opens no named pipe any more: it is no end of one.
+    pub(crate) fn give_up_opening(&mut self, tid: Tid) {
+        let thread = self.threads.get_mut(&tid);
+        if let Some((pipe, mode)) = thread.and_then(|thread| thread.opening.take()) {
+            self.close_pipe(pipe, mode == O_RDONLY, mode == O_WRONLY);
+        }
+    }
+
+    /// A file in memory that has no place in the tree. It can't be sealed.
+    pub(crate) fn memfd_create(&mut self, tid: Tid, name: u64, flags: u32) -> Outcome {
+        const MOST_NAME: usize = 249;
+        if flags & !(MFD_CLOEXEC | MFD_EXEC) != 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        let name = match self.string(tid, name, MOST_NAME + 1) {
+            Err(Errno::ENAMETOOLONG) => return Err(Errno::EINVAL.into()),
+            name => name?,
+        };
+        self.check_memory()?;
+        let maker = self.maker(tid);
+        let kind = setup::file();
+        let id = self.objects.make(kind, 0o777, MEMORY_DEVICE, maker);
+        self.objects.hold(id);
+        let mut file = OpenFile::new(Object::File, Some(Place::Node(id)), O_RDWR);
+        file.path = Some([b"/memfd:", &name[..], b" (deleted)"].concat().into());
+        let flags = if flags & MFD_CLOEXEC == 0 {
+            0
+        } else {
+            O_CLOEXEC
+        };
+        Ok(self.add_file(tid, file, flags)?.into())
     }
 
     /// A file without a name.

@@ -244,6 +244,10 @@ impl Kernel {
             1 => id.cast_signed(),
             2 if id == 0 => 0,
             2 => id.cast_signed().checked_neg().ok_or(Errno::EINVAL)?,
+            3 => match self.process_behind(tid, id) {
+                Err(Errno::ESRCH) => return Err(Errno::ECHILD.into()),
+                pid => pid?.cast_signed(),
+            },
             _ => return Err(Errno::EINVAL.into()),
         };
         if options & (WEXITED | WSTOPPED | WCONTINUED) == 0 {

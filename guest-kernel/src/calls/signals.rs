@@ -166,7 +166,7 @@ impl Kernel {
     }
 
     /// Whether a process may send another a signal.
-    fn may_signal(&mut self, tid: Tid, pid: Pid) -> bool {
+    pub(super) fn may_signal(&mut self, tid: Tid, pid: Pid) -> bool {
         let me = self.process_of(tid).owner.clone();
         let Some(target) = self.processes.get(&pid) else {
             return false;

@@ -11,6 +11,16 @@ use crate::kernel::Kernel;
 use crate::wait::{Key, Tid};
 
 const NS: u64 = 1_000_000_000;
+/// Negative clocks count processor time: the low two bits say which, the third
+/// that it is a thread's, the rest is the complement of its number, or of 0 for
+/// the caller's.
+const WHICH_TIME: u32 = 3;
+const ALL_TICKS: u32 = 0;
+const USER_TIME: u32 = 1;
+const ALL_TIME: u32 = 2;
+const OF_THREAD: u32 = 4;
+const OWN_PROCESS: u32 = !0 << 3 | ALL_TIME;
+const OWN_THREAD: u32 = OWN_PROCESS | OF_THREAD;
 
 impl Kernel {
     /// A time in a thread's memory, in ns.
@@ -32,12 +42,36 @@ impl Kernel {
             CLOCK_MONOTONIC | CLOCK_MONOTONIC_COARSE | CLOCK_MONOTONIC_RAW | CLOCK_BOOTTIME => {
                 self.now()
             }
-            CLOCK_PROCESS_CPUTIME_ID | CLOCK_THREAD_CPUTIME_ID => {
-                let times = self.process_of(tid).times;
-                times.user + times.system
-            }
+            CLOCK_PROCESS_CPUTIME_ID => self.used(tid, OWN_PROCESS)?,
+            CLOCK_THREAD_CPUTIME_ID => self.used(tid, OWN_THREAD)?,
+            clock if clock.cast_signed() < 0 => self.used(tid, clock)?,
             _ => return Err(Errno::EINVAL),
         })
+    }
+
+    /// A clock of somebody's processor time: see `WHICH_TIME`.
+    fn used(&mut self, tid: Tid, clock: u32) -> Result<u64> {
+        let here = self.machine.cpu();
+        if self.scheduler.current(here) == Some(tid) {
+            // Not all calls are charged when they begin.
+            self.charge_user(here, tid);
+        }
+        let me = self.pid_of(tid);
+        let whose = (!(clock.cast_signed() >> 3)).cast_unsigned();
+        let times = match (clock & OF_THREAD, whose) {
+            (0, 0) => self.process_of(tid).times,
+            (0, pid) => self.processes.get(&pid).ok_or(Errno::EINVAL)?.times,
+            (_, 0) => self.thread(tid).times,
+            (_, other) => match self.threads.get(&other) {
+                Some(thread) if thread.pid == me => thread.times,
+                _ => return Err(Errno::EINVAL),
+            },
+        };
+        match clock & WHICH_TIME {
+            USER_TIME => Ok(times.user),
+            ALL_TICKS | ALL_TIME => Ok(times.all()),
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     pub(crate) fn clock_gettime(&mut self, tid: Tid, clock: u32, address: u64) -> Outcome {
@@ -46,7 +80,8 @@ impl Kernel {
         Ok(0)
     }
 
-    pub(crate) fn clock_getres(&mut self, tid: Tid, address: u64) -> Outcome {
+    pub(crate) fn clock_getres(&mut self, tid: Tid, clock: u32, address: u64) -> Outcome {
+        self.clock(tid, clock)?;
         self.put_timespec(tid, address, 1)?;
         Ok(0)
     }

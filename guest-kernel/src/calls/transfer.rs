@@ -2,8 +2,11 @@
 
 use alloc::vec;
 
-use linux_raw_sys::general::{SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET};
+use linux_raw_sys::general::{
+    RWF_DSYNC, RWF_HIPRI, RWF_SYNC, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
+};
 
+use super::low;
 use super::moves::Moved;
 use crate::errno::{Errno, Outcome, Result, Stop};
 use crate::kernel::Kernel;
@@ -15,6 +18,18 @@ use crate::wait::Tid;
 
 /// Bytes that are moved at a time.
 const CHUNK: usize = PAGE;
+
+/// Flags of preadv2 and pwritev2 that need nothing here: files are in memory,
+/// so that nothing waits for a disk.
+const READ_FLAGS: u32 = RWF_HIPRI;
+const WRITE_FLAGS: u32 = READ_FLAGS | RWF_DSYNC | RWF_SYNC;
+
+fn check_flags(flags: u32, known: u32) -> Result<()> {
+    match flags & !known {
+        0 => Ok(()),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
 
 impl Kernel {
     pub(crate) fn read_call(&mut self, tid: Tid, number: u32, address: u64, len: u64) -> Outcome {
@@ -150,6 +165,43 @@ impl Kernel {
         self.at_offset(id, offset, |kernel| kernel.read_file(tid, id, &parts))
     }
 
+    pub(crate) fn preadv(&mut self, tid: Tid, a: [u64; 6], flags: u32) -> Outcome {
+        check_flags(flags, READ_FLAGS)?;
+        let id = self.seekable(tid, low(a[0]))?;
+        if !self.file(id).may_read() {
+            return Err(Errno::EBADF.into());
+        }
+        let parts = self.pieces(tid, a[1], a[2])?;
+        self.at_offset(id, a[3], |kernel| kernel.read_file(tid, id, &parts))
+    }
+
+    pub(crate) fn pwritev(&mut self, tid: Tid, a: [u64; 6], flags: u32) -> Outcome {
+        check_flags(flags, WRITE_FLAGS)?;
+        let id = self.seekable(tid, low(a[0]))?;
+        if !self.file(id).may_write() {
+            return Err(Errno::EBADF.into());
+        }
+        let parts = self.pieces(tid, a[1], a[2])?;
+        self.at_offset(id, a[3], |kernel| kernel.write_file(tid, id, &parts))
+    }
+
+    /// With flags; offset -1 stands for the file's own place.
+    pub(crate) fn preadv2(&mut self, tid: Tid, a: [u64; 6]) -> Outcome {
+        if a[3] == u64::MAX {
+            check_flags(low(a[5]), READ_FLAGS)?;
+            return self.readv(tid, low(a[0]), a[1], a[2]);
+        }
+        self.preadv(tid, a, low(a[5]))
+    }
+
+    pub(crate) fn pwritev2(&mut self, tid: Tid, a: [u64; 6]) -> Outcome {
+        if a[3] == u64::MAX {
+            check_flags(low(a[5]), WRITE_FLAGS)?;
+            return self.writev(tid, low(a[0]), a[1], a[2]);
+        }
+        self.pwritev(tid, a, low(a[5]))
+    }
+
     pub(crate) fn pwrite(
         &mut self,
         tid: Tid,
@@ -261,6 +313,9 @@ impl Kernel {
             0 => self.file(source).offset,
             address => self.get(tid, address)?,
         };
+        if at.cast_signed() < 0 {
+            return Err(Errno::EINVAL.into());
+        }
         let mut done = 0;
         while done < count {
             let size = CHUNK.min(index((count - done).min(CHUNK as u64)));

@@ -347,13 +347,12 @@ impl Objects {
     }
 
     /// A named pipe's bytes are gone: nobody has it open.
-    pub(crate) fn forget_pipe(&mut self, pipe: u32) {
-        for node in self.nodes.iter_mut() {
-            if let Kind::Fifo(slot) = &mut node.kind
-                && *slot == Some(pipe)
-            {
-                *slot = None;
-            }
+    pub(crate) fn forget_pipe(&mut self, id: NodeId, pipe: u32) {
+        if let Some(node) = self.nodes.get_mut(id)
+            && let Kind::Fifo(slot) = &mut node.kind
+            && *slot == Some(pipe)
+        {
+            *slot = None;
         }
     }
 

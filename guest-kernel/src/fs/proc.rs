@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use linux_raw_sys::general::{S_IFDIR, S_IFLNK, S_IFREG};
+use linux_raw_sys::general::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG};
 
 use super::Place;
 use super::node::{NodeId, Objects};
@@ -86,6 +86,8 @@ pub(crate) enum ProcPlace {
     Link(Pid, ProcessLink),
     Descriptors(Pid),
     Descriptor(Pid, u32),
+    /// What a descriptor's link leads to if that has no name anywhere.
+    Nameless(Pid, u32),
     Tasks(Pid),
     Task(Pid, Tid),
 }
@@ -146,6 +148,7 @@ impl ProcPlace {
             Self::Descriptors(_) => S_IFDIR | 0o500,
             Self::Myself | Self::Mounts | Self::Link(..) => S_IFLNK | 0o777,
             Self::Descriptor(..) => S_IFLNK | 0o700,
+            Self::Nameless(..) => S_IFIFO | 0o600,
             Self::System(_) | Self::File(..) => S_IFREG | 0o444,
         }
     }
@@ -298,7 +301,10 @@ impl ProcView<'_> {
     /// What a link stands for itself, whatever its text is.
     pub(crate) fn jump(&self, place: ProcPlace) -> Option<Place> {
         match place {
-            ProcPlace::Descriptor(pid, number) => self.open_file(pid, number)?.place,
+            ProcPlace::Descriptor(pid, number) => {
+                let nameless = Place::Proc(ProcPlace::Nameless(pid, number));
+                Some(self.open_file(pid, number)?.place.unwrap_or(nameless))
+            }
             ProcPlace::Link(pid, ProcessLink::Directory) => {
                 Some(self.processes.get(&pid)?.directory)
             }
@@ -335,6 +341,7 @@ impl ProcView<'_> {
                         Object::Timer(_) => String::from("anon_inode:[timerfd]"),
                         Object::Signals(_) => String::from("anon_inode:[signalfd]"),
                         Object::Epoll(_) => String::from("anon_inode:[eventpoll]"),
+                        Object::Process { .. } => String::from("anon_inode:[pidfd]"),
                         _ => format!("anon_inode:[{id}]"),
                     }
                     .into_bytes(),
@@ -343,6 +350,23 @@ impl ProcView<'_> {
             _ => None,
         }
     }
+}
+
+/// The bits of a set as /proc writes them: `0-2,5`.
+fn ranges(set: u64) -> String {
+    let mut text = String::new();
+    let mut rest = set;
+    while rest != 0 {
+        let first = rest.trailing_zeros();
+        let last = first + (rest >> first).trailing_ones() - 1;
+        let comma = if text.is_empty() { "" } else { "," };
+        let _ = match first == last {
+            true => write!(text, "{comma}{first}"),
+            false => write!(text, "{comma}{first}-{last}"),
+        };
+        rest &= u64::MAX.checked_shl(last + 1).unwrap_or(0);
+    }
+    text
 }
 
 impl Kernel {
@@ -591,13 +615,24 @@ impl Kernel {
             'S' => "S (sleeping)",
             _ => "R (running)",
         };
-        let mask = self.threads.get(&pid).map_or(0, |thread| thread.mask);
+        let first = self.threads.get(&pid);
+        let mask = first.map_or(0, |thread| thread.mask);
+        let pending = first.map_or(0, |thread| thread.pending.set());
+        let (ignored, handled) = process.actions.sets();
+        let all = self.scheduler.all();
+        let allowed = first.map_or(all.0, |thread| thread.allowed.0 & all.0);
+        let groups: Vec<_> = owner
+            .groups
+            .iter()
+            .map(|group| format!("{group} "))
+            .collect();
         Ok(format!(
             "Name:\t{}\nUmask:\t{:04o}\nState:\t{state}\nTgid:\t{pid}\nNgid:\t0\nPid:\t{pid}\n\
              PPid:\t{}\nTracerPid:\t0\nUid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t64\n\
-             Groups:\t\nVmPeak:\t{kib:>8} kB\nVmSize:\t{kib:>8} kB\nVmRSS:\t{kib:>8} kB\n\
-             Threads:\t{}\nSigPnd:\t{:016x}\nSigBlk:\t{mask:016x}\nCpus_allowed:\t1\n\
-             Cpus_allowed_list:\t0\n",
+             Groups:\t{}\nVmPeak:\t{kib:>8} kB\nVmSize:\t{kib:>8} kB\nVmRSS:\t{kib:>8} kB\n\
+             Threads:\t{}\nSigPnd:\t{pending:016x}\nShdPnd:\t{:016x}\nSigBlk:\t{mask:016x}\n\
+             SigIgn:\t{ignored:016x}\nSigCgt:\t{handled:016x}\nCpus_allowed:\t{allowed:x}\n\
+             Cpus_allowed_list:\t{}\n",
             self.thread_name(pid),
             process.umask,
             process.parent,
@@ -609,8 +644,10 @@ impl Kernel {
             owner.group.effective,
             owner.group.saved,
             owner.group.effective,
+            groups.concat(),
             process.threads.len(),
             process.pending.set(),
+            ranges(allowed),
         ))
     }
 

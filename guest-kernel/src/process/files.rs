@@ -8,6 +8,7 @@ use linux_raw_sys::general::{O_ACCMODE, O_APPEND, O_NONBLOCK, O_RDONLY, O_RDWR, 
 use crate::errno::{Errno, Result};
 use crate::fs::Place;
 use crate::fs::node::NodeId;
+use crate::process::Pid;
 
 /// An open file by its number in the table of all.
 pub(crate) type FileId = u32;
@@ -55,6 +56,11 @@ pub(crate) enum Object {
     /// Signals of this set, of who reads them.
     Signals(u64),
     Epoll(u32),
+    /// A process, and when it began, as its number may be another's later.
+    Process {
+        pid: Pid,
+        started: u64,
+    },
     /// Opened for its name only.
     PathOnly,
 }

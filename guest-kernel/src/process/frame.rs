@@ -263,6 +263,7 @@ impl Kernel {
             return;
         };
         self.futex_forget(tid);
+        self.give_up_opening(tid);
         let restarts = match restart_rule(call.number) {
             Restart::Never => false,
             Restart::IfWanted => {

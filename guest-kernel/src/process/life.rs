@@ -101,6 +101,8 @@ impl Kernel {
             robust_list: 0,
             name: [0; 16],
             vfork_child: None,
+            times: Times::default(),
+            opening: None,
         };
         self.threads.insert(pid, thread);
         let console = OpenFile::new(Object::Device(Device::Console), None, O_RDWR);
@@ -162,6 +164,8 @@ impl Kernel {
             robust_list: 0,
             name: parent.name,
             vfork_child: None,
+            times: Times::default(),
+            opening: None,
         };
         if !has(CLONE_VM) || has(CLONE_VFORK) {
             thread.stack = parent.stack;
@@ -318,6 +322,7 @@ impl Kernel {
 
     fn drop_thread(&mut self, tid: Tid) {
         self.futex_forget(tid);
+        self.give_up_opening(tid);
         let Some(thread) = self.threads.remove(&tid) else {
             return;
         };
@@ -369,6 +374,7 @@ impl Kernel {
         self.release_place(directory);
         self.objects.release(root);
         self.give_memory_back(pid);
+        self.wake(Key::End(pid));
         if leads && let Some(terminal) = terminal {
             self.leave_terminal(terminal, pid);
         }

@@ -115,6 +115,13 @@ pub(crate) struct Times {
     pub(crate) system: u64,
 }
 
+impl Times {
+    /// Both.
+    pub(crate) fn all(self) -> u64 {
+        self.user + self.system
+    }
+}
+
 /// What the program is, for /proc and later execs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Program {
@@ -247,6 +254,10 @@ pub(crate) struct Thread {
     pub(crate) name: [u8; 16],
     /// The process it has borrowed its memory to runs in it.
     pub(crate) vfork_child: Option<Pid>,
+    pub(crate) times: Times,
+    /// The named pipe that it waits to open, and the mode: it counts as one of
+    /// its ends meanwhile.
+    pub(crate) opening: Option<(u32, u32)>,
 }
 
 #[cfg(test)]

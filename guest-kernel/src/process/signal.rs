@@ -69,6 +69,20 @@ impl Actions {
         self.0.get_mut(usize::from(signal).checked_sub(1)?)
     }
 
+    /// The signals that a program has said to ignore, and those that it has
+    /// handlers for.
+    pub(crate) fn sets(&self) -> (u64, u64) {
+        let (mut ignored, mut handled) = (0, 0);
+        for (at, action) in self.0.iter().enumerate() {
+            match action.handler {
+                SIG_IGNORE => ignored |= 1 << at,
+                SIG_DEFAULT => {}
+                _ => handled |= 1 << at,
+            }
+        }
+        (ignored, handled)
+    }
+
     pub(crate) fn effect(&self, signal: u8) -> Effect {
         let action = usize::from(signal)
             .checked_sub(1)

@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 
 use crate::errno::{Errno, Result};
+use crate::fs::node::NodeId;
 
 /// Bytes that a new pipe holds.
 const CAPACITY: usize = 1 << 16;
@@ -18,6 +19,8 @@ pub(crate) struct Pipe {
     capacity: usize,
     pub(crate) readers: u32,
     pub(crate) writers: u32,
+    /// The named pipe that it belongs to.
+    pub(crate) node: Option<NodeId>,
     /// How often it has been opened for reading and writing: who opens one
     /// end of a named pipe waits for the other to change.
     pub(crate) opened: (u64, u64),
@@ -41,6 +44,7 @@ impl Pipe {
             capacity: CAPACITY,
             readers: 0,
             writers: 0,
+            node: None,
             opened: (0, 0),
         }
     }
