@@ -9,6 +9,8 @@ use alloc::collections::{BTreeMap, VecDeque};
 
 use core::sync::atomic::Ordering;
 
+use vmm_shared::shm::SharedMem;
+
 use crate::errno::{Errno, Outcome, Result};
 use crate::kernel::Kernel;
 use crate::mem::index;
@@ -49,6 +51,27 @@ impl Futexes {
         });
     }
 
+    /// Whether anybody waits.
+    pub(crate) fn has(&self, word: Word) -> bool {
+        self.0.contains_key(&word)
+    }
+
+    /// A thread waits for any waker, behind the others.
+    pub(crate) fn add_any(&mut self, word: Word, tid: Tid) {
+        self.add(word, Waiter { tid, bits: ANY });
+    }
+
+    /// The same, before the others.
+    pub(crate) fn add_first(&mut self, word: Word, tid: Tid) {
+        let waiters = self.0.entry(word).or_default();
+        waiters.push_front(Waiter { tid, bits: ANY });
+    }
+
+    /// Takes the first off.
+    pub(crate) fn take_first(&mut self, word: Word) -> Option<Tid> {
+        Some(self.take(word, 1, ANY).front()?.tid)
+    }
+
     /// Takes up to `count` waiters that match off.
     fn take(&mut self, word: Word, count: u64, bits: u32) -> VecDeque<Waiter> {
         let mut taken = VecDeque::new();
@@ -77,24 +100,44 @@ pub(crate) enum Scope {
 }
 
 impl Kernel {
-    /// The word at an address, and its value.
-    fn futex_word(&mut self, tid: Tid, address: u64, scope: Scope) -> Result<(Word, u32)> {
+    /// Where a word is: who meets there, and its page and place in it.
+    pub(crate) fn futex_place(
+        &mut self,
+        tid: Tid,
+        address: u64,
+        scope: Scope,
+    ) -> Result<(Word, SharedMem, usize)> {
+        self.place_for(tid, address, scope, Access::Write)
+    }
+
+    fn place_for(
+        &mut self,
+        tid: Tid,
+        address: u64,
+        scope: Scope,
+        access: Access,
+    ) -> Result<(Word, SharedMem, usize)> {
         let space_id = self.process_of(tid).space.ok_or(Errno::EFAULT)?;
         let (objects, space) = self.memory_of(tid).ok_or(Errno::EFAULT)?;
+        let (frame, page) = space.word(objects, address, access)?;
+        let within = address % 4096;
+        let key = match scope {
+            Scope::Private => Word::Private(space_id, address),
+            Scope::Shared => Word::Shared(frame.0 + within),
+        };
+        Ok((key, page, index(within)))
+    }
+
+    /// The word at an address, and its value.
+    fn futex_word(&mut self, tid: Tid, address: u64, scope: Scope) -> Result<(Word, u32)> {
         let access = match scope {
             Scope::Private => Access::Read,
             // The frame that is written is the one that others see.
             Scope::Shared => Access::Write,
         };
-        let (frame, page) = space.word(objects, address, access)?;
-        let within = address % 4096;
-        let word = page.atomic_u32(index(within)).ok_or(Errno::EINVAL)?;
-        let value = word.load(Ordering::Acquire);
-        let key = match scope {
-            Scope::Private => Word::Private(space_id, address),
-            Scope::Shared => Word::Shared(frame.0 + within),
-        };
-        Ok((key, value))
+        let (key, page, within) = self.place_for(tid, address, scope, access)?;
+        let word = page.atomic_u32(within).ok_or(Errno::EINVAL)?;
+        Ok((key, word.load(Ordering::Acquire)))
     }
 
     /// Waits until woken, unless the word has another value by now.
@@ -152,16 +195,18 @@ impl Kernel {
     fn wake_waiters(&mut self, word: Word, count: u64, bits: u32) -> u64 {
         let woken = self.futexes.take(word, count, bits);
         for waiter in &woken {
-            if let Some(call) = self
-                .threads
-                .get_mut(&waiter.tid)
-                .and_then(|thread| thread.call.as_mut())
-            {
-                call.woken = true;
-            }
-            self.wake_thread(waiter.tid);
+            self.wake_from_futex(waiter.tid);
         }
         woken.len() as u64
+    }
+
+    /// Lets a thread go on that was taken off its word.
+    pub(crate) fn wake_from_futex(&mut self, tid: Tid) {
+        let thread = self.threads.get_mut(&tid);
+        if let Some(call) = thread.and_then(|thread| thread.call.as_mut()) {
+            call.woken = true;
+        }
+        self.wake_thread(tid);
     }
 
     /// Wakes some, and lets others wait for another word.

@@ -24,6 +24,7 @@ mod futex;
 pub mod kernel;
 pub mod machine;
 mod mem;
+mod pi;
 mod process;
 pub mod running;
 pub mod sched;

@@ -282,6 +282,29 @@ fn threads_on_all_vcpus_print_what_they_print_on_linux() {
 /// Waiting for many things, timers, sockets, locks.
 const EVENTS: &str = include_str!("../programs/events.py");
 
+/// Locks whose owners die, and locks that the kernel hands on.
+const LOCKS: &str = include_str!("../programs/locks.c");
+
+#[test]
+fn locks_of_the_dead_are_what_they_are_on_linux() {
+    let bench = Bench::new();
+    let run = |guest, nodes, cores| {
+        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
+        let words = ["run", "--guest", guest].into_iter().chain(shape);
+        let script = "cd /tmp; cat >l.c; gcc -O1 -pthread l.c -o l && ./l";
+        let line = bench.line(words).guest(["sh", "-c", script]);
+        line.input(LOCKS.into()).finish()
+    };
+    let linux = run("linux", "1", "2");
+    assert_eq!((linux.out().lines().count(), linux.status), (12, 0));
+    for (nodes, cores) in [("1", "2"), ("2", "1")] {
+        let pv = run("pv", nodes, cores);
+        assert_eq!(pv.out(), linux.out(), "{nodes} nodes of {cores} vCPUs");
+        assert_eq!((pv.status, pv.err()), (0, String::new()));
+    }
+    bench.assert_nothing_left();
+}
+
 /// Calls that few programs make.
 const CALLS: &str = include_str!("../programs/calls.py");
 

@@ -299,6 +299,7 @@ calls! { k, tid, a, call;
     __NR_setgroups => k.setgroups(tid, a[0], a[1]),
     __NR_set_tid_address => k.set_tid_address(tid, a[0]),
     __NR_set_robust_list => k.set_robust_list(tid, a[0], a[1]),
+    __NR_get_robust_list => k.get_robust_list(tid, low(a[0]), a[1], a[2]),
     __NR_futex => k.futex(tid, call),
     __NR_arch_prctl => k.arch_prctl(tid, low(a[0]), a[1]),
     __NR_prctl => k.prctl(tid, a),

@@ -2,8 +2,9 @@
 //! it runs.
 
 use linux_raw_sys::general::{
-    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_PRIVATE_FLAG,
-    FUTEX_REQUEUE, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET,
+    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_LOCK_PI, FUTEX_LOCK_PI2,
+    FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_TRYLOCK_PI, FUTEX_UNLOCK_PI, FUTEX_WAIT,
+    FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET,
 };
 use linux_raw_sys::prctl::{
     PR_CAPBSET_READ, PR_GET_DUMPABLE, PR_GET_KEEPCAPS, PR_GET_NAME, PR_GET_NO_NEW_PRIVS,
@@ -14,15 +15,13 @@ use super::low;
 use crate::errno::{Errno, Outcome};
 use crate::futex::{ANY, Scope};
 use crate::kernel::Kernel;
+use crate::pi::{OWNER_DIED, WAITERS};
 use crate::process::Call;
 use crate::sched::CpuSet;
 use crate::wait::Tid;
 
 /// Addresses that segment bases may have.
 const USER_LIMIT: u64 = crate::mem::tables::USER_END;
-/// A word that a robust lock's dead owner leaves, and that of its waiters.
-const OWNER_DIED: u32 = 1 << 30;
-const WAITERS: u32 = 1 << 31;
 /// Most locks that are looked at: the list is the program's, and may have no
 /// end.
 const MOST_LOCKS: u32 = 2048;
@@ -41,7 +40,7 @@ impl Kernel {
         let mut left = MOST_LOCKS;
         while entry & !1 != head && left > 0 {
             if entry & !1 != pending & !1 {
-                self.end_lock(tid, (entry & !1).wrapping_add(offset));
+                self.end_lock(tid, entry, offset);
             }
             let Ok(next) = self.get::<u64>(tid, entry & !1) else {
                 break;
@@ -50,11 +49,25 @@ impl Kernel {
             left -= 1;
         }
         if pending & !1 != 0 {
-            self.end_lock(tid, (pending & !1).wrapping_add(offset));
+            self.end_lock(tid, pending, offset);
         }
     }
 
-    fn end_lock(&mut self, tid: Tid, address: u64) {
+    /// The lowest bit of an entry says that the lock is handed on by the
+    /// kernel.
+    fn end_lock(&mut self, tid: Tid, entry: u64, offset: u64) {
+        let address = (entry & !1).wrapping_add(offset);
+        if entry & 1 != 0 {
+            // A lock is used in one scope; which one, only who waits tells.
+            let shared = self.futex_place(tid, address, Scope::Shared);
+            let scope = match shared {
+                Ok((word, ..)) if self.futexes.has(word) => Scope::Shared,
+                _ => Scope::Private,
+            };
+            // Not its own after all, or the page is gone.
+            let _ = self.hand_on(tid, address, scope, OWNER_DIED);
+            return;
+        }
         let Ok(word) = self.get::<u32>(tid, address) else {
             return;
         };
@@ -83,6 +96,24 @@ impl Kernel {
             return Err(Errno::EINVAL.into());
         }
         self.thread(tid).robust_list = address;
+        Ok(0)
+    }
+
+    pub(crate) fn get_robust_list(
+        &mut self,
+        tid: Tid,
+        which: u32,
+        address: u64,
+        len: u64,
+    ) -> Outcome {
+        let which = self.thread_named(tid, which)?;
+        let pid = self.pid_of(which);
+        if !self.may_signal(tid, pid) {
+            return Err(Errno::EPERM.into());
+        }
+        let head = self.thread(which).robust_list;
+        self.put(tid, len, &24_u64)?;
+        self.put(tid, address, &head)?;
         Ok(0)
     }
 
@@ -117,6 +148,20 @@ impl Kernel {
                 };
                 self.futex_wait(tid, address, scope, low(value), bits, deadline)
             }
+            FUTEX_LOCK_PI | FUTEX_LOCK_PI2 | FUTEX_TRYLOCK_PI => {
+                let deadline = match (call.deadline, timeout) {
+                    (None, at) if at != 0 && command != FUTEX_TRYLOCK_PI => {
+                        let time = self.timespec(tid, at)?;
+                        let of_wall =
+                            command == FUTEX_LOCK_PI || operation & FUTEX_CLOCK_REALTIME != 0;
+                        let start = if of_wall { self.boot_wall_ns } else { 0 };
+                        Some(time.saturating_sub(start))
+                    }
+                    (settled, _) => settled,
+                };
+                self.lock_owned(tid, address, scope, command != FUTEX_TRYLOCK_PI, deadline)
+            }
+            FUTEX_UNLOCK_PI => self.unlock_owned(tid, address, scope),
             FUTEX_WAKE => Ok(self.futex_wake(tid, address, scope, count(value), ANY)?),
             FUTEX_WAKE_BITSET => {
                 Ok(self.futex_wake(tid, address, scope, count(value), low(third))?)
