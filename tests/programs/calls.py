@@ -114,3 +114,23 @@ sent = os.sendfile(one.fileno(), source.fileno(), 1000, 1 << 20)
 print(sent > 0, len(two.recv(sent, socket.MSG_WAITALL)) == sent, refused(os.sendfile, one.fileno(), source.fileno(), -1, 9))
 two.close()
 print(refused(os.sendfile, one.fileno(), source.fileno(), 0, 9))
+
+# A message that waits for room, under signals, is sent once.
+one, two = socket.socketpair()
+if os.fork() == 0:
+    one.close()
+    count = 0
+    while piece := two.recv(10_000):
+        count += len(piece)
+        time.sleep(0.001)
+    os._exit(count == 1 << 20)
+two.close()
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+left = bytes(1 << 20)
+while left:
+    left = left[one.sendmsg([left]):]
+one.close()
+print(os.wait()[1] >> 8)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(refused(time.clock_settime, time.CLOCK_MONOTONIC, 0))

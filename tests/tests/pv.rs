@@ -21,6 +21,7 @@ find /etc/apt -type d | sort | head -3; grep -c . /etc/passwd
 sed -i s/2/two/ copy && awk '{ n += length($0) } END { print n, NR }' copy
 truncate -s 10000 hole; od -c hole | head -2; dd if=/dev/zero bs=1k count=3 2>/dev/null | wc -c
 mkfifo pipe; (echo through > pipe &); cat pipe
+printf '#!/bin/sh\ncat /proc/$$/comm\n' > script; chmod +x script; ./script
 # Bad programs die alone.
 head -c 3000 /bin/ls > broken; chmod +x broken; ./broken 2>/dev/null || echo broken
 python3 -c 'import ctypes; ctypes.string_at(8)' 2>/dev/null; echo "fault $?"

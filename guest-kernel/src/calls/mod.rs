@@ -347,6 +347,7 @@ calls! { k, tid, a, call;
     __NR_timer_delete => k.timer_delete(tid, low(a[0])),
 
     __NR_clock_gettime => k.clock_gettime(tid, low(a[0]), a[1]),
+    __NR_clock_settime => k.clock_settime(tid, low(a[0]), a[1]),
     __NR_clock_getres => k.clock_getres(tid, low(a[0]), a[1]),
     __NR_gettimeofday => k.gettimeofday(tid, a[0]),
     __NR_time => k.time(tid, a[0]),

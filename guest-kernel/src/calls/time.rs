@@ -80,6 +80,21 @@ impl Kernel {
         Ok(0)
     }
 
+    /// Only the wall clock can be set.
+    pub(crate) fn clock_settime(&mut self, tid: Tid, clock: u32, address: u64) -> Outcome {
+        let time = self.timespec(tid, address)?;
+        if clock != CLOCK_REALTIME {
+            return Err(Errno::EINVAL.into());
+        }
+        if !self.process_of(tid).owner.is_privileged() {
+            return Err(Errno::EPERM.into());
+        }
+        // It can't be before the VM was made.
+        let start = time.checked_sub(self.now()).ok_or(Errno::EINVAL)?;
+        self.boot_wall_ns = start;
+        Ok(0)
+    }
+
     pub(crate) fn clock_getres(&mut self, tid: Tid, clock: u32, address: u64) -> Outcome {
         self.clock(tid, clock)?;
         self.put_timespec(tid, address, 1)?;

@@ -53,6 +53,7 @@ impl Kernel {
         arguments: Vec<Vec<u8>>,
         environment: Vec<Vec<u8>>,
     ) -> Outcome {
+        let called = path;
         let (node, path, arguments) = self.find_program(tid, path, arguments)?;
         self.check_memory()?;
         let image = parse(&self.objects, node)?;
@@ -76,7 +77,7 @@ impl Kernel {
             interpreter,
             &arguments,
             &environment,
-            &path,
+            called,
         );
         let registers = match loaded {
             Ok(registers) => registers,
@@ -89,7 +90,13 @@ impl Kernel {
         self.replace_memory(tid, space);
         self.change_owner(tid, node);
         self.settle(tid, &path, &arguments, &environment);
+        // A script's name, not that of what interprets it.
+        let name = called.rsplit(|byte| *byte == b'/').next();
+        let name = name.unwrap_or(called);
         let thread = self.thread(tid);
+        thread.name = [0; 16];
+        let len = name.len().min(15);
+        thread.name[..len].copy_from_slice(&name[..len]);
         thread.registers = registers;
         Err(Stop::Done)
     }
@@ -303,15 +310,11 @@ impl Kernel {
         }
         self.machine.forget_fpu(tid);
         let len = self.machine.fpu_len();
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
         let thread = self.thread(tid);
         thread.fpu = Fpu::new(len);
         (thread.fs_base, thread.gs_base) = (0, 0);
         (thread.clear_tid, thread.robust_list) = (0, 0);
         thread.stack = SignalStack::default();
-        thread.name = [0; 16];
-        let len = name.len().min(15);
-        thread.name[..len].copy_from_slice(&name[..len]);
     }
 
     /// A program that is set to run as its owner does.

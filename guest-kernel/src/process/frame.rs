@@ -421,7 +421,13 @@ impl Kernel {
 /// Calls whose progress is a number of bytes.
 fn is_transfer(number: u32) -> bool {
     use linux_raw_sys::general as nr;
-    [nr::__NR_write, nr::__NR_writev, nr::__NR_sendto].contains(&number)
+    [
+        nr::__NR_write,
+        nr::__NR_writev,
+        nr::__NR_sendto,
+        nr::__NR_sendmsg,
+    ]
+    .contains(&number)
 }
 
 /// The registers in the order of the frame.
