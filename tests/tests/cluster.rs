@@ -170,7 +170,7 @@ fn what_cannot_be_is_refused_with_the_reason() {
     let refusals: [(&[&str], i32, &[&str]); 11] = [
         (&["resize", "--vcpus", "0"], 3, &["nearest is 1 vCPUs"]),
         (&["resize", "--vcpus", "99"], 3, &["nearest is 2 vCPUs"]),
-        (&["resize", "--memory", "64M"], 3, &["nearest", "128M"]),
+        (&["resize", "--memory", "64M"], 3, &["nearest", "256M"]),
         (&["resize", "--memory", "255M"], 125, &["254M or 256M"]),
         (&["resize"], 125, &["--vcpus"]),
         (&["node", "cordon", "9"], 3, &["no node 9"]),
