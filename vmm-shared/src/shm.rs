@@ -108,6 +108,7 @@ impl SharedMem {
     /// # Safety
     /// The caller keeps this value, or a copy, for as long as it uses the
     /// words, and hands them to nobody who might keep them longer.
+    #[cfg(not(loom))]
     #[must_use]
     pub(crate) const unsafe fn words_unbound(&self) -> &'static [AtomicU64] {
         // SAFETY: as in `atomic_words`, for the whole window, whose base is

@@ -114,7 +114,7 @@ impl Lane {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::testing::TINY;
+    use super::super::tests::TINY;
     use super::*;
 
     /// Four segments of two lines.

@@ -157,6 +157,7 @@ impl Layout {
     }
 
     /// The log that another member has created in `words`.
+    #[cfg(not(loom))]
     pub(crate) fn attach(words: &Words) -> Result<Self, LogError> {
         let header = words.slice(0, LINE).ok_or(LogError::NotALog)?;
         // Acquire: pairs with the Release in `create`.

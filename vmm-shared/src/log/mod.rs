@@ -223,17 +223,13 @@ impl Log {
     /// # Errors
     /// If there is none that this build can use.
     pub fn attach(memory: SharedMem) -> Result<Self, LogError> {
-        Self::attach_to(&Words::new(memory))
+        Layout::attach(&Words::new(memory)).map(|layout| Self { layout })
     }
 }
 
 impl Log {
     pub(crate) fn create_in(words: &Words, geometry: Geometry) -> Result<Self, LogError> {
         Layout::create(words, geometry).map(|layout| Self { layout })
-    }
-
-    pub(crate) fn attach_to(words: &Words) -> Result<Self, LogError> {
-        Layout::attach(words).map(|layout| Self { layout })
     }
 
     /// The sizes it was created with.

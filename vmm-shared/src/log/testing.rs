@@ -2,46 +2,10 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{At, BadSnapshot, Change, Clock, Geometry, MemberChange, StateMachine};
-
-/// A log so small that everything in it wraps all the time.
-pub(crate) const TINY: Geometry = Geometry {
-    order_slots: 8,
-    members: 4,
-    lane_lines: 32,
-    entry_bytes: 32,
-    stage_lines: 4,
-};
-
-/// Time that passes only when somebody looks or waits.
-#[derive(Debug, Default)]
-pub(crate) struct FakeClock {
-    now_ns: AtomicU64,
-}
-
-impl FakeClock {
-    pub(crate) fn advance(&self, ns: u64) {
-        self.now_ns.fetch_add(ns, Ordering::Relaxed);
-    }
-}
-
-impl Clock for FakeClock {
-    fn now_ns(&self) -> u64 {
-        self.now_ns.fetch_add(100, Ordering::Relaxed)
-    }
-    fn pause(&self, round: u32) {
-        self.advance(50_000);
-        let _ = round;
-        #[cfg(not(loom))]
-        std::thread::yield_now();
-        #[cfg(loom)]
-        loom::thread::yield_now();
-    }
-}
+use super::{At, BadSnapshot, Change, MemberChange, StateMachine};
 
 /// An operation on [`Map`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -3,9 +3,9 @@
 use super::super::batch::{Kind, Piece, batch_words, offer_at, write};
 use super::super::member::State;
 use super::super::order::{Link, Slot};
-use super::super::testing::{FakeClock, TINY, op};
+use super::super::testing::op;
 use super::super::{Change, Geometry, Log, MemberId, ReplicaError};
-use super::{TestReplica, join, log};
+use super::{FakeClock, TINY, TestReplica, join, log};
 use zerocopy::IntoBytes;
 
 /// Ticks `replica` until it has evicted `member`.

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::testing::{FakeClock, Map, TINY, op};
+use super::super::testing::{Map, op};
 use super::super::{Config, Log, Replica};
-use super::memory;
+use super::{FakeClock, TINY, memory};
 
 /// Words of the header, which is read once, are not touched.
 const FIRST: usize = 8;

@@ -1,9 +1,9 @@
 //! Replicas that come late, or fall behind.
 
 use super::super::combining::Readers;
-use super::super::testing::{FakeClock, Map, TINY, op};
+use super::super::testing::{Map, op};
 use super::super::{Change, Config, Geometry, Replica, ReplicaError};
-use super::{TestReplica, join, log};
+use super::{FakeClock, TINY, TestReplica, join, log};
 
 /// Joins while another thread runs the others' ticks.
 fn join_beside<'a>(

@@ -10,9 +10,9 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
-use super::super::testing::{FakeClock, Map, TINY, op};
+use super::super::testing::{Map, op};
 use super::super::{Config, Log, Replica, ReplicaError, Thread};
-use super::log;
+use super::{FakeClock, TINY, log};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {

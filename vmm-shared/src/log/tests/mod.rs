@@ -6,10 +6,44 @@ mod joining;
 mod linear;
 mod threads;
 
-use super::testing::{FakeClock, Map, TINY, op};
-use super::{Config, Geometry, Log, LogError, Replica, ReplicaError};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::testing::{Map, op};
+use super::{Clock, Config, Geometry, Log, LogError, Replica, ReplicaError};
 use crate::shm::SharedMem;
 use crate::shm::testing::leaked;
+
+/// A log so small that everything in it wraps all the time.
+pub(in crate::log) const TINY: Geometry = Geometry {
+    order_slots: 8,
+    members: 4,
+    lane_lines: 32,
+    entry_bytes: 32,
+    stage_lines: 4,
+};
+
+/// Time that passes only when somebody looks or waits.
+#[derive(Debug, Default)]
+pub(super) struct FakeClock {
+    now_ns: AtomicU64,
+}
+
+impl FakeClock {
+    pub(super) fn advance(&self, ns: u64) {
+        self.now_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+}
+
+impl Clock for FakeClock {
+    fn now_ns(&self) -> u64 {
+        self.now_ns.fetch_add(100, Ordering::Relaxed)
+    }
+    fn pause(&self, round: u32) {
+        self.advance(50_000);
+        let _ = round;
+        std::thread::yield_now();
+    }
+}
 
 type TestReplica<'a> = Replica<Map, &'a FakeClock>;
 

@@ -2,9 +2,9 @@
 
 use std::thread;
 
-use super::super::testing::{FakeClock, Map, TINY, op};
+use super::super::testing::{Map, op};
 use super::super::{Config, Geometry, Replica};
-use super::log;
+use super::{FakeClock, TINY, log};
 
 const ROUNDS: u64 = if cfg!(miri) { 20 } else { 3_000 };
 
