@@ -172,9 +172,10 @@ pub(crate) const SPANNING: [Metric; 11] = [
 pub(crate) const FAULTS: [&str; 2] = ["faults_one", "faults_two"];
 
 /// The paravirtual guest against Linux.
-pub(crate) const GUESTS: [Metric; 12] = [
+pub(crate) const GUESTS: [Metric; 13] = [
     metric(BOOT, "boot to the first command", SECONDS, &[linux(0.25)]),
     metric("getpid", "getpid", NANOSECONDS, &[linux(1.0)]),
+    metric("clock", "clock_gettime", NANOSECONDS, &[linux(1.0)]),
     metric(
         "pipe_here",
         "pipe round trip, one node",

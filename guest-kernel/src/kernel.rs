@@ -30,6 +30,7 @@ use crate::streams::socket::Sockets;
 use crate::streams::terminal::Terminal;
 use crate::table::Table;
 use crate::timers::{Running, TimerFile};
+use crate::vdso::{Vdso, nanoseconds};
 use crate::wait::{Key, Queues, Tid};
 
 /// Frames and heap kept for the kernel's own needs: who would take from them
@@ -77,6 +78,7 @@ pub struct Kernel {
     /// division of this width would be most of it.
     ns_per_tick: u64,
     pub(crate) boot_wall_ns: u64,
+    pub(crate) vdso: Vdso,
     pub(crate) command_line: Vec<u8>,
     pub(crate) console: ByteRing,
     pub(crate) to_launcher: ByteRing,
@@ -136,8 +138,11 @@ impl Kernel {
         let root = crate::fs::setup::root(&mut objects, &start.cpu_nodes, now)
             .ok_or("the root image is missing, or no ext4 file system that can be read")?;
         let ns_per_tick = ns_per_tick(machine.ticks_khz());
+        let vdso = Vdso::new(&mut objects, ns_per_tick, now)
+            .map_err(|why| format!("there is no room for the vDSO: {why:?}"))?;
         let mut kernel = Self {
             ns_per_tick,
+            vdso,
             machine,
             objects,
             model: Frame(start.model),
@@ -179,8 +184,7 @@ impl Kernel {
     /// Nanoseconds since the VM was made.
     #[must_use]
     pub fn now(&self) -> u64 {
-        let ns = u128::from(self.machine.ticks()) * u128::from(self.ns_per_tick);
-        u64::try_from(ns >> 32).unwrap_or(u64::MAX)
+        nanoseconds(self.machine.ticks(), self.ns_per_tick)
     }
 
     /// Nanoseconds since 1970.

@@ -32,6 +32,7 @@ mod streams;
 mod table;
 mod timers;
 mod user;
+mod vdso;
 mod wait;
 
 pub use kernel::Kernel;

@@ -306,6 +306,31 @@ fn locks_of_the_dead_are_what_they_are_on_linux() {
     bench.assert_nothing_left();
 }
 
+/// The clocks and the processor's number without a call.
+const VDSO: &str = include_str!("../programs/vdso.c");
+
+#[test]
+fn clocks_without_a_call_are_what_they_are_on_linux() {
+    let bench = Bench::new();
+    let run = |guest, nodes, cores| {
+        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
+        let words = ["run", "--guest", guest].into_iter().chain(shape);
+        let script = "cd /tmp; cat >v.c; gcc -O1 -pthread v.c -o v && ./v set
+            gcc -O1 -pthread -static v.c -o s && ./s set
+            ldd ./v | grep -c linux-vdso.so.1";
+        let line = bench.line(words).guest(["sh", "-c", script]);
+        line.input(VDSO.into()).finish()
+    };
+    let linux = run("linux", "1", "2");
+    assert_eq!((linux.out().lines().count(), linux.status), (31, 0));
+    for (nodes, cores) in [("1", "2"), ("2", "1")] {
+        let pv = run("pv", nodes, cores);
+        assert_eq!(pv.out(), linux.out(), "{nodes} nodes of {cores} vCPUs");
+        assert_eq!((pv.status, pv.err()), (0, String::new()));
+    }
+    bench.assert_nothing_left();
+}
+
 /// Calls that few programs make.
 const CALLS: &str = include_str!("../programs/calls.py");
 

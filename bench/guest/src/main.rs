@@ -44,8 +44,9 @@ const SPAN: [Measurement; 9] = [
 ];
 
 /// Of the paravirtual guest against Linux, each on two nodes of one CPU.
-const PV: [Measurement; 11] = [
+const PV: [Measurement; 12] = [
     ("getpid", threads::getpid),
+    ("clock", threads::clock),
     ("pipe_here", || measure::pipe_round_trip(0)),
     ("pipe", || measure::pipe_round_trip(1)),
     ("futex_here", || measure::futex_round_trip(0)),

@@ -23,6 +23,19 @@ pub(crate) fn getpid() -> Result<u64> {
     })
 }
 
+/// Telling the time, which programs do without a system call if they can.
+pub(crate) fn clock() -> Result<u64> {
+    const TIMES: usize = 20_000;
+    pin_to(0)?;
+    median(TIMES, || {
+        let start = Instant::now();
+        for _ in 0..TIMES {
+            black_box(Instant::now());
+        }
+        Ok(start.elapsed())
+    })
+}
+
 /// Maps memory, touches each of its pages, and unmaps it.
 pub(crate) fn map() -> Result<u64> {
     const TIMES: usize = 500;

@@ -6,7 +6,6 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
-use alloc::vec::Vec;
 use core::arch::global_asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -166,8 +165,8 @@ extern "C" fn boot_continue_other() -> ! {
         .get_extended_topology_info()
         .and_then(|mut levels| levels.next())
         .map_or(0, |level| level.x2apic_id());
-    let number = hardware.number(id).expect("only those are started");
-    descriptors::load(number);
+    let (number, node) = hardware.place(id).expect("only those are started");
+    descriptors::load(number, node);
     hardware.begin();
     run(hardware)
 }
@@ -213,7 +212,7 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
     claimed.expect("there is room for a heap");
     next += heap;
 
-    let components = descriptors::load(0);
+    let components = descriptors::load(0, info.cpu[0].node);
 
     // SAFETY: the root is ours; what it maps below programs' end is the boot
     // code's way in, which nothing uses any more.
@@ -253,8 +252,7 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
         to_launcher: ring(info.agent_out),
         from_launcher: ring(info.agent_in),
     };
-    let apic_ids: Vec<_> = cpus.iter().map(|cpu| cpu.apic_id).collect();
-    let hardware = Hardware::new(info.tsc_khz, components, root, &apic_ids);
+    let hardware = Hardware::new(info.tsc_khz, components, root, cpus);
     hardware.begin();
     match Kernel::new(start, Box::new(hardware)) {
         Ok(kernel) => {

@@ -1,7 +1,8 @@
 //! Segments, the task state and the interrupt table.
 //!
 //! Selectors are those of Linux, as programs may look: kernel code 0x10 and
-//! data 0x18, programs' data 0x2b and code 0x33.
+//! data 0x18, programs' data 0x2b and code 0x33, and 0x7b, whose limit tells
+//! them the processor and its node.
 #![expect(unsafe_code, reason = "loads tables that the processor trusts")]
 
 use alloc::boxed::Box;
@@ -29,10 +30,10 @@ struct Tables {
     stack: [u8; FAULT_STACK],
 }
 
-/// Loads all tables of the calling processor, whose number is `cpu`, and
-/// switches on what programs and the kernel need of it; returns the
+/// Loads all tables of the calling processor, whose number is `cpu`, on node
+/// `node`, and switches on what programs and the kernel need of it; returns the
 /// components of extended state. Called once by each.
-pub(super) fn load(cpu: usize) -> u64 {
+pub(super) fn load(cpu: usize, node: u32) -> u64 {
     let tables = Box::leak(Box::new(Tables {
         gdt: GlobalDescriptorTable::empty(),
         idt: InterruptDescriptorTable::new(),
@@ -55,8 +56,12 @@ pub(super) fn load(cpu: usize) -> u64 {
     let user_code = gdt.append(Descriptor::user_code_segment());
     gdt.append(Descriptor::UserSegment(0));
     let task = gdt.append(Descriptor::tss_segment(tss));
+    while gdt.entries().len() < 15 {
+        gdt.append(Descriptor::UserSegment(0));
+    }
+    let place = gdt.append(Descriptor::UserSegment(place(cpu, node)));
     debug_assert_eq!((code.0, data.0), (0x10, 0x18));
-    debug_assert_eq!((user_data.0, user_code.0), (0x2b, 0x33));
+    debug_assert_eq!((user_data.0, user_code.0, place.0), (0x2b, 0x33, 0x7b));
     gdt.load();
     for (vector, address) in (0_u8..=255).zip(entry::stubs()) {
         set_gate(&mut tables.idt, vector, address);
@@ -72,6 +77,13 @@ pub(super) fn load(cpu: usize) -> u64 {
     }
     GsBase::write(VirtAddr::from_ptr(per_cpu));
     features()
+}
+
+/// Data that programs may only read, of a limit that holds both numbers.
+fn place(cpu: usize, node: u32) -> u64 {
+    const PROGRAMS_DATA: u64 = 0xf1 << 40;
+    let limit = cpu as u64 & 0xfff | (u64::from(node) & 0xff) << 12;
+    PROGRAMS_DATA | limit & 0xffff | (limit >> 16) << 48
 }
 
 fn set_gate(idt: &mut InterruptDescriptorTable, vector: u8, address: VirtAddr) {

@@ -6,7 +6,7 @@ use core::arch::x86_64::{_xrstor64, _xsave64};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use vmm_shared::pv::Hypercall;
+use vmm_shared::pv::{self, Hypercall};
 
 use super::{boot, cpu, entry};
 use crate::machine::{Fpu, Machine, ns_per_tick};
@@ -37,7 +37,7 @@ mod order {
 /// `timer` and `calls`, which are the processor's own.
 #[derive(Debug)]
 struct Processor {
-    apic_id: u32,
+    is: pv::Cpu,
     /// The page tables that are loaded.
     root: Cell<u64>,
     /// Whose extended state is loaded, and the newest: at most one processor
@@ -75,13 +75,13 @@ unsafe impl Send for Hardware {}
 unsafe impl Sync for Hardware {}
 
 impl Hardware {
-    /// The machine with processors of these APIC ids. The first one asks.
-    pub(super) fn new(tsc_khz: u32, components: u64, model: u64, apic_ids: &[u32]) -> Self {
+    /// The machine with these processors. The first one asks.
+    pub(super) fn new(tsc_khz: u32, components: u64, model: u64, cpus: &[pv::Cpu]) -> Self {
         let len = raw_cpuid::CpuId::new()
             .get_extended_state_info()
             .map_or(576, |state| state.xsave_area_size_enabled_features());
-        let processor = |apic_id: &u32| Processor {
-            apic_id: *apic_id,
+        let processor = |is: &pv::Cpu| Processor {
+            is: *is,
             root: Cell::new(model),
             owner: Cell::new(None),
             timer: Cell::new(None),
@@ -93,7 +93,7 @@ impl Hardware {
             components,
             fpu_len: usize::try_from(len).expect("64-bit").next_multiple_of(64),
             model,
-            processors: apic_ids.iter().map(processor).collect(),
+            processors: cpus.iter().map(processor).collect(),
             seed: Cell::new(cpu::ticks()),
         })))
     }
@@ -107,17 +107,18 @@ impl Hardware {
         cpu::write_msr(PV_END_OF_INTERRUPT, boot::end_of_interrupt_word() | 1);
     }
 
-    /// The number of the processor with an APIC id.
-    pub(super) fn number(self, apic_id: u32) -> Option<usize> {
-        let mut processors = self.0.processors.iter();
-        processors.position(|processor| processor.apic_id == apic_id)
+    /// The number and the node of the processor with an APIC id.
+    pub(super) fn place(self, apic_id: u32) -> Option<(usize, u32)> {
+        let mut processors = self.0.processors.iter().enumerate();
+        let (number, found) = processors.find(|(_, other)| other.is.apic_id == apic_id)?;
+        Some((number, found.is.node))
     }
 
     /// Lets the other processors begin at a page.
     pub(super) fn start_others(self, page: u8) {
         const START_UP: u64 = 0x4600;
         for processor in &self.0.processors[1..] {
-            let to = u64::from(processor.apic_id) << 32;
+            let to = u64::from(processor.is.apic_id) << 32;
             cpu::write_msr(APIC_COMMAND, to | START_UP | u64::from(page));
         }
     }
@@ -142,7 +143,7 @@ impl Hardware {
     }
 
     fn interrupt(processor: &Processor) {
-        let to = u64::from(processor.apic_id) << 32;
+        let to = u64::from(processor.is.apic_id) << 32;
         cpu::write_msr(APIC_COMMAND, to | u64::from(entry::CALL_VECTOR_OF_CPUS));
     }
 

@@ -349,7 +349,7 @@ calls! { k, tid, a, call;
     __NR_clock_gettime => k.clock_gettime(tid, low(a[0]), a[1]),
     __NR_clock_settime => k.clock_settime(tid, low(a[0]), a[1]),
     __NR_clock_getres => k.clock_getres(tid, low(a[0]), a[1]),
-    __NR_gettimeofday => k.gettimeofday(tid, a[0]),
+    __NR_gettimeofday => k.gettimeofday(tid, a[0], a[1]),
     __NR_time => k.time(tid, a[0]),
     __NR_times => k.times(tid, a[0]),
     __NR_nanosleep => k.sleep(tid, nr::CLOCK_MONOTONIC, 0, a[0], a[1]),

@@ -92,6 +92,7 @@ impl Kernel {
         // It can't be before the VM was made.
         let start = time.checked_sub(self.now()).ok_or(Errno::EINVAL)?;
         self.boot_wall_ns = start;
+        self.vdso.set_clock(&self.objects.frames, start);
         Ok(0)
     }
 
@@ -101,9 +102,11 @@ impl Kernel {
         Ok(0)
     }
 
-    pub(crate) fn gettimeofday(&mut self, tid: Tid, address: u64) -> Outcome {
+    /// The zone is that of Greenwich.
+    pub(crate) fn gettimeofday(&mut self, tid: Tid, address: u64, zone: u64) -> Outcome {
         let time = self.wall();
         self.put_if(tid, address, &[time / NS, time % NS / 1000])?;
+        self.put_if(tid, zone, &[0_u32; 2])?;
         Ok(0)
     }
 

@@ -674,6 +674,12 @@ impl Kernel {
                 Backing::File(node, offset) => (offset, Some(node)),
                 Backing::Zeros => (0, None),
             };
+            let special = node.and_then(|node| self.vdso.name(node, offset));
+            // As Linux shows it: no file.
+            let (offset, node) = match special {
+                Some(_) => (0, None),
+                None => (offset, node),
+            };
             let meta = node.map(|node| self.objects.node(node).meta);
             let line = format!(
                 "{start:08x}-{:08x} {}{}{}{shared} {offset:08x} 00:{:02x} {} ",
@@ -688,7 +694,7 @@ impl Kernel {
                 (Some(node), _) => file_name(&mut self.objects, root, node),
                 (None, Purpose::Heap) => String::from("[heap]"),
                 (None, Purpose::Stack) => String::from("[stack]"),
-                (None, Purpose::Mapping) => String::new(),
+                (None, Purpose::Mapping) => String::from(special.unwrap_or_default()),
             };
             if name.is_empty() {
                 let _ = writeln!(text, "{line}");

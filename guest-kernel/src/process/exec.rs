@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 
 use linux_raw_sys::auxvec::{
     AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_EXECFN, AT_FLAGS, AT_GID, AT_HWCAP, AT_NULL,
-    AT_PAGESZ, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PLATFORM, AT_RANDOM, AT_SECURE, AT_UID,
+    AT_PAGESZ, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PLATFORM, AT_RANDOM, AT_SECURE, AT_SYSINFO_EHDR,
+    AT_UID,
 };
 use linux_raw_sys::general::S_ISUID;
 use vmm_shared::addr::PAGE_SIZE;
@@ -22,6 +23,7 @@ use crate::machine::{Fpu, Registers};
 use crate::mem::regions::{Backing, Prot, Purpose, Region, Sharing};
 use crate::mem::space::{STACK_TOP, Space};
 use crate::mem::{index, page_down, page_up};
+use crate::vdso;
 use crate::wait::Tid;
 
 /// Where a program goes that can be anywhere.
@@ -162,6 +164,7 @@ impl Kernel {
             None => None,
             Some((node, image)) => Some(map_image(space, &mut self.objects, node, image, None)?),
         };
+        self.vdso.map(space, &mut self.objects)?;
         let stack_prot = match executable {
             true => Prot::READ | Prot::WRITE | Prot::EXECUTE,
             false => Prot::READ | Prot::WRITE,
@@ -236,6 +239,7 @@ impl Kernel {
         words.extend(&environment);
         words.push(0);
         let pairs = [
+            (AT_SYSINFO_EHDR, vdso::IMAGE_AT),
             (AT_HWCAP, self.machine.hardware()),
             (AT_PAGESZ, PAGE_SIZE),
             (AT_CLKTCK, 100),
