@@ -123,6 +123,7 @@ impl Kernel {
         // Before the timers run: who waits is queued by what wakes it, and in
         // the queue and here as well it would run twice.
         let goes_on = |tid: &Tid| self.threads.get(tid).is_some_and(|thread| !thread.waits);
+        let before = last;
         let mut last = last.filter(goes_on);
         while !self.powered_off {
             let now = self.now();
@@ -145,6 +146,10 @@ impl Kernel {
                 self.thread(tid).yields = false;
                 self.thread(tid).cpu = here;
                 self.scheduler.end_slice(here);
+                last = Some(tid);
+                continue;
+            }
+            if before != Some(tid) && !self.restart_sequence(tid, here) {
                 last = Some(tid);
                 continue;
             }

@@ -288,22 +288,7 @@ const LOCKS: &str = include_str!("../programs/locks.c");
 
 #[test]
 fn locks_of_the_dead_are_what_they_are_on_linux() {
-    let bench = Bench::new();
-    let run = |guest, nodes, cores| {
-        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
-        let words = ["run", "--guest", guest].into_iter().chain(shape);
-        let script = "cd /tmp; cat >l.c; gcc -O1 -pthread l.c -o l && ./l";
-        let line = bench.line(words).guest(["sh", "-c", script]);
-        line.input(LOCKS.into()).finish()
-    };
-    let linux = run("linux", "1", "2");
-    assert_eq!((linux.out().lines().count(), linux.status), (12, 0));
-    for (nodes, cores) in [("1", "2"), ("2", "1")] {
-        let pv = run("pv", nodes, cores);
-        assert_eq!(pv.out(), linux.out(), "{nodes} nodes of {cores} vCPUs");
-        assert_eq!((pv.status, pv.err()), (0, String::new()));
-    }
-    bench.assert_nothing_left();
+    compiled_prints_what_it_does_on_linux(LOCKS, "gcc -O1 -pthread x.c -o x && ./x", 12);
 }
 
 /// The clocks and the processor's number without a call.
@@ -311,24 +296,17 @@ const VDSO: &str = include_str!("../programs/vdso.c");
 
 #[test]
 fn clocks_without_a_call_are_what_they_are_on_linux() {
-    let bench = Bench::new();
-    let run = |guest, nodes, cores| {
-        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
-        let words = ["run", "--guest", guest].into_iter().chain(shape);
-        let script = "cd /tmp; cat >v.c; gcc -O1 -pthread v.c -o v && ./v set
-            gcc -O1 -pthread -static v.c -o s && ./s set
-            ldd ./v | grep -c linux-vdso.so.1";
-        let line = bench.line(words).guest(["sh", "-c", script]);
-        line.input(VDSO.into()).finish()
-    };
-    let linux = run("linux", "1", "2");
-    assert_eq!((linux.out().lines().count(), linux.status), (31, 0));
-    for (nodes, cores) in [("1", "2"), ("2", "1")] {
-        let pv = run("pv", nodes, cores);
-        assert_eq!(pv.out(), linux.out(), "{nodes} nodes of {cores} vCPUs");
-        assert_eq!((pv.status, pv.err()), (0, String::new()));
-    }
-    bench.assert_nothing_left();
+    let script = "gcc -O1 -pthread x.c -o x && ./x set; ldd ./x | grep -c linux-vdso.so.1
+        gcc -O1 -pthread -static x.c -o x && ./x set";
+    compiled_prints_what_it_does_on_linux(VDSO, script, 31);
+}
+
+/// Restartable sequences.
+const SEQUENCES: &str = include_str!("../programs/rseq.c");
+
+#[test]
+fn restartable_sequences_are_what_they_are_on_linux() {
+    compiled_prints_what_it_does_on_linux(SEQUENCES, "gcc -O1 -pthread x.c -o x && ./x", 13);
 }
 
 /// Calls that few programs make.
@@ -342,6 +320,27 @@ fn events_and_sockets_are_what_they_are_on_linux() {
 #[test]
 fn calls_that_few_make_are_what_they_are_on_linux() {
     prints_what_it_does_on_linux(CALLS);
+}
+
+/// Compiles and runs a program, on Linux and on two vCPUs of one node and of
+/// two; on Linux it prints so many lines.
+fn compiled_prints_what_it_does_on_linux(program: &str, script: &str, lines: usize) {
+    let bench = Bench::new();
+    let script = format!("cd /tmp; cat >x.c; {script}");
+    let run = |guest, nodes, cores| {
+        let shape = ["--rootfs", "debian", "--nodes", nodes, "--cores", cores];
+        let words = ["run", "--guest", guest].into_iter().chain(shape);
+        let line = bench.line(words).guest(["sh", "-c", &script]);
+        line.input(program.into()).finish()
+    };
+    let linux = run("linux", "1", "2");
+    assert_eq!((linux.out().lines().count(), linux.status), (lines, 0));
+    for (nodes, cores) in [("1", "2"), ("2", "1")] {
+        let pv = run("pv", nodes, cores);
+        assert_eq!(pv.out(), linux.out(), "{nodes} nodes of {cores} vCPUs");
+        assert_eq!((pv.status, pv.err()), (0, String::new()));
+    }
+    bench.assert_nothing_left();
 }
 
 /// Runs a program of python3 on Linux and on one node and two.

@@ -299,6 +299,7 @@ calls! { k, tid, a, call;
     __NR_setgroups => k.setgroups(tid, a[0], a[1]),
     __NR_set_tid_address => k.set_tid_address(tid, a[0]),
     __NR_set_robust_list => k.set_robust_list(tid, a[0], a[1]),
+    __NR_rseq => k.rseq(tid, a[0], low(a[1]), low(a[2]), low(a[3])),
     __NR_get_robust_list => k.get_robust_list(tid, low(a[0]), a[1], a[2]),
     __NR_futex => k.futex(tid, call),
     __NR_arch_prctl => k.arch_prctl(tid, low(a[0]), a[1]),
@@ -393,7 +394,7 @@ calls! { k, tid, a, call;
 
 /// A name for a call that is not known here.
 pub(crate) fn name(number: u32) -> String {
-    const NAMES: [(u32, &str); 12] = [
+    const NAMES: [(u32, &str); 11] = [
         (nr::__NR_get_mempolicy, "get_mempolicy"),
         (nr::__NR_inotify_init1, "inotify_init1"),
         (nr::__NR_io_uring_setup, "io_uring_setup"),
@@ -402,7 +403,6 @@ pub(crate) fn name(number: u32) -> String {
         (nr::__NR_openat2, "openat2"),
         (nr::__NR_personality, "personality"),
         (nr::__NR_ptrace, "ptrace"),
-        (nr::__NR_rseq, "rseq"),
         (nr::__NR_set_mempolicy, "set_mempolicy"),
         (nr::__NR_shmget, "shmget"),
         (nr::__NR_syslog, "syslog"),

@@ -318,6 +318,7 @@ impl Kernel {
         thread.fpu = Fpu::new(len);
         (thread.fs_base, thread.gs_base) = (0, 0);
         (thread.clear_tid, thread.robust_list) = (0, 0);
+        thread.rseq = None;
         thread.stack = SignalStack::default();
     }
 

@@ -216,7 +216,9 @@ impl Kernel {
             }
             Effect::Handle(action) => {
                 self.interrupt_call(tid, &action);
-                if self.push_frame(tid, info, &action).is_err() {
+                let left = self.leave_sequence(tid);
+                let pushed = left.and_then(|()| self.push_frame(tid, info, &action));
+                if pushed.is_err() {
                     self.force_default(tid);
                 }
                 true

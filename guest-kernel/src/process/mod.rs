@@ -5,6 +5,7 @@ pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod frame;
 pub(crate) mod life;
+pub(crate) mod rseq;
 pub(crate) mod signal;
 
 use alloc::vec::Vec;
@@ -21,6 +22,7 @@ use crate::sched::CpuSet;
 use crate::timers::ProcessTimers;
 use crate::wait::{Key, Tid};
 use files::Descriptors;
+use rseq::Rseq;
 use signal::{Actions, Pending};
 
 /// A process by its number, which is that of its first thread.
@@ -251,6 +253,7 @@ pub(crate) struct Thread {
     /// Zeroed and woken when the thread ends.
     pub(crate) clear_tid: u64,
     pub(crate) robust_list: u64,
+    pub(crate) rseq: Option<Rseq>,
     pub(crate) name: [u8; 16],
     /// The process it has borrowed its memory to runs in it.
     pub(crate) vfork_child: Option<Pid>,
