@@ -10,7 +10,6 @@ mod extended;
 mod identity;
 mod locks;
 mod memory;
-mod messages;
 mod metadata;
 mod moves;
 mod names;
