@@ -37,7 +37,8 @@ mod wait;
 
 pub use kernel::Kernel;
 
-/// What the fuzz targets call: parsers of what a peer or an image says.
+/// What the fuzz targets call: parsers of what a peer, an image or a program
+/// says.
 #[cfg(fuzzing)]
 pub mod fuzzing {
     use vmm_shared::shm::SharedMem;
@@ -45,6 +46,11 @@ pub mod fuzzing {
     /// Reads all that can be reached in what claims to be a root image.
     pub fn root_image(image: SharedMem) {
         crate::fs::ext4::walk_image(image);
+    }
+
+    /// Reads what a program passes to calls of sockets.
+    pub fn sockets(bytes: &[u8]) {
+        crate::calls::sockets::read_anything(bytes);
     }
 
     /// Applies what claims to be entries of a process's log of regions.

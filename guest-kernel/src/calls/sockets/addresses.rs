@@ -146,6 +146,29 @@ fn address_bytes(family: Family, name: Option<&Address>) -> Vec<u8> {
     }
 }
 
+/// Reads bytes as an address of each family.
+///
+/// # Panics
+/// If one that is taken isn't read again as it is written.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_anything(bytes: &[u8]) {
+    for (number, family) in [(AF_UNIX, Family::Unix), (AF_INET, Family::Inet)] {
+        let name = match parse_address(number, bytes) {
+            Ok(Wanted::Name(name)) => name,
+            // The zero byte behind the longest has no room.
+            Ok(Wanted::Path(path)) if path.len() < LONGEST_NAME => Address::Path(0, path.into()),
+            _ => continue,
+        };
+        let written = address_bytes(family, Some(&name));
+        let read = match parse_address(number, &written) {
+            Ok(Wanted::Name(name)) => name,
+            Ok(Wanted::Path(path)) => Address::Path(0, path.into()),
+            other => panic!("{name:?} became {other:?}"),
+        };
+        assert_eq!(read, name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::LOOPBACK;

@@ -101,6 +101,22 @@ fn control_descriptors(mut bytes: &[u8]) -> Result<Vec<u32>> {
     Ok(all)
 }
 
+/// Reads bytes as control messages.
+///
+/// # Panics
+/// If their descriptors are more than there is room for, or aren't read again
+/// as they are written.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_anything(bytes: &[u8]) {
+    let Ok(found) = control_descriptors(bytes) else {
+        return;
+    };
+    assert!(found.len() * 4 <= bytes.len());
+    let mut written = Vec::new();
+    put_control(&mut written, SCM_RIGHTS, &found);
+    assert_eq!(control_descriptors(&written), Ok(found));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

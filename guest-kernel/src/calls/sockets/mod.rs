@@ -435,5 +435,45 @@ impl Kernel {
     }
 }
 
+/// Reads bytes as all that a program passes for a socket.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_anything(bytes: &[u8]) {
+    addresses::read_anything(bytes);
+    control::read_anything(bytes);
+}
+
 /// Marks a connection that its maker has not been told of.
 const IN_PROGRESS: (u32, u32) = (u32::MAX, 0);
+
+#[cfg(test)]
+mod tests {
+    use super::read_anything;
+
+    #[test]
+    fn whatever_a_program_passes_is_read_or_refused() {
+        // SplitMix64.
+        let mut state = 1_u64;
+        let mut random = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut word = state;
+            word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            word ^ word >> 31
+        };
+        for _ in 0..20_000 {
+            let words = (0..random() % 16).map(|_| match random() % 4 {
+                0 => random(),
+                1 => 1,
+                2 => 1 << 32 | 1,
+                _ => random() % 128,
+            });
+            let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+            bytes.truncate(
+                bytes
+                    .len()
+                    .saturating_sub((random() % 8).try_into().expect("small")),
+            );
+            read_anything(&bytes);
+        }
+    }
+}
