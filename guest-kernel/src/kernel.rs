@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 
 use vmm_shared::ring::ByteRing;
 
+use crate::calls::system::Names;
 use crate::errno::{Errno, Result, Stop};
 use crate::fs::locks::{Lock, Locks};
 use crate::fs::node::{Maker, NodeId, Objects};
@@ -79,6 +80,7 @@ pub struct Kernel {
     ns_per_tick: u64,
     pub(crate) boot_wall_ns: u64,
     pub(crate) vdso: Vdso,
+    pub(crate) names: Names,
     pub(crate) command_line: Vec<u8>,
     pub(crate) console: ByteRing,
     pub(crate) to_launcher: ByteRing,
@@ -148,6 +150,7 @@ impl Kernel {
             model: Frame(start.model),
             root,
             boot_wall_ns: start.boot_wall_ns,
+            names: Names::default(),
             command_line: start.command_line,
             console: start.console,
             to_launcher: start.to_launcher,

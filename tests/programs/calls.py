@@ -134,3 +134,14 @@ one.close()
 print(os.wait()[1] >> 8)
 signal.setitimer(signal.ITIMER_REAL, 0)
 print(refused(time.clock_settime, time.CLOCK_MONOTONIC, 0))
+
+# What the machine is called.
+socket.sethostname("another")
+libc.setdomainname(b"elsewhere", 9)
+print(os.uname().nodename, socket.gethostname(), [open(f"/proc/sys/kernel/{name}name").read() for name in ("host", "domain")])
+print(refused(socket.sethostname, "x" * 65), libc.setdomainname(b"", -1), socket.gethostname())
+if os.fork() == 0:
+    os.setuid(1000)
+    print(refused(socket.sethostname, "mine"), flush=True)
+    os._exit(0)
+os.wait()

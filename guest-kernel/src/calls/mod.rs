@@ -34,6 +34,7 @@ use linux_raw_sys::general as nr;
 
 use extended::Extended;
 use identity::Kind;
+use system::Name;
 
 use crate::errno::{Errno, Outcome};
 use crate::fs::walk::Last;
@@ -376,7 +377,8 @@ calls! { k, tid, a, call;
     __NR_sysinfo => k.sysinfo(tid, a[0]),
     __NR_getrandom => k.getrandom(tid, a[0], a[1]),
     __NR_reboot => k.reboot(tid, low(a[2])),
-    __NR_sethostname => Ok(0),
+    __NR_sethostname => k.set_name(tid, Name::Host, a[0], signed(a[1])),
+    __NR_setdomainname => k.set_name(tid, Name::Domain, a[0], signed(a[1])),
     __NR_getxattr => k.path_extended(tid, a[0], Last::Follow, Extended::One(a[1])),
     __NR_lgetxattr => k.path_extended(tid, a[0], Last::Keep, Extended::One(a[1])),
     __NR_fgetxattr => k.file_extended(tid, low(a[0]), Extended::One(a[1])),

@@ -1,5 +1,7 @@
 //! The system as a whole.
 
+use alloc::vec::Vec;
+
 use linux_raw_sys::general::{
     LINUX_REBOOT_CMD_HALT, LINUX_REBOOT_CMD_POWER_OFF, LINUX_REBOOT_CMD_RESTART,
 };
@@ -9,17 +11,60 @@ use crate::errno::{Errno, Outcome, Stop};
 use crate::kernel::Kernel;
 use crate::wait::Tid;
 
-/// Bytes of each field of `struct utsname`.
+/// Bytes of each field of `struct utsname`, of which a zero byte is the last.
 const FIELD: usize = 65;
+
+/// What the machine is called.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) host: Vec<u8>,
+    pub(crate) domain: Vec<u8>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            host: b"viaduct".to_vec(),
+            domain: b"(none)".to_vec(),
+        }
+    }
+}
+
+/// Which of the names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    Host,
+    Domain,
+}
 
 impl Kernel {
     pub(crate) fn uname(&mut self, tid: Tid, address: u64) -> Outcome {
         let mut bytes = [0; 6 * FIELD];
-        let fields = ["Linux", "viaduct", RELEASE, BUILD, "x86_64", "(none)"];
+        let Names { host, domain } = &self.names;
+        let [release, build] = [RELEASE, BUILD].map(str::as_bytes);
+        let fields = [&b"Linux"[..], host, release, build, b"x86_64", domain];
         for (place, text) in bytes.chunks_mut(FIELD).zip(fields) {
-            place[..text.len()].copy_from_slice(text.as_bytes());
+            place[..text.len()].copy_from_slice(text);
         }
         self.write_user(tid, address, &bytes)?;
+        Ok(0)
+    }
+
+    pub(crate) fn set_name(&mut self, tid: Tid, name: Name, address: u64, len: i32) -> Outcome {
+        if !self.process_of(tid).owner.is_privileged() {
+            return Err(Errno::EPERM.into());
+        }
+        let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
+        if len >= FIELD {
+            return Err(Errno::EINVAL.into());
+        }
+        let mut text = self.bytes(tid, address, len)?;
+        let end = text.iter().position(|byte| *byte == 0).unwrap_or(len);
+        text.truncate(end);
+        match name {
+            Name::Host => self.names.host = text,
+            Name::Domain => self.names.domain = text,
+        }
         Ok(0)
     }
 

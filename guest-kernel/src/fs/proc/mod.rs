@@ -32,6 +32,7 @@ pub(crate) enum SystemFile {
     Version,
     Viaduct,
     HostName,
+    DomainName,
     OsRelease,
     OsType,
     PidMax,
@@ -102,7 +103,8 @@ const SYSTEM_FILES: [(&str, SystemFile); 11] = [
     ("version", SystemFile::Version),
     ("viaduct", SystemFile::Viaduct),
 ];
-const KERNEL_FILES: [(&str, SystemFile); 5] = [
+const KERNEL_FILES: [(&str, SystemFile); 6] = [
+    ("domainname", SystemFile::DomainName),
     ("hostname", SystemFile::HostName),
     ("ngroups_max", SystemFile::GroupsMax),
     ("osrelease", SystemFile::OsRelease),

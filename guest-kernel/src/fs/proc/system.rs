@@ -10,16 +10,21 @@ use super::{ProcPlace, SystemFile};
 use crate::errno::{Errno, Result};
 use crate::kernel::Kernel;
 
+fn line(bytes: &[u8]) -> Vec<u8> {
+    [bytes, b"\n"].concat()
+}
+
 impl Kernel {
     /// The text of a file in /proc.
     pub(crate) fn proc_text(&mut self, place: ProcPlace) -> Result<Vec<u8>> {
         match place {
-            ProcPlace::System(SystemFile::CommandLine) => {
-                let mut line = self.command_line.clone();
-                line.push(b'\n');
-                Ok(line)
-            }
-            ProcPlace::System(file) => Ok(self.system_text(file).into_bytes()),
+            ProcPlace::System(file) => Ok(match file {
+                // What others have chosen, which need not be text.
+                SystemFile::CommandLine => line(&self.command_line),
+                SystemFile::HostName => line(&self.names.host),
+                SystemFile::DomainName => line(&self.names.domain),
+                _ => self.system_text(file).into_bytes(),
+            }),
             ProcPlace::File(pid, file) => self.process_text(pid, file),
             _ => Err(Errno::EINVAL),
         }
@@ -114,14 +119,15 @@ impl Kernel {
                 crate::calls::RELEASE,
                 crate::calls::BUILD
             ),
-            SystemFile::HostName => String::from("viaduct\n"),
             SystemFile::OsRelease => format!("{}\n", crate::calls::RELEASE),
             SystemFile::OsType => String::from("Linux\n"),
             SystemFile::PidMax => String::from("4194304\n"),
             SystemFile::GroupsMax => String::from("65536\n"),
             SystemFile::Overcommit => String::from("1\n"),
             SystemFile::Somaxconn => String::from("4096\n"),
-            SystemFile::CommandLine => String::new(),
+            SystemFile::CommandLine | SystemFile::HostName | SystemFile::DomainName => {
+                String::new()
+            }
         }
     }
 
