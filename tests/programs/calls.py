@@ -145,3 +145,58 @@ if os.fork() == 0:
     print(refused(socket.sethostname, "mine"), flush=True)
     os._exit(0)
 os.wait()
+
+
+# Sockets that only messages hold: what was sent with them is closed.
+def end_of(reader):
+    return os.read(reader, 1) if select.select([reader], [], [], 10)[0] else "held"
+
+
+def close(*all):
+    for one in all:
+        os.close(one) if isinstance(one, int) else one.close()
+
+
+def pair_with(*sent):
+    one, two = socket.socketpair()
+    socket.send_fds(two, [b"x"], [one.fileno(), *sent])
+    return one, two
+
+
+reader, writer = os.pipe()
+one, two = pair_with(writer)
+close(writer, two)
+kept = socket.recv_fds(one, 1, 2)[1]
+print(select.select([reader], [], [], 0)[0], len(kept))
+close(one, *kept)
+print(end_of(reader))
+reader, writer = os.pipe()
+close(*pair_with(writer), writer)
+print(end_of(reader))
+reader, writer = os.pipe()
+(one, two), (three, four) = socket.socketpair(), socket.socketpair()
+socket.send_fds(four, [b"x"], [one.fileno()])
+socket.send_fds(two, [b"x"], [three.fileno(), writer])
+child = os.fork()
+if child == 0:
+    time.sleep(0.2)
+    os._exit(0)
+close(one, two, three, four, writer)
+print(select.select([reader], [], [], 0)[0], end_of(reader), os.waitpid(child, 0)[1])
+reader, writer = os.pipe()
+listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+listener.bind("\0circle")
+listener.listen()
+client.connect("\0circle")
+socket.send_fds(client, [b"x"], [listener.fileno(), client.fileno(), writer])
+close(writer, client, listener)
+print(end_of(reader))
+reader, last = os.pipe()
+for _ in range(1000):
+    one, two = socket.socketpair()
+    socket.send_fds(two, [b"x"], [last if isinstance(last, int) else last.fileno()])
+    close(two, last)
+    last = one
+print(select.select([reader], [], [], 0)[0])
+close(last)
+print(end_of(reader))

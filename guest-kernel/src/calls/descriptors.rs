@@ -1,6 +1,7 @@
 //! Descriptors and what they stand for: close, dup, fcntl, pipes.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use linux_raw_sys::general::{
     DN_MULTISHOT, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_GETLK, F_NOTIFY, F_OFD_GETLK,
@@ -15,6 +16,7 @@ use crate::kernel::Kernel;
 use crate::mem::index;
 use crate::process::files::{Descriptor, FileId, Object, OpenFile};
 use crate::process::life::closes_on_exec;
+use crate::streams::flight;
 use crate::streams::pipe::Pipe;
 use crate::timers::{Owner, Timer};
 use crate::wait::{Key, Tid};
@@ -62,22 +64,36 @@ impl Kernel {
         self.file(id).uses += 1;
     }
 
-    /// One use less; the last closes it.
+    /// One use less; the last closes it, and with it what is on its way there.
     pub(crate) fn release_file(&mut self, id: FileId) {
+        // Not by calling itself: sockets can be in each other's queues deeper
+        // than any stack.
+        let mut next = self.drop_use(id);
+        while let Some(id) = next.pop() {
+            next.extend(self.drop_use(id));
+        }
+    }
+
+    /// One use less of one file; those whose uses that has ended.
+    fn drop_use(&mut self, id: FileId) -> Vec<FileId> {
+        let mut held = Vec::new();
         let file = self.file(id);
         file.uses -= 1;
         if file.uses > 0 {
-            return;
+            if matches!(file.object, Object::Socket(_)) && self.sockets.fly {
+                held = self.files_of_lost_sockets();
+            }
+            return held;
         }
         self.forget_watched(id);
         let Some(file) = self.files.remove(id) else {
-            return;
+            return held;
         };
         match file.object {
             Object::PipeReader(pipe) => self.close_pipe(pipe, true, false),
             Object::PipeWriter(pipe) => self.close_pipe(pipe, false, true),
             Object::PipeBoth(pipe) => self.close_pipe(pipe, true, true),
-            Object::Socket(socket) => self.close_socket(socket),
+            Object::Socket(socket) => held = self.close_socket(socket),
             Object::Epoll(epoll) => self.close_epoll(epoll),
             Object::Timer(timer) => {
                 self.set_timer(Owner::File(timer), Timer::default());
@@ -101,6 +117,21 @@ impl Kernel {
         if let Some(place) = file.place {
             self.release_place(place);
         }
+        held
+    }
+
+    /// Empties the queues of sockets that nobody can reach any more; what was
+    /// in them, each with a use to give up.
+    fn files_of_lost_sockets(&mut self) -> Vec<FileId> {
+        let lost = flight::lost(&self.sockets, &self.files);
+        self.sockets.fly = lost.is_some();
+        let mut held = Vec::new();
+        for id in lost.unwrap_or_default() {
+            if let Ok(socket) = self.sockets.get_mut(id) {
+                held.extend(socket.take_files());
+            }
+        }
+        held
     }
 
     pub(super) fn close_pipe(&mut self, id: u32, reader: bool, writer: bool) {

@@ -2,6 +2,7 @@
 
 pub(crate) mod counter;
 pub(crate) mod epoll;
+pub(crate) mod flight;
 pub(crate) mod pipe;
 pub(crate) mod socket;
 pub(crate) mod terminal;

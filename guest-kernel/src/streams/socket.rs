@@ -237,11 +237,15 @@ impl Socket {
     }
 
     /// Open files that are in the queue.
-    fn into_files(self) -> Vec<FileId> {
-        self.inbox
-            .into_iter()
-            .flat_map(|message| message.files)
-            .collect()
+    pub(crate) fn files(&self) -> impl Iterator<Item = FileId> {
+        let messages = self.inbox.iter();
+        messages.flat_map(|message| message.files.iter().copied())
+    }
+
+    /// Takes them out.
+    pub(crate) fn take_files(&mut self) -> impl Iterator<Item = FileId> {
+        let messages = self.inbox.iter_mut();
+        messages.flat_map(|message| core::mem::take(&mut message.files))
     }
 }
 
@@ -263,6 +267,8 @@ pub(crate) struct Sockets {
     table: Table<Socket>,
     next_port: u16,
     next_name: u32,
+    /// A message may hold a socket: see [`super::flight`].
+    pub(crate) fly: bool,
 }
 
 impl Default for Sockets {
@@ -271,6 +277,7 @@ impl Default for Sockets {
             table: Table::default(),
             next_port: ANY_PORTS.start,
             next_name: 0,
+            fly: false,
         }
     }
 }
@@ -283,6 +290,10 @@ fn meet(one: u32, other: u32) -> bool {
 impl Sockets {
     pub(crate) fn insert(&mut self, socket: Socket) -> SocketId {
         self.table.insert(socket)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SocketId, &Socket)> {
+        self.table.iter()
     }
 
     pub(crate) fn get(&self, id: SocketId) -> Result<&Socket> {
@@ -370,7 +381,7 @@ impl Sockets {
 
     /// Ends a socket.
     pub(crate) fn remove(&mut self, id: SocketId) -> Remains {
-        let Some(socket) = self.table.remove(id) else {
+        let Some(mut socket) = self.table.remove(id) else {
             return Remains::default();
         };
         let unread = !socket.is_empty();
@@ -397,7 +408,7 @@ impl Sockets {
             peers,
             node: socket.holds,
             sockets: socket.waiting.iter().copied().collect(),
-            files: socket.into_files(),
+            files: socket.take_files().collect(),
         }
     }
 }

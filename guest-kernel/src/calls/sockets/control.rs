@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::errno::{Errno, Result};
 use crate::kernel::Kernel;
 use crate::mem::index;
-use crate::process::files::FileId;
+use crate::process::files::{FileId, Object};
 use crate::wait::Tid;
 
 pub(super) const SOL_SOCKET: u32 = 1;
@@ -44,7 +44,9 @@ impl Kernel {
         }
         let control = self.bytes(tid, header.control, index(header.control_len))?;
         for number in control_descriptors(&control)? {
-            files.push(self.file_id(tid, number)?);
+            let id = self.file_id(tid, number)?;
+            self.sockets.fly |= matches!(self.file(id).object, Object::Socket(_));
+            files.push(id);
         }
         if files.len() > MOST_FILES {
             return Err(Errno::EINVAL);

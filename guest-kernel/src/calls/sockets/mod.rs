@@ -8,6 +8,7 @@ mod receiving;
 mod sending;
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use linux_raw_sys::general::{O_CLOEXEC, O_NONBLOCK, O_RDWR};
 
@@ -123,10 +124,11 @@ impl Kernel {
         }
     }
 
-    /// Ends a socket that nobody has open any more.
-    pub(crate) fn close_socket(&mut self, id: SocketId) {
+    /// Ends a socket that nobody has open any more; the open files that were
+    /// on their way to it are to be released.
+    pub(crate) fn close_socket(&mut self, id: SocketId) -> Vec<FileId> {
         let Remains {
-            files,
+            mut files,
             sockets,
             node,
             peers,
@@ -135,15 +137,14 @@ impl Kernel {
         for peer in peers {
             self.wake(Key::Socket(peer));
         }
-        for file in files {
-            self.release_file(file);
-        }
+        // Nobody waits at one that was never accepted.
         for socket in sockets {
-            self.close_socket(socket);
+            files.extend(self.close_socket(socket));
         }
         if let Some(node) = node {
             self.objects.release(node);
         }
+        files
     }
 
     pub(crate) fn bind(&mut self, tid: Tid, number: u32, address: u64, len: u32) -> Outcome {
