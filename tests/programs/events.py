@@ -170,3 +170,40 @@ fcntl.lockf(lock, fcntl.LOCK_UN, 1, 0)
 print(os.wait()[1] >> 8)
 print(os.listxattr("/proc/self/status"), refused(os.getxattr, "/proc/self/status", "user.x"))
 print(refused(os.getxattr, "/none", "user.x"), refused(os.setxattr, "/dev/shm", "user.x", b""))
+
+# IPv6: this machine's own address, and IPv4's mapped into it.
+server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+port = server.getsockname()[1]
+for host in "::1", "127.0.0.1", "::ffff:127.0.0.1":
+    client = socket.create_connection((host, port))
+    end, peer = server.accept()
+    client.sendall(host.encode())
+    names = end.recv(99), peer[0], end.getsockname()[0], client.getpeername()[0], client.getsockname()[0]
+    print(client.family.name, peer[1] == client.getsockname()[1], len(peer), names)
+    client.close()
+    print(end.recv(1), end.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6)
+only = socket.create_server(("::1", 0), family=socket.AF_INET6)
+there = only.getsockname()[1]
+print(refused(socket.create_connection, ("127.0.0.1", there)), socket.create_connection(("::1", there)).getpeername()[0])
+six = lambda kind=socket.SOCK_STREAM: socket.socket(socket.AF_INET6, kind)
+print(refused(six().bind, ("2001:db8::1", 0)), refused(six().connect, ("::1", 1)), refused(six().bind, ("::ffff:10.0.0.1", 0)))
+late, strict = six(), six()
+late.bind(("::", 0))
+strict.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+print(refused(late.setsockopt, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1), strict.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+print(refused(strict.bind, ("::ffff:127.0.0.1", 0)), refused(strict.connect, ("::ffff:127.0.0.1", port)))
+four = socket.socket()
+four.bind(("0.0.0.0", 0))
+print(refused(six().bind, ("::", four.getsockname()[1])), strict.bind(("::", four.getsockname()[1])))
+both = six(socket.SOCK_DGRAM)
+both.bind(("::", 0))
+port = both.getsockname()[1]
+for family, host in (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::ffff:127.0.0.1"):
+    other = socket.socket(family, socket.SOCK_DGRAM)
+    other.sendto(b"there", (host, port))
+    message, sender = both.recvfrom(9)
+    both.sendto(b"back", sender)
+    answer, back = other.recvfrom(9)
+    print(message, sender[0], sender[1] == other.getsockname()[1], answer, back[0], back[1] == port)
+    other.connect((host, port))
+    print(other.send(b"joined"), other.getpeername()[0], both.recv(9))

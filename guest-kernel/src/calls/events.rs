@@ -11,8 +11,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::errno::{Errno, Outcome};
 use crate::kernel::Kernel;
 use crate::process::files::{Device, FileId, Object, OpenFile};
+use crate::streams::address::Kind;
 use crate::streams::counter::Counter;
-use crate::streams::socket::{CAPACITY, Kind};
+use crate::streams::socket::CAPACITY;
 use crate::wait::{Key, Tid};
 
 const NS: u64 = 1_000_000_000;

@@ -50,7 +50,8 @@ pub(crate) fn lost(sockets: &Sockets, files: &Table<OpenFile>) -> Option<Vec<Soc
 
 #[cfg(test)]
 mod tests {
-    use super::super::socket::{Family, Kind, Message, Sender, Socket};
+    use super::super::address::{Family, Kind};
+    use super::super::socket::{Message, Sender, Socket};
     use super::*;
 
     /// Sockets, each with one descriptor, and their files.

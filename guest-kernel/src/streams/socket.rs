@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
+use super::address::{Address, Family, Kind, Next};
 use crate::errno::{Errno, Result};
 use crate::fs::node::NodeId;
 use crate::process::files::FileId;
@@ -19,32 +20,6 @@ pub(crate) type SocketId = u32;
 pub(crate) const CAPACITY: usize = 208 << 10;
 /// What a message costs besides its bytes, where messages are kept apart.
 const MESSAGE_COST: usize = 512;
-/// Ports that are given to who asks for any.
-const ANY_PORTS: core::ops::Range<u16> = 32768..61000;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    Unix,
-    Inet,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Stream,
-    Datagram,
-    /// Connected, and keeps messages apart.
-    Packets,
-}
-
-/// What a socket is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Address {
-    /// A file, and the path that it was bound by.
-    Path(NodeId, Box<[u8]>),
-    Abstract(Box<[u8]>),
-    /// IPv4 address and port.
-    Inet(u32, u16),
-}
 
 /// A process as the other side sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,6 +117,12 @@ impl Socket {
             options: BTreeMap::new(),
             patience: [None; 2],
         }
+    }
+
+    /// Whether it has been told to do something.
+    pub(crate) fn is_on(&self, level: u32, name: u32) -> bool {
+        let value = self.options.get(&(level, name));
+        value.is_some_and(|value| value.iter().any(|byte| *byte != 0))
     }
 
     pub(crate) fn room(&self) -> usize {
@@ -262,29 +243,12 @@ pub(crate) struct Remains {
 }
 
 /// All sockets.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sockets {
     table: Table<Socket>,
-    next_port: u16,
-    next_name: u32,
+    pub(super) next: Next,
     /// A message may hold a socket: see [`super::flight`].
     pub(crate) fly: bool,
-}
-
-impl Default for Sockets {
-    fn default() -> Self {
-        Self {
-            table: Table::default(),
-            next_port: ANY_PORTS.start,
-            next_name: 0,
-            fly: false,
-        }
-    }
-}
-
-/// Whether two IPv4 addresses of this machine meet.
-fn meet(one: u32, other: u32) -> bool {
-    one == other || one == 0 || other == 0
 }
 
 impl Sockets {
@@ -302,65 +266,6 @@ impl Sockets {
 
     pub(crate) fn get_mut(&mut self, id: SocketId) -> Result<&mut Socket> {
         self.table.get_mut(id).ok_or(Errno::EBADF)
-    }
-
-    /// The sockets that take connections or datagrams at an address.
-    pub(crate) fn find(&self, kind: Kind, wanted: &Address) -> Option<SocketId> {
-        let is = |socket: &Socket| {
-            let open = kind == Kind::Datagram || socket.backlog.is_some();
-            let same = match (&socket.local, wanted) {
-                (Some(Address::Inet(ip, port)), Address::Inet(to, wanted)) => {
-                    port == wanted && meet(*ip, *to)
-                }
-                (Some(Address::Path(one, _)), Address::Path(other, _)) => one == other,
-                (Some(Address::Abstract(one)), Address::Abstract(other)) => one == other,
-                _ => false,
-            };
-            socket.kind == kind && open && same
-        };
-        let mut all = self.table.iter();
-        all.find(|(_, socket)| is(socket)).map(|(id, _)| id)
-    }
-
-    /// Whether a name is taken, for a socket of this kind that may share a
-    /// port with connections of one that was there before.
-    pub(crate) fn is_taken(&self, kind: Kind, name: &Address, shares: bool) -> bool {
-        let takes = |socket: &Socket| match (&socket.local, name) {
-            (Some(Address::Inet(ip, port)), Address::Inet(other, wanted)) => {
-                let in_use = !shares || socket.backlog.is_some() || kind == Kind::Datagram;
-                socket.kind == kind && port == wanted && meet(*ip, *other) && in_use
-            }
-            (Some(Address::Abstract(one)), Address::Abstract(other)) => one == other,
-            _ => false,
-        };
-        self.table.iter().any(|(_, socket)| takes(socket))
-    }
-
-    /// A port that nobody has.
-    pub(crate) fn free_port(&mut self, kind: Kind, ip: u32) -> Result<u16> {
-        for _ in ANY_PORTS {
-            let port = self.next_port;
-            self.next_port = match port + 1 {
-                next if ANY_PORTS.contains(&next) => next,
-                _ => ANY_PORTS.start,
-            };
-            if !self.is_taken(kind, &Address::Inet(ip, port), false) {
-                return Ok(port);
-            }
-        }
-        Err(Errno::EADDRINUSE)
-    }
-
-    /// An abstract name that nobody has.
-    pub(crate) fn free_name(&mut self) -> Address {
-        loop {
-            self.next_name = self.next_name.wrapping_add(1) & 0xf_ffff;
-            let name = alloc::format!("{:05x}", self.next_name);
-            let name = Address::Abstract(name.into_bytes().into());
-            if !self.is_taken(Kind::Stream, &name, false) {
-                return name;
-            }
-        }
     }
 
     /// Makes two sockets each other's end.
@@ -463,32 +368,6 @@ mod tests {
             count += 1;
         }
         assert!((300..500).contains(&count), "{count}");
-    }
-
-    #[test]
-    fn ports_are_found_and_given() {
-        let mut sockets = Sockets::default();
-        let bound = |ip, port| {
-            let mut socket = Socket::new(Family::Inet, Kind::Datagram, ME);
-            socket.local = Some(Address::Inet(ip, port));
-            socket
-        };
-        let port = sockets.free_port(Kind::Datagram, 0).expect("all are free");
-        let id = sockets.insert(bound(0x7f00_0001, port));
-        assert_eq!(
-            sockets.find(Kind::Datagram, &Address::Inet(0x7f00_0001, port)),
-            Some(id)
-        );
-        assert_eq!(
-            sockets.find(Kind::Datagram, &Address::Inet(0x7f00_0002, port)),
-            None
-        );
-        assert_eq!(
-            sockets.find(Kind::Stream, &Address::Inet(0x7f00_0001, port)),
-            None
-        );
-        assert!(sockets.is_taken(Kind::Datagram, &Address::Inet(0, port), false));
-        assert_ne!(sockets.free_port(Kind::Datagram, 0), Ok(port));
     }
 
     #[test]

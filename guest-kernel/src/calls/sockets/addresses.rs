@@ -1,17 +1,20 @@
 //! Sockets' addresses, as programs write and read them.
 
 use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::low;
-use super::{AF_INET, AF_UNIX, ANY};
+use super::{AF_INET, AF_INET6, AF_UNIX};
 use crate::errno::{Errno, Result};
 use crate::fs::Place;
 use crate::fs::node::Kind;
 use crate::fs::walk::{Last, may, right};
 use crate::kernel::Kernel;
-use crate::streams::socket::{Address, Family};
+use crate::streams::address::{Address, Family};
 use crate::wait::Tid;
 
+/// Bytes of an IPv6 address's flow, between port and address.
+const FLOW: usize = 4;
 /// Longest path of an address.
 const LONGEST_NAME: usize = 108;
 
@@ -43,6 +46,7 @@ impl Kernel {
         let own = match family {
             Family::Unix => AF_UNIX,
             Family::Inet => AF_INET,
+            Family::Inet6 => AF_INET6,
         };
         parse_address(own, &bytes)
     }
@@ -97,7 +101,15 @@ fn parse_address(family: u16, bytes: &[u8]) -> Result<Wanted> {
         if bytes.len() < 16 {
             return Err(Errno::EINVAL);
         }
-        let name = Address::Inet(u32::from_be_bytes(*ip), u16::from_be_bytes(*port));
+        let ip = Ipv4Addr::from_octets(*ip);
+        let name = Address::Inet(ip.into(), u16::from_be_bytes(*port));
+        return Ok(Wanted::Name(name));
+    }
+    if family == AF_INET6 {
+        let (port, rest) = rest.split_first_chunk().ok_or(Errno::EINVAL)?;
+        let ip = rest.get(FLOW..).and_then(<[u8]>::first_chunk);
+        let ip = Ipv6Addr::from_octets(*ip.ok_or(Errno::EINVAL)?);
+        let name = Address::Inet(ip.to_canonical(), u16::from_be_bytes(*port));
         return Ok(Wanted::Name(name));
     }
     if rest.len() > LONGEST_NAME {
@@ -119,13 +131,27 @@ fn address_bytes(family: Family, name: Option<&Address>) -> Vec<u8> {
     match (family, name) {
         (Family::Inet, name) => {
             let (ip, port) = match name {
-                Some(Address::Inet(ip, port)) => (*ip, *port),
-                _ => (ANY, 0),
+                Some(Address::Inet(IpAddr::V4(ip), port)) => (*ip, *port),
+                _ => (Ipv4Addr::UNSPECIFIED, 0),
             };
             let mut bytes = head(AF_INET);
             bytes.extend(port.to_be_bytes());
-            bytes.extend(ip.to_be_bytes());
+            bytes.extend(ip.octets());
             bytes.extend([0; 8]);
+            bytes
+        }
+        (Family::Inet6, name) => {
+            let (ip, port) = match name {
+                Some(Address::Inet(IpAddr::V4(ip), port)) => (ip.to_ipv6_mapped(), *port),
+                Some(Address::Inet(IpAddr::V6(ip), port)) => (*ip, *port),
+                _ => (Ipv6Addr::UNSPECIFIED, 0),
+            };
+            let mut bytes = head(AF_INET6);
+            bytes.extend(port.to_be_bytes());
+            bytes.extend([0; FLOW]);
+            bytes.extend(ip.octets());
+            // The scope.
+            bytes.extend([0; 4]);
             bytes
         }
         (Family::Unix, name) => {
@@ -152,7 +178,11 @@ fn address_bytes(family: Family, name: Option<&Address>) -> Vec<u8> {
 /// If one that is taken isn't read again as it is written.
 #[cfg(any(test, fuzzing))]
 pub(super) fn read_anything(bytes: &[u8]) {
-    for (number, family) in [(AF_UNIX, Family::Unix), (AF_INET, Family::Inet)] {
+    for (number, family) in [
+        (AF_UNIX, Family::Unix),
+        (AF_INET, Family::Inet),
+        (AF_INET6, Family::Inet6),
+    ] {
         let name = match parse_address(number, bytes) {
             Ok(Wanted::Name(name)) => name,
             // The zero byte behind the longest has no room.
@@ -171,15 +201,27 @@ pub(super) fn read_anything(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::LOOPBACK;
     use super::*;
 
     #[test]
     fn addresses_are_read_as_they_are_written() {
-        let inet = Address::Inet(LOOPBACK, 8080);
+        let inet = Address::Inet(Ipv4Addr::LOCALHOST.into(), 8080);
         let bytes = address_bytes(Family::Inet, Some(&inet));
         assert_eq!(bytes[..8], [2, 0, 0x1f, 0x90, 127, 0, 0, 1]);
-        assert_eq!(parse_address(AF_INET, &bytes), Ok(Wanted::Name(inet)));
+        assert_eq!(
+            parse_address(AF_INET, &bytes),
+            Ok(Wanted::Name(inet.clone()))
+        );
+        let mapped = address_bytes(Family::Inet6, Some(&inet));
+        assert_eq!(mapped[..8], [10, 0, 0x1f, 0x90, 0, 0, 0, 0]);
+        assert_eq!(mapped[16..24], [0, 0, 0xff, 0xff, 127, 0, 0, 1]);
+        assert_eq!(parse_address(AF_INET6, &mapped), Ok(Wanted::Name(inet)));
+        let six = Address::Inet(Ipv6Addr::LOCALHOST.into(), 8080);
+        let bytes = address_bytes(Family::Inet6, Some(&six));
+        assert_eq!((bytes.len(), bytes[23]), (28, 1));
+        // Without the scope, as RFC 2133 has it.
+        assert_eq!(parse_address(AF_INET6, &bytes[..24]), Ok(Wanted::Name(six)));
+        assert_eq!(parse_address(AF_INET6, &bytes[..23]), Err(Errno::EINVAL));
         let hidden = Address::Abstract(Box::from(&b"a\0b"[..]));
         let bytes = address_bytes(Family::Unix, Some(&hidden));
         assert_eq!(parse_address(AF_UNIX, &bytes), Ok(Wanted::Name(hidden)));

@@ -9,11 +9,11 @@ mod sending;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use linux_raw_sys::general::{O_CLOEXEC, O_NONBLOCK, O_RDWR};
 
 use addresses::Wanted;
-use options::{SO_REUSEADDR, is_on};
 
 use crate::errno::{Errno, Outcome, Result};
 use crate::fs::Place;
@@ -22,11 +22,13 @@ use crate::fs::node::Kind as NodeKind;
 use crate::fs::walk::Last;
 use crate::kernel::Kernel;
 use crate::process::files::{FileId, Object, OpenFile};
-use crate::streams::socket::{Address, Family, Kind, Remains, Sender, Socket, SocketId};
+use crate::streams::address::{Address, Family, Kind, reached};
+use crate::streams::socket::{Remains, Sender, Socket, SocketId};
 use crate::wait::{Key, Tid};
 
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 /// The part of a socket's type that is none of its flags, which are `open`'s.
@@ -36,13 +38,6 @@ const MOST_WAITING: usize = 4096;
 /// Flags of messages.
 const MSG_OOB: u32 = 1;
 const MSG_DONTWAIT: u32 = 0x40;
-/// What a socket is bound to that is bound to every address.
-const ANY: u32 = 0;
-const LOOPBACK: u32 = 0x7f00_0001;
-
-fn is_local(ip: u32) -> bool {
-    ip == ANY || ip >> 24 == 127
-}
 
 impl Kernel {
     /// Who sends for a thread.
@@ -60,6 +55,7 @@ impl Kernel {
         let family = match u16::try_from(domain) {
             Ok(AF_UNIX) => Family::Unix,
             Ok(AF_INET) => Family::Inet,
+            Ok(AF_INET6) => Family::Inet6,
             _ => return Err(Errno::EAFNOSUPPORT),
         };
         if kind & !(TYPE | O_CLOEXEC | O_NONBLOCK) != 0 {
@@ -150,9 +146,8 @@ impl Kernel {
     pub(crate) fn bind(&mut self, tid: Tid, number: u32, address: u64, len: u32) -> Outcome {
         let (_, id) = self.socket_at(tid, number)?;
         let socket = self.sockets.get(id)?;
-        let (family, kind) = (socket.family, socket.kind);
-        let bound = socket.local.is_some();
-        let shares = is_on(socket, SO_REUSEADDR);
+        let family = socket.family;
+        let (bound, only_six) = (socket.local.is_some(), socket.is_only_six());
         let wanted = self.read_address(tid, family, address, len)?;
         if bound {
             return Err(Errno::EINVAL.into());
@@ -176,21 +171,24 @@ impl Kernel {
                 (Address::Path(node, path.into()), Some(node))
             }
             Wanted::Name(Address::Inet(ip, port)) => {
-                if !is_local(ip) {
+                if !ip.is_unspecified() && !ip.is_loopback() {
                     return Err(Errno::EADDRNOTAVAIL.into());
+                }
+                if ip.is_ipv4() && only_six {
+                    return Err(Errno::EINVAL.into());
                 }
                 if (1..1024).contains(&port) && !self.process_of(tid).owner.is_privileged() {
                     return Err(Errno::EACCES.into());
                 }
                 let port = match port {
-                    0 => self.sockets.free_port(kind, ip)?,
+                    0 => self.sockets.free_port(id, ip)?,
                     port => port,
                 };
                 (Address::Inet(ip, port), None)
             }
             Wanted::Name(name) => (name, None),
         };
-        if self.sockets.is_taken(kind, &name, shares) {
+        if self.sockets.is_taken(self.sockets.get(id)?, &name) {
             return Err(Errno::EADDRINUSE.into());
         }
         let socket = self.sockets.get_mut(id)?;
@@ -198,12 +196,13 @@ impl Kernel {
         Ok(0)
     }
 
-    /// Gives an IPv4 socket without a name one.
-    fn name_inet(&mut self, id: SocketId, ip: u32) -> Result<()> {
+    /// Gives a socket of IP without a name one at an address of this machine,
+    /// by default at all.
+    fn name_inet(&mut self, id: SocketId, ip: Option<IpAddr>) -> Result<()> {
         let socket = self.sockets.get(id)?;
-        let kind = socket.kind;
-        if socket.family == Family::Inet && socket.local.is_none() {
-            let port = self.sockets.free_port(kind, ip)?;
+        if socket.family != Family::Unix && socket.local.is_none() {
+            let ip = ip.unwrap_or(socket.family.any());
+            let port = self.sockets.free_port(id, ip)?;
             self.sockets.get_mut(id)?.local = Some(Address::Inet(ip, port));
         }
         Ok(())
@@ -211,7 +210,7 @@ impl Kernel {
 
     pub(crate) fn listen(&mut self, tid: Tid, number: u32, backlog: u32) -> Outcome {
         let (_, id) = self.socket_at(tid, number)?;
-        self.name_inet(id, ANY)?;
+        self.name_inet(id, None)?;
         let owner = self.sender(tid);
         let socket = self.sockets.get_mut(id)?;
         if socket.kind == Kind::Datagram {
@@ -300,7 +299,7 @@ impl Kernel {
         let (file, id) = self.socket_at(tid, number)?;
         let socket = self.sockets.get(id)?;
         let (family, kind) = (socket.family, socket.kind);
-        let patience = socket.patience[1];
+        let (patience, only_six) = (socket.patience[1], socket.is_only_six());
         if kind == Kind::Datagram {
             let family_word: u16 = self.get(tid, address)?;
             if family_word == 0 {
@@ -326,21 +325,21 @@ impl Kernel {
         }
         let mut name = self.find_name(tid, wanted)?;
         if let Address::Inet(ip, port) = &mut name {
-            if *ip == ANY {
-                *ip = LOOPBACK;
-            }
-            if !is_local(*ip) {
+            *ip = reached(*ip);
+            let ip = *ip;
+            if !ip.is_loopback() || ip.is_ipv4() && only_six {
                 return Err(Errno::ENETUNREACH.into());
             }
-            let ip = *ip;
             if *port == 0 && kind == Kind::Stream {
                 return Err(Errno::ECONNREFUSED.into());
             }
-            self.name_inet(id, ip)?;
-            if let Some(Address::Inet(own, _)) = &mut self.sockets.get_mut(id)?.local
-                && *own == ANY
-            {
-                *own = ip;
+            self.name_inet(id, Some(ip))?;
+            if let Some(Address::Inet(own, _)) = &mut self.sockets.get_mut(id)?.local {
+                if own.is_unspecified() {
+                    *own = ip;
+                } else if own.is_ipv4() != ip.is_ipv4() {
+                    return Err(Errno::ENETUNREACH.into());
+                }
             }
         }
         let target = self.sockets.find(kind, &name);
@@ -352,7 +351,7 @@ impl Kernel {
             (socket.remote, socket.peer, socket.connected) = (Some(name), target, true);
             return Ok(0);
         }
-        let later = family == Family::Inet && self.file(file).is_nonblocking();
+        let later = family != Family::Unix && self.file(file).is_nonblocking();
         let Some(target) = target else {
             if later {
                 let socket = self.sockets.get_mut(id)?;
@@ -366,10 +365,10 @@ impl Kernel {
         if listener.waiting.len() > listener.backlog.unwrap_or(0) {
             return self.wait_at_socket(tid, file, target, patience);
         }
-        let mut end = Socket::new(family, kind, listener.owner);
+        let mut end = Socket::new(listener.family, kind, listener.owner);
         end.local = match family {
-            Family::Inet => Some(name),
             Family::Unix => listener.local.clone(),
+            _ => Some(name),
         };
         let owner = self.sender(tid);
         self.sockets.get_mut(id)?.owner = owner;

@@ -3,16 +3,13 @@
 use alloc::vec;
 
 use super::super::{low, signed};
-use super::{AF_INET, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP};
+use super::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP};
 use crate::errno::{Errno, Outcome};
 use crate::kernel::Kernel;
 use crate::mem::index;
-use crate::streams::socket::{CAPACITY, Family, Kind, Socket};
+use crate::streams::address::{Family, Kind};
+use crate::streams::socket::CAPACITY;
 use crate::wait::Tid;
-
-/// Options that are looked at elsewhere.
-pub(super) const SO_REUSEADDR: u32 = 2;
-pub(super) const SO_PASSCRED: u32 = 16;
 
 /// Levels and names of options.
 mod option {
@@ -27,21 +24,19 @@ mod option {
     pub(super) const LISTENS: u32 = 30;
     pub(super) const PROTOCOL: u32 = 38;
     pub(super) const DOMAIN: u32 = 39;
+    /// Of IPv6: to take nothing of IPv4.
+    pub(super) const SIX: u32 = 41;
+    pub(super) const ONLY_SIX: u32 = 26;
     /// Those that are remembered and change nothing here.
     pub(super) fn is_remembered(level: u32, name: u32) -> bool {
         match level {
             SOCKET => matches!(name, 2 | 5..=10 | 12 | 13 | 15 | 16 | 18 | 19 | 29 | 35),
             0 => matches!(name, 1..=4 | 8 | 10..=13 | 32..=34),
             6 => matches!(name, 1..=6 | 8..=10 | 12 | 18 | 23),
+            SIX => matches!(name, 16..=19 | 26 | 67),
             _ => false,
         }
     }
-}
-
-/// Whether a socket has been told to do something.
-pub(super) fn is_on(socket: &Socket, name: u32) -> bool {
-    let value = socket.options.get(&(option::SOCKET, name));
-    value.is_some_and(|value| value.iter().any(|byte| *byte != 0))
 }
 
 impl Kernel {
@@ -51,6 +46,8 @@ impl Kernel {
         if signed(a[4]) < 0 {
             return Err(Errno::EINVAL.into());
         }
+        let socket = self.sockets.get(id)?;
+        let (family, is_named) = (socket.family, socket.local.is_some());
         let bytes = self.bytes(tid, a[3], index(u64::from(len.min(16))))?;
         match (level, name) {
             (option::SOCKET, option::RECEIVE_TIME | option::SEND_TIME) => {
@@ -68,6 +65,9 @@ impl Kernel {
                 let which = usize::from(name == option::SEND_TIME);
                 self.sockets.get_mut(id)?.patience[which] = (time > 0).then_some(time);
             }
+            (option::SIX, _) if family != Family::Inet6 => return Err(Errno::ENOPROTOOPT.into()),
+            // What it takes is settled when it gets its name.
+            (option::SIX, option::ONLY_SIX) if is_named => return Err(Errno::EINVAL.into()),
             _ if option::is_remembered(level, name) => {
                 if bytes.is_empty() || level == option::SOCKET && bytes.len() < 4 {
                     return Err(Errno::EINVAL.into());
@@ -98,6 +98,7 @@ impl Kernel {
             (option::SOCKET, option::DOMAIN) => word(match socket.family {
                 Family::Unix => AF_UNIX.into(),
                 Family::Inet => AF_INET.into(),
+                Family::Inet6 => AF_INET6.into(),
             }),
             (option::SOCKET, option::PROTOCOL) => word(match (socket.family, socket.kind) {
                 (Family::Unix, _) => 0,
@@ -119,6 +120,9 @@ impl Kernel {
                 let time = socket.patience[which].unwrap_or(0);
                 let words = [time / 1_000_000_000, time % 1_000_000_000 / 1000];
                 words.into_iter().flat_map(u64::to_le_bytes).collect()
+            }
+            (option::SIX, _) if socket.family != Family::Inet6 => {
+                return Err(Errno::ENOPROTOOPT.into());
             }
             _ if option::is_remembered(level, name) => {
                 match (level, name, socket.options.get(&(level, name))) {

@@ -4,15 +4,15 @@ use alloc::vec::Vec;
 
 use super::super::low;
 use super::control::{
-    CONTROL_HEAD, Header, MOST_CONTROL, SCM_CREDENTIALS, SCM_RIGHTS, put_control,
+    CONTROL_HEAD, Header, MOST_CONTROL, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET, put_control,
 };
-use super::options::{SO_PASSCRED, is_on};
 use super::{MSG_DONTWAIT, MSG_OOB};
 use crate::errno::{Errno, Outcome, Result, Stop};
 use crate::kernel::Kernel;
 use crate::mem::index;
 use crate::process::files::FileId;
-use crate::streams::socket::{Address, Family, Kind, SocketId, Taken};
+use crate::streams::address::{Address, Family, Kind};
+use crate::streams::socket::{SocketId, Taken};
 use crate::wait::{Key, Tid};
 
 const MSG_PEEK: u32 = 2;
@@ -20,6 +20,7 @@ const MSG_CTRUNC: u32 = 8;
 const MSG_TRUNC: u32 = 0x20;
 const MSG_WAITALL: u32 = 0x100;
 const MSG_CLOEXEC: u32 = 0x4000_0000;
+const SO_PASSCRED: u32 = 16;
 
 impl Kernel {
     pub(crate) fn recvfrom(&mut self, tid: Tid, a: [u64; 6]) -> Outcome {
@@ -147,7 +148,7 @@ impl Kernel {
         let (count, taken) = self.receive(tid, file, id, &pieces, flags)?;
         let socket = self.sockets.get(id)?;
         let (family, kind) = (socket.family, socket.kind);
-        let passes = is_on(socket, SO_PASSCRED);
+        let passes = socket.is_on(SOL_SOCKET, SO_PASSCRED);
         if flags & MSG_PEEK != 0 {
             // Each look makes descriptors of its own.
             let files = taken.files.clone();

@@ -1,20 +1,21 @@
 //! Sending over sockets.
 
 use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use linux_raw_sys::general::SIGPIPE;
 
 use super::super::low;
 use super::super::moves::Moved;
-use super::addresses::Wanted;
 use super::control::Header;
-use super::{LOOPBACK, MSG_DONTWAIT, MSG_OOB};
+use super::{MSG_DONTWAIT, MSG_OOB};
 use crate::errno::{Errno, Outcome, Result, Stop};
 use crate::kernel::Kernel;
 use crate::mem::index;
 use crate::process::files::FileId;
 use crate::process::signal::Info;
-use crate::streams::socket::{Address, CAPACITY, Family, Kind, Message, Socket, SocketId};
+use crate::streams::address::{Address, Family, Kind, reached};
+use crate::streams::socket::{CAPACITY, Message, Socket, SocketId};
 use crate::wait::{Key, Tid};
 
 const MSG_NOSIGNAL: u32 = 0x4000;
@@ -125,8 +126,8 @@ impl Kernel {
             let socket = self.sockets.get(id)?;
             if !socket.connected {
                 return Err(match family {
-                    Family::Inet => self.broken_pipe(tid, flags),
                     Family::Unix => Errno::ENOTCONN,
+                    _ => self.broken_pipe(tid, flags),
                 }
                 .into());
             }
@@ -134,7 +135,7 @@ impl Kernel {
             let over = socket.writes_over;
             let open = peer.filter(|_| !over).and_then(|peer| {
                 let other = self.sockets.get(peer).ok()?;
-                let wants = family == Family::Inet || !other.reads_over;
+                let wants = family != Family::Unix || !other.reads_over;
                 wants.then(|| (peer, other.room(), other.takes(index(total.min(CHUNK)))))
             });
             let Some((peer, room, takes)) = open else {
@@ -227,58 +228,67 @@ impl Kernel {
             files,
         } = sent;
         let family = self.sockets.get(id)?.family;
-        let target = match to {
+        let name = match to {
             Some((address, len)) => {
                 let wanted = self.read_address(tid, family, address, len)?;
-                if let Wanted::Name(Address::Inet(ip, _)) = wanted
-                    && ip != 0
-                    && ip >> 24 != 127
-                {
-                    return Err(Errno::ENETUNREACH.into());
+                let mut name = self.find_name(tid, wanted)?;
+                if let Address::Inet(ip, _) = &mut name {
+                    *ip = reached(*ip);
+                    let socket = self.sockets.get(id)?;
+                    if !ip.is_loopback() || ip.is_ipv4() && socket.is_only_six() {
+                        return Err(Errno::ENETUNREACH.into());
+                    }
                 }
-                let name = self.find_name(tid, wanted)?;
-                self.sockets.find(Kind::Datagram, &name)
+                Some(name)
             }
             None => {
                 let socket = self.sockets.get(id)?;
                 match (socket.connected, socket.remote.clone()) {
-                    (false, _) if family == Family::Inet => {
+                    (false, _) if family != Family::Unix => {
                         return Err(Errno::EDESTADDRREQ.into());
                     }
                     (false, _) => return Err(Errno::ENOTCONN.into()),
-                    (true, Some(name)) => self.sockets.find(Kind::Datagram, &name),
-                    (true, None) => socket.peer,
+                    (true, name) => name,
                 }
             }
         };
+        let target = match &name {
+            Some(name) => self.sockets.find(Kind::Datagram, name),
+            None => self.sockets.get(id)?.peer,
+        };
         let total = sent.total();
         let most = match family {
-            Family::Inet => 65_507,
             Family::Unix => CAPACITY as u64 - 512,
+            _ => 65_507,
         };
         if total > most {
             return Err(Errno::EMSGSIZE.into());
         }
-        self.name_inet(id, 0)?;
+        self.name_inet(id, None)?;
         let socket = self.sockets.get_mut(id)?;
         if socket.writes_over {
             return Err(self.broken_pipe(tid, flags).into());
         }
         let mut from = socket.local.clone();
-        if let Some(Address::Inet(ip, _)) = &mut from
-            && *ip == 0
-        {
-            *ip = LOOPBACK;
+        if let (Some(Address::Inet(own, _)), Some(Address::Inet(ip, _))) = (&mut from, &name) {
+            if own.is_unspecified() {
+                *own = match ip {
+                    IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                    IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                };
+            } else if own.is_ipv4() != ip.is_ipv4() {
+                return Err(Errno::ENETUNREACH.into());
+            }
         }
         let patience = socket.patience[1];
         let Some(target) = target else {
             return match family {
+                Family::Unix => Err(Errno::ECONNREFUSED.into()),
                 // Nobody is there: said by the next call, if they are joined.
-                Family::Inet => {
+                _ => {
                     socket.error = socket.connected.then_some(Errno::ECONNREFUSED);
                     Ok(total)
                 }
-                Family::Unix => Err(Errno::ECONNREFUSED.into()),
             };
         };
         let receiver = self.sockets.get(target)?;
@@ -288,8 +298,8 @@ impl Kernel {
         }
         if !receiver.takes(index(total)) {
             return match family {
-                Family::Inet => Ok(total),
                 Family::Unix => self.wait_unless(tid, file, target, patience, flags),
+                _ => Ok(total),
             };
         }
         let bytes = self.gather(tid, pieces, 0, index(total))?;
