@@ -38,7 +38,7 @@ use crate::tables::{self, Tables};
 
 const MEMORY: u64 = 4 << 20;
 const GDT: u64 = 0x1000;
-const TSS: u64 = 0x1800;
+pub(crate) const TSS: u64 = 0x1800;
 const IDT: u64 = 0x2000;
 const TABLES: u64 = 0x3000;
 pub(crate) const CODE: u64 = 0x8000;
@@ -50,6 +50,8 @@ const PRIVILEGED_STACK: u64 = 0x11000;
 /// Eight pages for cases.
 pub(crate) const DATA: u64 = 0x20000;
 const DATA_SIZE: u64 = 8 << 12;
+/// The vector of virtual interrupts.
+pub(crate) const VECTOR: u8 = 0x51;
 /// The large page.
 pub(crate) const LARGE_PAGE: u64 = 0x20_0000;
 
@@ -419,6 +421,12 @@ impl Lab {
     /// Intercepts exceptions.
     pub(crate) fn intercept_exception(&mut self, vector: u8) {
         self.vmcb.control.intercept_exceptions |= 1 << vector;
+    }
+
+    /// Makes a virtual interrupt pending, with [`VECTOR`].
+    pub(crate) fn offer_interrupt(&mut self, priority: u64) {
+        let offer = VIntr::V_IRQ.bits() | priority << 16 | u64::from(VECTOR) << 32;
+        self.vmcb.control.v_intr |= offer;
     }
 
     /// Intercepts.

@@ -40,6 +40,16 @@ fn this_platform_does_what_is_known_of_it() {
     assert!(results.len() > 200, "only {} cases", results.len());
     let passed = results.iter().filter(|(_, result)| result == "pass");
     assert!(passed.count() > 150, "{results:?}");
+    let seconds = report["seconds"].as_f64().expect("a number");
+    assert!(seconds <= 30.0, "it took {seconds} s");
+    // A finding is complete.
+    let cases = report["cases"].as_array().expect("a list").iter();
+    for case in cases.filter(|case| case["result"] == "known") {
+        for field in ["expected", "seen", "section", "reason"] {
+            let text = case[field].as_str();
+            assert!(text.is_some_and(|text| !text.is_empty()), "{case}");
+        }
+    }
     // All of it tells platforms apart.
     assert_eq!(report["other_platforms"], Value::Array(Vec::new()));
     bench.assert_nothing_left();
@@ -66,12 +76,22 @@ fn findings_that_are_not_known_fail_the_run() {
     assert_eq!(text, "TAP version 13\n1..1\nok 1 - intercept/cpuid\n");
 
     // An emulator is no processor; where it is one, there is nothing to see.
-    let perfect = ["--platform", "a processor with SVM"];
-    let done = selftest(&bench, &perfect);
+    let junit = bench.path("out.xml");
+    let perfect = ["--platform", "a processor with SVM", "--junit"];
+    let words = [&perfect[..], &[junit.to_str().expect("plain letters")]].concat();
+    let done = selftest(&bench, &words);
     let report = report(&done);
-    let failed = results(&report).iter().any(|(_, result)| result == "FAIL");
-    assert_eq!(done.status, i32::from(failed));
-    assert_eq!(report["as_known"], Value::Bool(!failed));
+    let results = results(&report);
+    let failed = results
+        .iter()
+        .filter(|(_, result)| result == "FAIL")
+        .count();
+    assert_eq!(done.status, i32::from(failed > 0));
+    assert_eq!(report["as_known"], Value::Bool(failed == 0));
+    let text = std::fs::read_to_string(&junit).expect("written");
+    assert!(text.contains(&format!(r#"failures="{failed}""#)), "{text}");
+    let sections = text.matches(", manual 15.").count() + text.matches(", manual 11.").count();
+    assert_eq!(sections, failed, "{text}");
 }
 
 #[test]

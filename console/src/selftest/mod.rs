@@ -64,7 +64,8 @@ fn line(case: &Case, fit: &Fit<'_>) -> Line {
         Outcome::Pass => (Status::Passed, "pass", String::new()),
         Outcome::Skip(why) => (Status::Skipped, "skip", why.clone()),
         Outcome::Fail { expected, seen } => {
-            let found = format!("expected {expected}, seen {seen}");
+            let section = &case.section;
+            let found = format!("expected {expected}, seen {seen}, manual {section}");
             match known {
                 Some(reason) => (Status::Known, "known", format!("{found} ({reason})")),
                 None => (Status::Failed, "FAIL", found),

@@ -4,7 +4,7 @@
 use alloc::format;
 
 use crate::code::code;
-use crate::lab::{CODE, DATA, Lab, SPARE, Stop, exit};
+use crate::lab::{CODE, DATA, Lab, SPARE, Stop, TSS, exit};
 use crate::suite::{Suite, Verdict, same};
 use crate::tables::Level;
 use crate::tables::bits::PRESENT;
@@ -173,6 +173,7 @@ pub(crate) fn add(suite: &mut Suite) {
         lab.intercept_exception(17);
         lab.expect_exit_at_start(exit::EXCEPTIONS + 17)
     });
+    legacy(suite);
     suite.case("exception/df", "15.12.9", double_fault);
     suite.case("exception/intercept-comes-first", "15.12", |lab| {
         // The fault meets a broken table, but the exit comes before it.
@@ -180,6 +181,39 @@ pub(crate) fn add(suite: &mut Suite) {
         lab.vmcb.save.idtr.limit = 0;
         lab.intercept_exception(6);
         lab.expect_exit_at_start(exit::EXCEPTIONS + 6)
+    });
+}
+
+/// Those that 64-bit code can't raise. Without an intercept they would meet
+/// 64-bit gates, so only the exits are tried.
+fn legacy(suite: &mut Suite) {
+    suite.case("exception/of", "15.12.5", |lab| {
+        const OF: u64 = 1 << 11;
+        lab.in_32_bit_mode();
+        lab.registers.rflags |= OF;
+        lab.code(&[0xce]); // INTO
+        lab.intercept_exception(4);
+        lab.expect(Stop::Exit(exit::EXCEPTIONS + 4))
+    });
+    suite.case("exception/br", "15.12.6", |lab| {
+        lab.in_32_bit_mode();
+        lab.set(DATA, 1 | 1 << 32);
+        lab.registers.gpr[3] = DATA;
+        lab.code(&[0x62, 0x03]); // BOUND EAX, [EBX]
+        lab.intercept_exception(5);
+        lab.expect_exit_at_start(exit::EXCEPTIONS + 5)
+    });
+    suite.case("exception/ts", "15.12.10", |lab| {
+        const NT: u64 = 1 << 14;
+        lab.in_32_bit_mode();
+        // Back to a task that is none.
+        lab.set(TSS, SPARE.into());
+        lab.set(0x1038, 0x00cf_9300_0000_ffff);
+        lab.registers.rflags |= NT;
+        lab.code(code!("iret"));
+        lab.intercept_exception(10);
+        lab.expect_exit_at_start(exit::EXCEPTIONS + 10)?;
+        same("error code", SPARE.into(), lab.vmcb.control.exit_info_1)
     });
 }
 

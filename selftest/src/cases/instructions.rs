@@ -2,6 +2,8 @@
 //! and only then.
 #![expect(unsafe_code, reason = "assembled code of guests")]
 
+use core::arch::x86_64::__cpuid;
+
 use hypervisor::arch::svm::vmcb::Misc2;
 
 use crate::code::code;
@@ -13,6 +15,7 @@ use crate::suite::{Suite, Verdict, needs, same};
 enum Bit {
     Misc1(u32),
     Misc2(u32),
+    Misc3(u32),
 }
 
 impl Bit {
@@ -21,6 +24,7 @@ impl Bit {
         match self {
             Self::Misc1(bit) => control.intercept_misc1 |= 1 << bit,
             Self::Misc2(bit) => control.intercept_misc2 |= 1 << bit,
+            Self::Misc3(bit) => control.intercept_misc3 |= 1 << bit,
         }
     }
 }
@@ -44,8 +48,8 @@ struct Row {
     otherwise: Otherwise,
 }
 
-fn rows() -> [Row; 36] {
-    use Bit::{Misc1, Misc2};
+fn rows() -> [Row; 41] {
+    use Bit::{Misc1, Misc2, Misc3};
     use Otherwise::{Runs, Untried, Vector};
     let row = |name, bit, exit, code, otherwise| Row {
         name,
@@ -90,6 +94,17 @@ fn rows() -> [Row; 36] {
         row("mwait", Misc2(11), 0x8b, code!("mwait"), Untried),
         row("xsetbv", Misc2(13), 0x8d, code!("xsetbv"), Untried),
         row("rdpru", Misc2(14), 0x8e, code!("rdpru"), Untried),
+        row("invlpgb", Misc3(0), 0xa0, &[0x0f, 0x01, 0xfe], Untried),
+        row("invpcid", Misc3(2), 0xa2, code!("invpcid rax, [rbx]"), Runs),
+        row(
+            "mcommit",
+            Misc3(3),
+            0xa3,
+            &[0xf3, 0x0f, 0x01, 0xfa],
+            Untried,
+        ),
+        row("tlbsync", Misc3(4), 0xa4, &[0x0f, 0x01, 0xff], Untried),
+        row("idle-hlt", Misc3(6), 0xa6, code!("hlt"), Untried),
         row("in", Misc1(27), 0x7b, code!("in al, 0x80"), Runs),
         row("rdmsr", Misc1(28), 0x7c, code!("rdmsr"), Runs),
     ]
@@ -108,6 +123,9 @@ fn prepare(lab: &mut Lab, row: &Row) {
             lab.registers.gpr[0] = 1;
             lab.vmcb.save.cr4 |= 1 << 18;
         }
+        // Both are undefined unless the block or EFER lets the guest.
+        "invlpgb" | "tlbsync" => lab.vmcb.control.nested_control |= 1 << 7,
+        "mcommit" => lab.vmcb.save.efer |= 1 << 17,
         "popf" | "iret" => lab.registers.gpr[4] -= 64,
         "lidt" | "lgdt" => {
             // The table that is there anyhow.
@@ -139,13 +157,25 @@ fn exists(name: &str) -> Verdict {
         ),
         "skinit" => needs(extended.is_some_and(|it| it.has_skinit()), "no SKINIT"),
         "rdtscp" => needs(extended.is_some_and(|it| it.has_rdtscp()), "no RDTSCP"),
-        "rdpru" => {
-            const LEAF: u32 = 0x8000_0008;
-            let has = core::arch::x86_64::__cpuid(LEAF).ebx & 1 << 4 != 0;
-            needs(has, "no RDPRU")
+        "rdpru" => needs(sizes() & 1 << 4 != 0, "no RDPRU"),
+        "invlpgb" | "tlbsync" => needs(sizes() & 1 << 3 != 0, "no INVLPGB"),
+        "mcommit" => needs(sizes() & 1 << 8 != 0, "no MCOMMIT"),
+        "invpcid" => {
+            let features = cpuid.get_extended_feature_info();
+            needs(features.is_some_and(|it| it.has_invpcid()), "no INVPCID")
+        }
+        "idle-hlt" => {
+            const SVM_LEAF: u32 = 0x8000_000a;
+            let has = __cpuid(SVM_LEAF).edx & 1 << 30 != 0;
+            needs(has, "no intercept of idle HLT")
         }
         _ => Ok(()),
     }
+}
+
+/// CPUID's bits of some instructions, beside the sizes of addresses.
+fn sizes() -> u32 {
+    __cpuid(0x8000_0008).ebx
 }
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -179,6 +209,16 @@ pub(crate) fn add(suite: &mut Suite) {
         lab.vmcb.control.intercept_misc2 &= !Misc2::VMMCALL.bits();
         lab.intercept_exception(6);
         lab.expect_exit_at_start(exit::EXCEPTIONS + 6)
+    });
+    suite.case("intercept/mwait-armed", "15.9", |lab| {
+        exists("mwait")?;
+        // What is pending wakes a guest that is not stopped.
+        lab.offer_interrupt(5);
+        lab.registers.gpr[0] = DATA;
+        lab.code(code!("monitor", "xor eax, eax", "sti", "mwait"));
+        Bit::Misc2(12).set(lab);
+        lab.expect(Stop::Exit(0x8c))?;
+        same("exit at", CODE + 6, lab.registers.rip)
     });
     suite.case("intercept/hlt-in-user-mode", "15.7", |lab| {
         lab.in_user_mode();

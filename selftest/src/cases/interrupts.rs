@@ -6,18 +6,12 @@ use alloc::format;
 use hypervisor::arch::svm::vmcb::{Misc1, Misc2, SHADOW, VIntr};
 
 use crate::code::code;
-use crate::lab::{CODE, Lab, RFLAGS_IF, Stop, exit};
+use crate::lab::{CODE, Lab, RFLAGS_IF, Stop, VECTOR, exit};
 use crate::suite::{Suite, Verdict, needs, same};
 
-const VECTOR: u8 = 0x51;
 const VINTR: u32 = 1 << 4;
 const V_GIF: u64 = 1 << 9;
 const V_GIF_ENABLE: u64 = 1 << 25;
-
-/// Makes a virtual interrupt pending.
-fn offer(lab: &mut Lab, priority: u64) {
-    lab.vmcb.control.v_intr |= VIntr::V_IRQ.bits() | priority << 16 | u64::from(VECTOR) << 32;
-}
 
 fn pending(lab: &Lab) -> u64 {
     lab.vmcb.control.v_intr & VIntr::V_IRQ.bits()
@@ -25,27 +19,27 @@ fn pending(lab: &Lab) -> u64 {
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.case("virtual-interrupt/delivered", "15.21.4", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.registers.rflags |= RFLAGS_IF;
         lab.expect(Stop::Vector(VECTOR))?;
         same("V_IRQ", 0, pending(lab))?;
         same("return address", CODE, lab.top_of_stack())
     });
     suite.case("virtual-interrupt/waits-for-if", "15.21.4", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.code(code!("nop"));
         lab.expect(Stop::End)?;
         same("V_IRQ", VIntr::V_IRQ.bits(), pending(lab))
     });
     suite.case("virtual-interrupt/sti-opens", "15.21.5", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.code(code!("sti", "nop", "nop"));
         lab.expect(Stop::Vector(VECTOR))?;
         // One instruction behind STI comes first.
         same("return address", CODE + 2, lab.top_of_stack())
     });
     suite.case("virtual-interrupt/mov-ss-holds-back", "15.21.5", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.code(code!("mov eax, ss", "push 0x202", "popfq", "nop"));
         lab.expect(Stop::Vector(VECTOR))?;
         same("return address", CODE + 8, lab.top_of_stack())
@@ -53,7 +47,7 @@ pub(crate) fn add(suite: &mut Suite) {
     for (name, priority) in [("equal-to-tpr", 5), ("below-tpr", 6)] {
         let name = format!("virtual-interrupt/priority-{name}");
         suite.case(name, "15.21.2", move |lab| {
-            offer(lab, 5);
+            lab.offer_interrupt(5);
             lab.vmcb.control.v_intr |= priority;
             lab.registers.rflags |= RFLAGS_IF;
             lab.expect(Stop::End)?;
@@ -61,19 +55,19 @@ pub(crate) fn add(suite: &mut Suite) {
         });
     }
     suite.case("virtual-interrupt/priority-above-tpr", "15.21.2", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.vmcb.control.v_intr |= 4;
         lab.registers.rflags |= RFLAGS_IF;
         lab.expect(Stop::Vector(VECTOR))
     });
     suite.case("virtual-interrupt/ignores-tpr-if-told", "15.21.4", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.vmcb.control.v_intr |= 15 | VIntr::V_IGN_TPR.bits();
         lab.registers.rflags |= RFLAGS_IF;
         lab.expect(Stop::Vector(VECTOR))
     });
     suite.case("virtual-interrupt/lower-tpr-opens", "15.21.2", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.vmcb.control.v_intr |= 9;
         lab.registers.rflags |= RFLAGS_IF;
         lab.code(code!("nop", "xor eax, eax", "mov cr8, rax", "nop"));
@@ -88,7 +82,7 @@ pub(crate) fn add(suite: &mut Suite) {
         same("V_TPR", 7, lab.vmcb.control.v_intr & 0xff)
     });
     suite.case("virtual-interrupt/window", "15.21.6", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.vmcb.control.intercept_misc1 |= VINTR;
         lab.code(code!("sti", "nop", "nop"));
         lab.expect(Stop::Exit(exit::VINTR))?;
@@ -96,7 +90,7 @@ pub(crate) fn add(suite: &mut Suite) {
         same("V_IRQ", VIntr::V_IRQ.bits(), pending(lab))
     });
     suite.case("virtual-interrupt/wakes-from-hlt", "15.21.4", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.code(code!("sti", "hlt", "nop"));
         lab.expect(Stop::Vector(VECTOR))?;
         same("return address", CODE + 2, lab.top_of_stack())
@@ -127,7 +121,7 @@ fn shadow(suite: &mut Suite) {
         stored_at_halt(lab, 0)
     });
     suite.case("shadow/loaded-at-entry", "15.21.5", |lab| {
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.registers.rflags |= RFLAGS_IF;
         lab.vmcb.control.interrupt_shadow = SHADOW;
         lab.code(code!("nop", "nop"));
@@ -136,7 +130,7 @@ fn shadow(suite: &mut Suite) {
     });
     suite.case("shadow/none-of-the-host's", "15.21.5", |lab| {
         // The lab enters without STI right before VMRUN.
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.registers.rflags |= RFLAGS_IF;
         lab.code(code!("nop"));
         lab.expect(Stop::Vector(VECTOR))?;
@@ -162,7 +156,7 @@ fn global_flag(suite: &mut Suite) {
     suite.case("gif/virtual-holds-virtual-interrupts", "15.33.2", |lab| {
         virtual_gif()?;
         lab.vmcb.control.v_intr |= V_GIF_ENABLE;
-        offer(lab, 5);
+        lab.offer_interrupt(5);
         lab.registers.rflags |= RFLAGS_IF;
         lab.code(code!("nop", "stgi", "nop"));
         lab.expect(Stop::Vector(VECTOR))?;

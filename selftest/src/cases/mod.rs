@@ -14,6 +14,7 @@ mod registers;
 mod routing;
 mod state;
 mod tlb;
+mod xsetbv;
 
 use hypervisor::arch::time::Clocks;
 
@@ -25,6 +26,7 @@ pub(crate) fn add(suite: &mut Suite, clocks: Clocks) {
     registers::add(suite);
     exceptions::add(suite);
     maps::add(suite);
+    xsetbv::add(suite);
     state::add(suite);
     invalid::add(suite);
     events::add(suite);

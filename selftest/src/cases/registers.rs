@@ -3,9 +3,10 @@
 
 use alloc::format;
 use alloc::vec::Vec;
+use core::arch::x86_64::__cpuid;
 
 use crate::code::code;
-use crate::lab::{CR0, CR4, Lab, Stop, exit};
+use crate::lab::{CODE, CR0, CR4, Lab, Stop, exit};
 use crate::suite::{Suite, Verdict, needs, same};
 
 /// MOV between a register by number and RCX: opcode 0F `op` /number, with
@@ -124,10 +125,34 @@ pub(crate) fn add(suite: &mut Suite) {
         lab.vmcb.control.intercept_cr = 1;
         lab.expect_exit_at_start(0)
     });
+    for number in [0_u8, 4, 8] {
+        suite.case(
+            format!("register/cr{number}-write-trap"),
+            "15.9",
+            move |lab| {
+                const LAST: u32 = 0x8000_0000;
+                const ENCRYPTION: u32 = 0x8000_001f;
+                // For guests with encrypted state, whose registers can't be
+                // changed at a plain intercept.
+                let has = __cpuid(LAST).eax >= ENCRYPTION && __cpuid(ENCRYPTION).eax & 1 << 3 != 0;
+                needs(has, "no write traps")?;
+                let code = mov(WRITE_CR, number);
+                lab.code(&code);
+                lab.registers.gpr[RCX] = match number {
+                    0 => CR0,
+                    4 => CR4,
+                    _ => 0,
+                };
+                lab.vmcb.control.intercept_misc2 |= 1 << (16 + number);
+                lab.expect(Stop::Exit(0x90 + u64::from(number)))?;
+                same("exit at", CODE + code.len() as u64, lab.registers.rip)
+            },
+        );
+    }
     suite.case("register/efer-write-trap", "15.9", |lab| {
         const LEAF: u32 = 0x8000_000a;
         // CPUID has no bit for it; processors with AVIC or later have it.
-        let edx = core::arch::x86_64::__cpuid(LEAF).edx;
+        let edx = __cpuid(LEAF).edx;
         needs(edx & 1 << 13 != 0, "no write traps")?;
         lab.code(code!("wrmsr"));
         lab.registers.gpr[RCX] = 0xc000_0080;

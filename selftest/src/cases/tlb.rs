@@ -13,6 +13,7 @@ use crate::tables::Level;
 
 const SECOND: u64 = DATA + 0x1000;
 const FLUSH_GUEST: u32 = 3;
+const FLUSH_GUEST_NON_GLOBAL: u32 = 7;
 
 fn prepare(lab: &mut Lab) {
     lab.set(DATA, 1);
@@ -43,19 +44,24 @@ pub(crate) fn add(suite: &mut Suite) {
         again(lab)?;
         same("RAX", 2, lab.registers.gpr[0])
     });
-    suite.case("tlb/flush-this-guest", "15.16.2", |lab| {
-        let svm = raw_cpuid::CpuId::new().get_svm_info();
-        needs(
-            svm.is_some_and(|svm| svm.has_flush_by_asid()),
-            "no flush by ASID",
-        )?;
-        prepare(lab);
-        lab.expect(Stop::End)?;
-        swap(lab);
-        lab.vmcb.control.tlb_control = FLUSH_GUEST;
-        again(lab)?;
-        same("RAX", 2, lab.registers.gpr[0])
-    });
+    for (name, control) in [
+        ("flush-this-guest", FLUSH_GUEST),
+        ("flush-what-is-not-global", FLUSH_GUEST_NON_GLOBAL),
+    ] {
+        suite.case(alloc::format!("tlb/{name}"), "15.16.2", move |lab| {
+            let svm = raw_cpuid::CpuId::new().get_svm_info();
+            needs(
+                svm.is_some_and(|svm| svm.has_flush_by_asid()),
+                "no flush by ASID",
+            )?;
+            prepare(lab);
+            lab.expect(Stop::End)?;
+            swap(lab);
+            lab.vmcb.control.tlb_control = control;
+            again(lab)?;
+            same("RAX", 2, lab.registers.gpr[0])
+        });
+    }
     suite.case("tlb/asids-apart", "15.16", |lab| {
         let svm = raw_cpuid::CpuId::new().get_svm_info();
         let asids = svm.map_or(0, |svm| svm.supported_asids());
