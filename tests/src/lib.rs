@@ -3,11 +3,13 @@
 //! `tests/` holds the tests themselves. They run the built `viaduct` in an
 //! environment of their own ([`Bench`]) and hold it to what its manual says:
 //! streams, exit statuses, and nothing left behind. Tests of hostile guests
-//! start racks directly, with kernels assembled on the spot ([`guest`]).
+//! start racks directly, with kernels assembled on the spot ([`guest`]); images
+//! that need no kernel are assembled too ([`bare`]).
 //!
 //! Nothing here depends on how fast anything is. [`LIMIT`] only catches hangs.
 
 mod alarms;
+pub mod bare;
 mod bench;
 pub mod guest;
 mod terminal;

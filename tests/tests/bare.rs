@@ -1,70 +1,9 @@
 //! Images that run without a kernel: a few dozen instructions each, as
 //! multiboot or PVH images in 32-bit code.
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use viaduct_tests::bare::{Mark, exit, image, print, start_others};
 use viaduct_tests::{Bench, Finished};
-
-/// Where the image is loaded.
-const LOAD: u32 = 0x10_0000;
-/// Where in the file the boot protocol's mark is, and the code.
-const MARK: usize = 0x80;
-const CODE: usize = 0xc0;
-
-/// How an image says that it can be booted.
-#[derive(Clone, Copy)]
-enum Mark {
-    Multiboot,
-    Pvh,
-}
-
-/// An ELF32 file with this code.
-fn image(mark: Mark, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
-    let entry = LOAD + 0xc0;
-    let mut assembler = CodeAssembler::new(32).expect("there is such code");
-    code(&mut assembler).expect("legal");
-    let code = assembler.assemble(entry.into()).expect("legal");
-    let mark = match mark {
-        Mark::Multiboot => [0x1bad_b002, 0, 0_u32.wrapping_sub(0x1bad_b002), 0, 0],
-        Mark::Pvh => [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), entry],
-    };
-    let len = u32::try_from(CODE + code.len()).expect("small");
-    let words =
-        |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|word| word.to_le_bytes()).collect() };
-    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
-    file.resize(16, 0);
-    file.extend([2, 0, 3, 0]);
-    file.extend(words(&[1, entry, 52, 0, 0]));
-    file.extend([52, 0, 32, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend(words(&[1, 0, LOAD, LOAD, len, len, 7, 4096]));
-    file.extend(words(&[4, 0x80, 0, 0, 20, 20, 4, 4]));
-    file.resize(MARK, 0);
-    file.extend(words(&mark));
-    file.resize(CODE, 0);
-    file.extend(code);
-    file
-}
-
-/// Prints the bytes at ESI up to a zero.
-fn print(code: &mut CodeAssembler) -> Result<(), IcedError> {
-    let (mut again, mut done) = (code.create_label(), code.create_label());
-    code.mov(edx, 0x3f8)?;
-    code.set_label(&mut again)?;
-    code.lodsb()?;
-    code.test(al, al)?;
-    code.jz(done)?;
-    code.out(dx, al)?;
-    code.jmp(again)?;
-    code.set_label(&mut done)?;
-    code.nop()
-}
-
-/// Writes EAX to the exit port.
-fn exit(code: &mut CodeAssembler) -> Result<(), IcedError> {
-    code.mov(edx, 0xf4)?;
-    code.out(dx, eax)?;
-    code.hlt()
-}
 
 fn run(bench: &Bench, image: &[u8], words: &[&str]) -> Finished {
     let path = bench.file("image", image);
@@ -140,31 +79,50 @@ fn a_pvh_image_gets_its_words_and_switches_off() {
     );
 }
 
-/// Starts the other vCPUs through the APIC's window. Each adds to a word; when
-/// all of them have, the exit value is that word, less `expected`.
-fn start_others(
-    others: u32,
-    expected: u32,
-) -> impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError> {
-    const PAGE: u32 = 0x8000;
-    move |code| {
-        // lock inc word [0x7000]; hlt; jmp $-1, in 16-bit code.
-        for (place, word) in (PAGE..).step_by(4).zip([0x0006_fff0_u32, 0xfdeb_f470]) {
-            code.mov(dword_ptr(place), word)?;
+#[test]
+fn fw_cfg_tells_the_memory() {
+    let image = image(Mark::Multiboot, |code| {
+        let mut wrong = code.create_label();
+        code.mov(eax, 3)?;
+        code.mov(edx, 0x510)?;
+        code.out(dx, ax)?;
+        code.inc(edx)?;
+        for _ in 0..4 {
+            code.in_(al, dx)?;
+            code.ror(eax, 8)?;
         }
-        code.mov(word_ptr(0x7000), 0)?;
-        for command in [0xc_4500, 0xc_4608] {
-            code.mov(dword_ptr(0xfee0_0300_u32), command)?;
-        }
-        let mut again = code.create_label();
-        code.set_label(&mut again)?;
-        code.pause()?;
-        code.movzx(eax, word_ptr(0x7000))?;
-        code.cmp(eax, others)?;
-        code.jb(again)?;
-        code.sub(eax, expected)?;
+        code.cmp(eax, 128 << 20)?;
+        code.mov(eax, 0)?;
+        code.je(wrong)?;
+        code.mov(eax, 99)?;
+        code.set_label(&mut wrong)?;
         exit(code)
-    }
+    });
+    let done = run(&Bench::new(), &image, &["--cores", "1"]);
+    assert_eq!(done.status, 1, "{}", done.err());
+}
+
+#[test]
+fn an_image_may_switch_its_apic_over() {
+    let image = image(Mark::Multiboot, |code| {
+        let mut wrong = code.create_label();
+        code.mov(ecx, 0x1b)?;
+        code.rdmsr()?;
+        code.test(eax, 1 << 10)?;
+        code.mov(ebx, 98)?;
+        code.jnz(wrong)?;
+        code.or(eax, 1 << 10)?;
+        code.wrmsr()?;
+        code.mov(ecx, 0x803)?;
+        code.rdmsr()?;
+        code.movzx(ebx, al)?;
+        code.set_label(&mut wrong)?;
+        code.mov(eax, ebx)?;
+        exit(code)
+    });
+    let done = run(&Bench::new(), &image, &["--cores", "1"]);
+    // Its version by MSR: 10H to 15H for those that are part of a processor.
+    assert_eq!(done.status >> 5, 1, "{} {}", done.status, done.err());
 }
 
 #[test]
@@ -186,33 +144,6 @@ fn four_vcpus_lie_on_two_nodes() {
     let image = image(Mark::Multiboot, start_others(3, 0));
     let done = run(&Bench::new(), &image, &["--nodes", "2", "--cores", "2"]);
     assert_eq!(done.status, 3 << 1 | 1, "{}", done.err());
-}
-
-#[test]
-fn a_tree_of_unit_tests_runs_on_two_nodes() {
-    let bench = Bench::new();
-    let folder = bench.path("tree/x86");
-    std::fs::create_dir_all(&folder).expect("writable");
-    let write = |name: &str, bytes: &[u8]| {
-        std::fs::write(folder.join(name), bytes).expect("writable");
-    };
-    write("four.flat", &image(Mark::Multiboot, start_others(3, 3)));
-    write("wrong.flat", &image(Mark::Multiboot, start_others(3, 2)));
-    write(
-        "unittests.cfg",
-        b"[four]\nfile = four.flat\nsmp = 4\n\n[wrong]\nfile = wrong.flat\nsmp = 4\n",
-    );
-    let tap = bench.path("tree.tap");
-    let done = bench
-        .line(["kvm-unit-tests", "--nodes", "2", "--no-reference", "--tap"])
-        .words([&tap, &bench.path("tree")])
-        .finish();
-    assert_eq!(done.status, 1, "{}", done.err());
-    let text = std::fs::read_to_string(&tap).expect("written");
-    let lines: Vec<_> = text.lines().skip(2).collect();
-    assert_eq!(lines[0], "ok 1 - four", "{text}");
-    assert!(lines[1].starts_with("not ok 2 - wrong"), "{text}");
-    bench.assert_nothing_left();
 }
 
 #[test]
@@ -260,6 +191,36 @@ fn the_old_timer_ticks_at_the_old_controller() {
 }
 
 #[test]
+fn the_old_clocks_are_there_if_wanted() {
+    let image = image(Mark::Multiboot, |code| {
+        let (mut wrong, mut end) = (code.create_label(), code.create_label());
+        // Seconds in decimal digits.
+        code.xor(eax, eax)?;
+        code.out(0x70_u32, al)?;
+        code.in_(al, 0x71_u32)?;
+        code.cmp(al, 0x60)?;
+        code.jae(wrong)?;
+        // The ACPI timer goes on.
+        code.mov(edx, 0x608)?;
+        code.in_(eax, dx)?;
+        code.mov(ecx, eax)?;
+        code.in_(eax, dx)?;
+        code.cmp(eax, ecx)?;
+        code.mov(eax, 0)?;
+        code.jne(end)?;
+        code.set_label(&mut wrong)?;
+        code.mov(eax, 99)?;
+        code.set_label(&mut end)?;
+        exit(code)
+    });
+    for (platform, status) in [("legacy", 1), ("lean", 99 << 1 | 1)] {
+        let words = ["--cores", "1", "--platform", platform];
+        let done = run(&Bench::new(), &image, &words);
+        assert_eq!(done.status, status, "{platform}: {}", done.err());
+    }
+}
+
+#[test]
 fn a_guest_that_hangs_is_ended_with_its_place() {
     let image = image(Mark::Multiboot, |code| {
         let mut again = code.create_label();
@@ -283,11 +244,27 @@ fn broken_images_are_refused_in_a_line() {
     other[18] = 183;
     let mut high = sound.clone();
     high[64..68].copy_from_slice(&[0, 0, 0, 0xf0]);
+    let words = |at: usize, words: &[u32]| {
+        let mut image = sound.clone();
+        for (at, word) in (at..).step_by(4).zip(words) {
+            image[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        image
+    };
+    let second_segment = 52 + 32;
+    let overlapping = [1, 0, 0x10_0010, 0x10_0010, 16, 16, 7, 4096];
     let bench = Bench::new();
     for (image, reason) in [
         (&sound[..sound.len() - 1], "truncated"),
         (&other, "another processor"),
         (&high, "does not fit at 0xf0000000"),
+        (&words(72, &[0xe000_0000]), "low memory ends at 0x8000000"),
+        (&words(second_segment, &overlapping), "overlaps another"),
+        (&words(24, &[0]), "entry point 0x0 is in no segment"),
+        (&words(28, &[0xffff_fff0]), "truncated"),
+        (&words(44, &[40]), "40 program headers"),
+        (&words(68, &[u32::MAX]), "truncated"),
+        (&words(72, &[1]), "larger in the file than in memory"),
     ] {
         let done = run(&bench, image, &["--cores", "1"]);
         let said = done.err();

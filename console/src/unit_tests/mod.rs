@@ -134,31 +134,15 @@ impl Suite<'_> {
     /// Runs all tests, side by side as far as the host's cores reach.
     fn run(&self, tests: &[Test]) -> Vec<Judged> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let cores = Cores {
-            free: Mutex::new(cores),
-            given_back: Condvar::new(),
-            all: cores,
-        };
-        thread::scope(|scope| {
-            let mut running = Vec::new();
-            for (number, test) in (1..).zip(tests) {
-                let taken = cores.take(test.smp);
-                progress::say(format!("{} ({number} of {})", test.name, tests.len()));
-                let cores = &cores;
-                running.push(scope.spawn(move || {
-                    let judged = self.judge(test);
-                    if self.verbose {
-                        let word = judged.verdict.word();
-                        progress::print_line(&format!("{word:<10}{}", test.name));
-                    }
-                    cores.give_back(taken);
-                    judged
-                }));
+        side_by_side(cores, tests, |number, test| {
+            let count = tests.len();
+            progress::say(format!("{} ({} of {count})", test.name, number + 1));
+            let judged = self.judge(test);
+            if self.verbose {
+                let word = judged.verdict.word();
+                progress::print_line(&format!("{word:<10}{}", test.name));
             }
-            let results = running.into_iter().map(|thread| thread.join());
-            results
-                .map(|result| result.expect("a test's thread does not panic"))
-                .collect()
+            judged
         })
     }
 
@@ -200,6 +184,36 @@ impl Suite<'_> {
             (!built).then(|| format!("{} is not built", test.file))
         })
     }
+}
+
+/// Does something with each test, on a thread of its own, and with as many
+/// at once as have cores enough; the results in order.
+fn side_by_side<T: Send>(
+    cores: usize,
+    tests: &[Test],
+    each: impl Fn(usize, &Test) -> T + Sync,
+) -> Vec<T> {
+    let cores = Cores {
+        free: Mutex::new(cores),
+        given_back: Condvar::new(),
+        all: cores,
+    };
+    let (cores, each) = (&cores, &each);
+    thread::scope(|scope| {
+        let mut running = Vec::new();
+        for (number, test) in tests.iter().enumerate() {
+            let taken = cores.take(test.smp);
+            running.push(scope.spawn(move || {
+                let result = each(number, test);
+                cores.give_back(taken);
+                result
+            }));
+        }
+        let results = running.into_iter().map(|thread| thread.join());
+        results
+            .map(|result| result.expect("a test's thread does not panic"))
+            .collect()
+    })
 }
 
 /// The host's cores, as tests take them.
@@ -280,7 +294,28 @@ fn print(results: &[Judged], verbose: bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::SlowTests;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::{SlowTests, config, side_by_side};
+
+    #[test]
+    fn tests_run_side_by_side_and_wide_ones_alone() {
+        let tests = config::parse("[a]\n[b]\n[wide]\nsmp = 5\n[c]\nsmp = 2\n");
+        let (meeting, running) = (Barrier::new(2), AtomicUsize::new(0));
+        let seen = side_by_side(2, &tests, |number, test| {
+            let already = running.fetch_add(1, Ordering::SeqCst);
+            // Each of the first two waits for the other.
+            if test.smp == 1 {
+                meeting.wait();
+            } else {
+                assert_eq!(already, 0, "test {number} is not alone");
+            }
+            running.fetch_sub(1, Ordering::SeqCst);
+            number
+        });
+        assert_eq!(seen, [0, 1, 2, 3]);
+    }
 
     #[test]
     fn slow_tests_get_longer_and_have_reasons() {

@@ -77,6 +77,7 @@ pub fn load_bare(memory: &impl GuestMemory, boot: &BareBoot<'_>) -> Result<BareE
             return Err(LoadError::Misplaced {
                 start: segment.gpa,
                 end: segment.end(),
+                limit: low_end,
             });
         }
         copy::copy_segment(memory, boot.image, segment)?;
@@ -119,6 +120,7 @@ pub fn load_bare(memory: &impl GuestMemory, boot: &BareBoot<'_>) -> Result<BareE
         return Err(LoadError::Misplaced {
             start: data.base,
             end: data.end(),
+            limit: low_end,
         });
     }
     memory.write_bytes(data.base, &data.bytes)?;

@@ -121,7 +121,8 @@ fn images_in_the_wrong_place_are_refused() {
         let refused = load(&memory(), &multiboot(place), b"");
         let start = Gpa(place.into());
         let end = Gpa(start.0 + 0x2000);
-        assert_eq!(refused, Err(LoadError::Misplaced { start, end }));
+        let limit = MEMORY;
+        assert_eq!(refused, Err(LoadError::Misplaced { start, end, limit }));
     }
     let large = vec![1; usize::try_from(MEMORY).expect("64-bit")];
     let refused = load(&memory(), &multiboot(LOAD), &large);

@@ -41,7 +41,7 @@ use vmm_shared::addr::{Gpa, PAGE_SIZE};
 
 use crate::mem::{GuestMemory, GuestMemoryError};
 use crate::platform::acpi::AcpiTables;
-use crate::platform::layout;
+use crate::platform::layout::{self, ACPI_BASE, ACPI_END};
 use crate::platform::{PlatformConfig, acpi};
 use memory_map::memory_map;
 use zero_page::{Initramfs, ZeroPage};
@@ -193,12 +193,17 @@ pub enum LoadError {
     Image(ImageError),
     /// A segment, or the boot data, that is not in low memory or where the
     /// firmware tables are.
-    #[error("a part of the image, or of its boot data, does not fit at {start}")]
+    #[error(
+        "a part of the image, or of its boot data, does not fit at {start} to {end}: the VM's low memory \
+         ends at {limit:#x}, and its firmware has {ACPI_BASE} to {ACPI_END}"
+    )]
     Misplaced {
         /// First address.
         start: Gpa,
         /// First address behind it.
         end: Gpa,
+        /// Where low memory ends.
+        limit: u64,
     },
     /// No room for the modules behind the image.
     #[error(

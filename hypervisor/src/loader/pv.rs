@@ -63,6 +63,7 @@ pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntr
             return Err(LoadError::Misplaced {
                 start: segment.gpa,
                 end: segment.end(),
+                limit: low_end,
             });
         }
         copy::copy_segment(memory, boot.kernel, segment)?;
