@@ -540,6 +540,45 @@ fn a_step_that_may_have_been_begun_is_undone_first() {
 }
 
 #[test]
+fn an_abandoned_job_leaves_what_the_guest_may_still_have() {
+    const SILENT: StepResult = StepResult::Failed {
+        reason: Reason::Unanswered.code(),
+    };
+    let mut rack = rack();
+    rack.boot(Share::new(3, 30));
+    let job = rack.start(resize(5, 30));
+    for _ in 0..2 {
+        rack.turn(&mut done());
+    }
+    assert!(rack.cluster.jobs()[&job].current().is_some());
+    rack.must(Change::Abandon { job });
+    assert!(rack.cluster.jobs()[&job].is_abandoned());
+    let desired = |rack: &Rack| rack.cluster.vms()[&VM].desired();
+    assert_eq!(desired(&rack), Share::new(3, 30), "nobody wants more now");
+    // The same request is another job: this one is being undone.
+    assert_eq!(rack.ask(resize(5, 30)), Err(Refusal::Busy { job }));
+    // Who joins now knows it, too.
+    let mut copy = Cluster::default();
+    copy.load(0, &rack.snapshot()).expect("a snapshot");
+    assert_eq!(copy, rack.cluster);
+    rack.turn(&mut |_, _| SILENT);
+    let state = rack.cluster.jobs()[&job].state();
+    let reason = Reason::Unanswered.code();
+    assert_eq!(state, JobState::Stuck { reason });
+    let vm = &rack.cluster.vms()[&VM];
+    assert!(vm.granted().vcpus > 3, "it may be the guest's");
+    assert_eq!(desired(&rack), Share::new(3, 30));
+    assert_eq!(
+        rack.append(Change::Abandon { job }, &[]),
+        Err(Refusal::TooLate { job })
+    );
+    // And it can be asked for again, or taken away.
+    rack.start(resize(3, 30));
+    rack.work();
+    assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(3, 30));
+}
+
+#[test]
 fn vcpus_come_and_go_by_their_numbers() {
     let mut rack = rack();
     rack.boot(Share::new(3, 30));

@@ -26,7 +26,11 @@ impl Tables for Rack {
 }
 
 /// Nodes that can do all but change memory.
-struct Nodes;
+#[derive(Default)]
+struct Nodes {
+    /// What the guest has given up unasked.
+    given_up: Option<Change>,
+}
 
 impl Executor for Nodes {
     fn can(&self, step: &Step) -> Result<(), &'static str> {
@@ -38,6 +42,10 @@ impl Executor for Nodes {
 
     fn drive(&mut self, _: &Cluster, _: &Job, _: &Step) -> Option<StepResult> {
         Some(StepResult::Done)
+    }
+
+    fn given_up(&self, _: &Cluster) -> Option<Change> {
+        self.given_up
     }
 }
 
@@ -57,7 +65,13 @@ fn ask(role: &mut Role, rack: &mut Rack, change: Change, upload: u32, dry: bool)
         op,
     };
     let body = request.as_bytes();
-    match role.answer(Method::Change as u32, body, rack, &Nodes, &wall()) {
+    match role.answer(
+        Method::Change as u32,
+        body,
+        rack,
+        &Nodes::default(),
+        &wall(),
+    ) {
         Reply::Answer(answer) => answer,
         other => panic!("{other:?}"),
     }
@@ -87,12 +101,82 @@ fn a_request_becomes_a_job_and_the_same_one_joins_it() {
     let other = ask(&mut role, &mut rack, resize(3, 100), 0, false);
     assert_eq!(verdict(&other), Verdict::Refused);
     assert!(other.sentence().contains("job"), "{}", other.sentence());
-    while role.turn(&mut rack, &mut Nodes, &wall()).expect("a log") {}
+    while role
+        .turn(&mut rack, &mut Nodes::default(), &wall())
+        .expect("a log")
+    {}
     let job = rack.cluster.jobs().values().last().expect("the job");
     assert!(matches!(job.state(), JobState::Finished { .. }));
     assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(4, 100));
     let again = ask(&mut role, &mut rack, resize(4, 100), 0, false);
     assert_eq!(verdict(&again), Verdict::Nothing);
+}
+
+#[test]
+fn what_the_guest_has_given_up_unasked_is_not_granted_any_more() {
+    let (mut role, mut rack) = (Role::default(), rack());
+    let home = rack.cluster.vms()[&VM]
+        .home(VcpuId(1))
+        .expect("it is there");
+    let given_up = Change::GivenUp {
+        vm: VM,
+        vcpu: Some(VcpuId(1)),
+        node: home,
+        slices: 0,
+    };
+    let mut nodes = Nodes {
+        given_up: Some(given_up),
+    };
+    // As long as a job changes the VM, that is the job's to find out.
+    let asked = ask(&mut role, &mut rack, resize(3, 100), 0, false);
+    assert_eq!(verdict(&asked), Verdict::Started);
+    let busy = rack.append(given_up, &[]);
+    assert!(matches!(busy, Err(Refusal::Busy { .. })), "{busy:?}");
+    while rack.cluster.job_of(VM).is_some() {
+        role.turn(&mut rack, &mut nodes, &wall()).expect("a log");
+    }
+    assert!(
+        role.turn(&mut rack, &mut nodes, &wall()).expect("a log"),
+        "there was something to do"
+    );
+    let vm = &rack.cluster.vms()[&VM];
+    assert_eq!(vm.desired(), Share::new(3, 100));
+    assert_eq!(vm.granted(), Share::new(2, 100));
+    assert_eq!(vm.home(VcpuId(1)), None);
+    // So the same request is no success by itself.
+    let again = ask(&mut role, &mut rack, resize(3, 100), 0, false);
+    assert_eq!(verdict(&again), Verdict::Started);
+    while role
+        .turn(&mut rack, &mut Nodes::default(), &wall())
+        .expect("a log")
+    {}
+    assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(3, 100));
+
+    for (change, refusal) in [
+        (given_up, None),
+        (given_up, Some("no-vcpu")),
+        (
+            Change::GivenUp {
+                vm: VM,
+                vcpu: None,
+                node: home,
+                slices: 101,
+            },
+            Some("no-room"),
+        ),
+        (
+            Change::GivenUp {
+                vm: VM,
+                vcpu: None,
+                node: NodeId(2),
+                slices: 1,
+            },
+            Some("no-room"),
+        ),
+    ] {
+        let said = rack.append(change, &[]).err();
+        assert_eq!(said.map(|why| why.code().1), refusal, "{change:?}");
+    }
 }
 
 #[test]
@@ -162,7 +246,7 @@ fn a_policy_comes_in_parts_and_all_of_them_are_needed() {
         };
         part.bytes[..count].copy_from_slice(&rest[..count]);
         let method = Method::Part as u32;
-        role.answer(method, part.as_bytes(), rack, &Nodes, &wall())
+        role.answer(method, part.as_bytes(), rack, &Nodes::default(), &wall())
     };
     assert_eq!(send(&mut role, &mut rack, PART_BYTES), Reply::BadArguments);
     assert_eq!(send(&mut role, &mut rack, 0), Reply::Taken);
@@ -194,12 +278,18 @@ fn a_job_goes_on_after_a_new_role_takes_over() {
     ask(&mut first, &mut rack, resize(5, 100), 0, false);
     // The plan, and two of its steps.
     for _ in 0..3 {
-        assert_eq!(first.turn(&mut rack, &mut Nodes, &wall()), Ok(true));
+        assert_eq!(
+            first.turn(&mut rack, &mut Nodes::default(), &wall()),
+            Ok(true)
+        );
     }
     let mut second = Role::default();
     assert_eq!(second.take_over(NodeId(1), alive, &mut rack), Ok(true));
     assert_eq!(rack.cluster.controller(), (Some(NodeId(1)), 3));
-    while second.turn(&mut rack, &mut Nodes, &wall()).expect("a log") {}
+    while second
+        .turn(&mut rack, &mut Nodes::default(), &wall())
+        .expect("a log")
+    {}
     assert_eq!(rack.cluster.vms()[&VM].granted(), Share::new(5, 100));
     let adds = rack.cluster.jobs().values().last().expect("the job");
     let adds = adds
@@ -227,7 +317,10 @@ fn a_vcpu_moves_where_it_is_told() {
         0,
         false,
     );
-    while role.turn(&mut rack, &mut Nodes, &wall()).expect("a log") {}
+    while role
+        .turn(&mut rack, &mut Nodes::default(), &wall())
+        .expect("a log")
+    {}
     assert_eq!(home(&rack), Some(to));
 }
 
@@ -240,16 +333,16 @@ proptest! {
     ) {
         let (mut role, mut rack) = (Role::default(), rack());
         for (method, body) in calls {
-            role.answer(method, &body, &mut rack, &Nodes, &wall());
+            role.answer(method, &body, &mut rack, &Nodes::default(), &wall());
         }
         for (code, rest, dry) in ops {
             let mut op = [code; 32];
             op[1..].copy_from_slice(&rest);
             let request = ChangeRequest { request: 1, upload_len: 0, dry_run: dry.into(), op };
-            role.answer(1, request.as_bytes(), &mut rack, &Nodes, &wall());
+            role.answer(1, request.as_bytes(), &mut rack, &Nodes::default(), &wall());
         }
         for _ in 0..50 {
-            let _ = role.turn(&mut rack, &mut Nodes, &wall());
+            let _ = role.turn(&mut rack, &mut Nodes::default(), &wall());
         }
         prop_assert_eq!(rack.cluster.check(), Ok(()));
     }

@@ -14,6 +14,8 @@ const NUMBERS: u16 = 6;
 enum Step {
     Insert(u16),
     AskBack(u16),
+    TakeBack(u16),
+    Leave(u16),
     Read(u16, u8),
     Write(u16, u8, u32),
 }
@@ -46,6 +48,18 @@ fuzz_target!(|input: Input| {
             Step::AskBack(unit) => {
                 block.ask_back(unit % NUMBERS);
                 assert_eq!(count(&block), before, "it is asked for, not taken");
+            }
+            Step::TakeBack(unit) => {
+                let was_unseen = block.take_back(unit % NUMBERS);
+                assert_eq!(count(&block), before - usize::from(was_unseen));
+                assert!(!was_unseen || before > least, "the last ones stay");
+                assert!(!block.take_back(unit % NUMBERS), "once");
+            }
+            Step::Leave(unit) => {
+                let was_unseen = block.leave(unit % NUMBERS);
+                assert!(!was_unseen || block.is_present(unit % NUMBERS));
+                assert!(!block.leave(unit % NUMBERS), "once");
+                assert_eq!(count(&block), before);
             }
             Step::Read(offset, bytes) => {
                 let value = block.read(offset % (LEN + 2), width(bytes));

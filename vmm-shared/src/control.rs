@@ -304,6 +304,22 @@ pub fn first_places(shares: &[NodeShare]) -> impl Iterator<Item = (VcpuId, Locat
         .filter_map(|(vcpu, at)| Some((vcpu, at?)))
 }
 
+/// Guest addresses, in bytes, between which there is no RAM: what does not fit
+/// below goes on above.
+pub const RAM_GAP: Range<u64> = 3 << 30..4 << 30;
+
+/// The guest address, in bytes, where the memory that comes later begins: behind
+/// a VM's `memory` bytes, above the gap, and where a guest takes it as whole
+/// blocks.
+#[must_use]
+pub const fn first_block_address(memory: u64) -> u64 {
+    let above = memory.saturating_sub(RAM_GAP.start);
+    RAM_GAP
+        .end
+        .saturating_add(above)
+        .next_multiple_of(BLOCK_SIZE)
+}
+
 /// A block that may come, as all count them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockPlace {
@@ -313,14 +329,25 @@ pub struct BlockPlace {
     pub home: NodeId,
     /// Its pieces of guest memory.
     pub pieces: Range<usize>,
+    /// Its first guest address, in bytes.
+    pub address: u64,
+}
+
+impl BlockPlace {
+    /// The number that Linux gives it: it counts addresses in blocks as large.
+    #[must_use]
+    pub const fn linux_number(&self) -> u64 {
+        self.address / BLOCK_SIZE
+    }
 }
 
 /// The blocks that may come: node by node, behind all that the VM was started
 /// with.
 pub fn blocks(shares: &[NodeShare]) -> impl Iterator<Item = BlockPlace> {
     let started = shares.iter().map(|share| share.memory);
-    let first = started.fold(0, u64::saturating_add) / LARGE_PAGE_SIZE;
-    let first = usize::try_from(first).unwrap_or(usize::MAX);
+    let started = started.fold(0, u64::saturating_add);
+    let base = first_block_address(started);
+    let first = usize::try_from(started / LARGE_PAGE_SIZE).unwrap_or(usize::MAX);
     let homes = (0..).map(NodeId).zip(shares);
     let homes = homes.flat_map(|(node, share)| (0..share.blocks).map(move |_| node));
     (0..)
@@ -330,7 +357,12 @@ pub fn blocks(shares: &[NodeShare]) -> impl Iterator<Item = BlockPlace> {
         .map(move |(id, home)| {
             let start = first.saturating_add(usize::from(id.0) * PIECES_PER_BLOCK);
             let pieces = start..start.saturating_add(PIECES_PER_BLOCK);
-            BlockPlace { id, home, pieces }
+            BlockPlace {
+                id,
+                home,
+                pieces,
+                address: base.saturating_add(u64::from(id.0) * BLOCK_SIZE),
+            }
         })
 }
 

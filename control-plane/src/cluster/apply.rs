@@ -279,6 +279,13 @@ impl Cluster {
             Change::Refuse { job } => self.refuse(job).map(applied),
             Change::Step { job, index, result } => self.step(job, index, result).map(applied),
             Change::Cancel { job } => self.cancel(job).map(applied),
+            Change::Abandon { job } => self.abandon(job).map(applied),
+            Change::GivenUp {
+                vm,
+                vcpu,
+                node,
+                slices,
+            } => self.given_up(vm, vcpu, node, slices).map(applied),
             Change::Lease {
                 holder,
                 node,
@@ -419,6 +426,44 @@ impl Cluster {
         }
     }
 
+    /// A job would find out by itself.
+    fn given_up(
+        &mut self,
+        id: VmId,
+        vcpu: Option<VcpuId>,
+        node: NodeId,
+        slices: u32,
+    ) -> Result<(), Refusal> {
+        if let Some(job) = self.job_of(id) {
+            return Err(Refusal::Busy { job: job.id });
+        }
+        let vm = self.vm(id)?;
+        let share = match vcpu {
+            Some(vcpu) => {
+                let home = vm.homes.get_mut(usize::from(vcpu.0));
+                let none = Refusal::NoVcpu { vcpu: vcpu.0 };
+                home.and_then(|home| home.take_if(|home| *home == node))
+                    .ok_or(none)?;
+                Share::new(1, 0)
+            }
+            None => Share::new(0, slices),
+        };
+        let none = Refusal::NoRoom { node };
+        let placement = vm.placements.get_mut(&node).ok_or(none)?;
+        if share.slices > placement.granted.slices {
+            return Err(none);
+        }
+        for amount in [&mut placement.held, &mut placement.granted] {
+            amount.vcpus -= share.vcpus;
+            amount.slices -= share.slices;
+        }
+        if placement.held == Share::NONE {
+            vm.placements.remove(&node);
+        }
+        self.node(node)?.pass(share, Holder::Vm(id), Holder::Free);
+        Ok(())
+    }
+
     fn create(
         &mut self,
         vm: VmId,
@@ -518,7 +563,7 @@ impl Cluster {
                 on.map(|(id, _)| *id).collect()
             }
         };
-        let same = |job: &&Job| job.wish == wish && !job.state.has_ended();
+        let same = |job: &&Job| job.wish == wish && job.is_wanted();
         if let Some(job) = self.jobs.values().find(same) {
             return Ok(Done::Joined { job: job.id });
         }
@@ -571,6 +616,7 @@ impl Cluster {
             short: 0,
             reason: 0,
             before,
+            abandoned: false,
         };
         self.jobs.insert(id, job);
         Ok(Done::Started { job: id })

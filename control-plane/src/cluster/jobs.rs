@@ -18,6 +18,10 @@
 //!
 //! A vCPU that the guest does not give up stays, and the job goes on without
 //! that step: it is *kept*.
+//!
+//! Undoing waits for what the guest has been asked, since it may do that any
+//! moment. An *abandoned* job does not: what the guest may still have is the
+//! VM's, and the job is stuck.
 
 use alloc::vec::Vec;
 
@@ -202,6 +206,8 @@ pub struct Job {
     pub(crate) reason: u16,
     /// What was desired of the VM before.
     pub(crate) before: Share,
+    /// The guest is not waited for.
+    pub(crate) abandoned: bool,
 }
 
 impl Job {
@@ -247,10 +253,21 @@ impl Job {
         Ticket::new(self.id.0 << 9 | (step & 0xff) << 1 | is_undoing as u32)
     }
 
+    /// Whether it is to do what it is for.
+    pub(crate) const fn is_wanted(&self) -> bool {
+        matches!(self.state, JobState::Waiting | JobState::Running)
+    }
+
     /// Whether its steps are undone now.
     #[must_use]
     pub const fn is_undoing(&self) -> bool {
         matches!(self.state, JobState::RollingBack { .. })
+    }
+
+    /// Whether it asks the guest for nothing more, nor waits for it.
+    #[must_use]
+    pub const fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     /// How many of its steps are done, and not undone.
@@ -385,6 +402,7 @@ impl Cluster {
                 } else {
                     JobState::RollingBack { reason }
                 };
+                self.forget_wish(id);
                 self.settle(id);
                 return Ok(());
             }
@@ -449,7 +467,19 @@ impl Cluster {
             job.done += u32::from(at_hand.is_some());
             job.state = JobState::RollingBack { reason: CANCELLED };
         }
+        self.forget_wish(id);
         self.settle(id);
+        Ok(())
+    }
+
+    pub(crate) fn abandon(&mut self, id: JobId) -> Result<(), Refusal> {
+        let job = self.jobs.get(&id).ok_or(Refusal::NoJob { job: id })?;
+        if !job.is_undoing() {
+            self.cancel(id)?;
+        }
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.abandoned = true;
+        }
         Ok(())
     }
 
@@ -459,8 +489,20 @@ impl Cluster {
             return Err(Refusal::WrongState { job: id });
         }
         job.state = JobState::Refused;
+        self.forget_wish(id);
         self.settle(id);
         Ok(())
+    }
+
+    /// What a job was to do is not desired any more: it has no plan, or is
+    /// undone.
+    fn forget_wish(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get(&id)
+            && let Wish::Resize { vm, .. } | Wish::PlaceVcpu { vm, .. } = job.wish
+            && let Some(vm) = self.vms.get_mut(&vm)
+        {
+            vm.desired = job.before;
+        }
     }
 
     /// Ends a job that has nothing left to do, and forgets the oldest ended.
@@ -480,19 +522,11 @@ impl Cluster {
             }
             _ => {}
         }
-        let (state, wish, before) = (job.state, job.wish, job.before);
-        if !state.has_ended() {
+        if !job.state.has_ended() {
             return;
         }
         // After a step done in part, or undone in part, some may be left.
         self.release_unused(id);
-        let undone = matches!(state, JobState::RolledBack { .. } | JobState::Refused);
-        if undone
-            && let Wish::Resize { vm, .. } | Wish::PlaceVcpu { vm, .. } = wish
-            && let Some(vm) = self.vms.get_mut(&vm)
-        {
-            vm.desired = before;
-        }
         let ended = self.jobs.values().filter(|job| job.state.has_ended());
         let ended: Vec<JobId> = ended.map(|job| job.id).collect();
         for old in ended

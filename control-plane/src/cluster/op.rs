@@ -191,6 +191,22 @@ pub enum Change {
         /// Which job.
         job: JobId,
     },
+    /// The same, without waiting for what the guest does not answer.
+    Abandon {
+        /// Which job.
+        job: JobId,
+    },
+    /// A guest that was not asked has given up a vCPU, or slices.
+    GivenUp {
+        /// The guest of which VM.
+        vm: VmId,
+        /// The vCPU; with none it is slices.
+        vcpu: Option<VcpuId>,
+        /// The node that gave it.
+        node: NodeId,
+        /// How many slices.
+        slices: u32,
+    },
     /// A node takes cores and slices of a node into its own pool, to give
     /// them out by itself.
     Lease {
@@ -354,6 +370,13 @@ impl Op {
             },
             17 => Change::TakeOver { node },
             18 => Change::Admit { node },
+            19 => Change::Abandon { job },
+            20 => Change::GivenUp {
+                vm,
+                vcpu: (self.other != ANY).then_some(VcpuId(self.other)),
+                node,
+                slices: self.slices,
+            },
             _ => return None,
         })
     }
@@ -489,6 +512,18 @@ impl From<Change> for Op {
             },
             Change::TakeOver { node } => of_node(17, node),
             Change::Admit { node } => of_node(18, node),
+            Change::Abandon { job } => of_job(19, job),
+            Change::GivenUp {
+                vm,
+                vcpu,
+                node,
+                slices,
+            } => Self {
+                other: vcpu.map_or(ANY, |vcpu| vcpu.0),
+                node: node.0,
+                slices,
+                ..of_vm(20, vm)
+            },
         }
     }
 }
@@ -548,6 +583,20 @@ impl fmt::Display for Change {
                 }
             }
             Self::Cancel { job } => write!(f, "cancel job {}", job.0),
+            Self::Abandon { job } => write!(f, "cancel job {} at once", job.0),
+            Self::GivenUp {
+                vm,
+                vcpu,
+                node,
+                slices,
+            } => {
+                write!(f, "the guest of vm {} gives up ", vm.0)?;
+                match vcpu {
+                    Some(vcpu) => write!(f, "vCPU {}", vcpu.0)?,
+                    None => write!(f, "{}M", u64::from(*slices) * 2)?,
+                }
+                write!(f, " of node {} unasked", node.0)
+            }
             Self::Lease {
                 holder,
                 node,

@@ -23,6 +23,8 @@ pub enum Reason {
     Kept(u8),
     /// The guest does not take it, with this status.
     Declined(u8),
+    /// The guest has not answered, and is not waited for.
+    Unanswered,
     /// It was cancelled.
     Cancelled,
     /// A node was lost.
@@ -46,6 +48,7 @@ impl Reason {
             Self::NoNode => 5,
             Self::NoRoom => 6,
             Self::Damaged => 7,
+            Self::Unanswered => 8,
             Self::Kept(status) => u16::from_le_bytes([status, KEPT]),
             Self::Declined(status) => u16::from_le_bytes([status, DECLINED]),
             Self::Cancelled => u16::MAX,
@@ -65,6 +68,7 @@ impl Reason {
             (5, _) => Self::NoNode,
             (6, _) => Self::NoRoom,
             (7, _) => Self::Damaged,
+            (8, _) => Self::Unanswered,
             (_, [status, KEPT]) => Self::Kept(status),
             (_, [status, DECLINED]) => Self::Declined(status),
             (u16::MAX, _) => Self::Cancelled,
@@ -84,6 +88,9 @@ impl fmt::Display for Reason {
             Self::NoNode => f.write_str("the node is not there, or gives nothing"),
             Self::NoRoom => f.write_str("the node has no room for more memory"),
             Self::Damaged => f.write_str("the node can't take memory over; its log says why"),
+            Self::Unanswered => {
+                f.write_str("the guest has not answered, and may do what it was asked for later")
+            }
             // ACPI 6.5, tables 6.15 and 6.14.
             Self::Kept(0x80) => f.write_str("the guest can't do without it"),
             Self::Kept(0x81 | 0x82) => f.write_str("the guest says that it is in use"),
@@ -109,6 +116,6 @@ mod tests {
             assert_eq!(Reason::from_code(code).code(), code);
         }
         assert_eq!(Reason::from_code(0x183), Reason::Kept(0x83));
-        assert_eq!(Reason::from_code(8), Reason::Other(8));
+        assert_eq!(Reason::from_code(9), Reason::Other(9));
     }
 }

@@ -20,7 +20,7 @@ use crate::optimise::Share;
 use crate::policy::{ANY, Policy, Rule};
 
 /// Version of this format.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -94,7 +94,8 @@ struct JobHead {
     steps: u32,
     done: u32,
     /// Why the last step that was done in part was.
-    short_reason: u32,
+    short_reason: u16,
+    abandoned: u16,
     before: [u32; 2],
 }
 
@@ -346,7 +347,8 @@ fn write_job(job: &Job, out: &mut Vec<u8>) {
         short: if short > 0 { short } else { job.short },
         steps: len(&job.steps),
         done: job.done,
-        short_reason: job.reason.into(),
+        short_reason: job.reason,
+        abandoned: job.abandoned.into(),
         before: pair(job.before),
     };
     out.extend_from_slice(head.as_bytes());
@@ -380,7 +382,8 @@ fn read_job(reader: &mut Reader<'_>) -> Option<Job> {
         done: (head.done <= head.steps).then_some(head.done)?,
         steps,
         short,
-        reason: u16::try_from(head.short_reason).ok()?,
+        reason: head.short_reason,
+        abandoned: head.abandoned != 0,
         before: share(head.before),
     })
 }

@@ -56,6 +56,9 @@ pub trait Executor {
     /// nor is it known who has begun it: what shall be follows from the step
     /// and the tables, which still are as before it.
     fn drive(&mut self, cluster: &Cluster, job: &Job, step: &Step) -> Option<StepResult>;
+
+    /// What a guest that no job changes has given up unasked: the tables follow.
+    fn given_up(&self, cluster: &Cluster) -> Option<Change>;
 }
 
 /// The control role of one node.
@@ -130,7 +133,7 @@ fn next<C: Clock>(
     executor: &mut impl Executor,
     clock: &C,
 ) -> Option<(Op, alloc::vec::Vec<u8>)> {
-    todo(cluster).find_map(|todo| match todo {
+    let todo = todo(cluster).find_map(|todo| match todo {
         Todo::Plan(job) => {
             let wish = cluster.jobs().get(&job)?.wish();
             match plan(cluster, wish, PLANNING, clock) {
@@ -149,5 +152,10 @@ fn next<C: Clock>(
             let change = Change::Step { job, index, result };
             Some((Op::from(change), alloc::vec::Vec::new()))
         }
-    })
+    });
+    let given_up = || {
+        let change = executor.given_up(cluster)?;
+        Some((Op::from(change), alloc::vec::Vec::new()))
+    };
+    todo.or_else(given_up)
 }

@@ -121,6 +121,7 @@ fn may_ask(op: &Op) -> Result<(), &'static str> {
         Some(
             Change::Ask { .. }
             | Change::Cancel { .. }
+            | Change::Abandon { .. }
             | Change::Cordon { .. }
             | Change::Leave { .. }
             | Change::Admit { .. }

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The interrupt line is up as long as there is an event: one that comes
-//! before the guest's driver waits for it. Until the guest has seen the event, a
+//! before the guest's driver waits for it. An event that the guest has not ended
+//! can be taken back. Until the guest has seen the event, a
 //! unit that has come is not shown as there: otherwise a guest that boots would
 //! find it first, and refuse it when it hears of it.
 
@@ -134,6 +135,26 @@ impl Hotplug {
         }
     }
 
+    /// Takes a unit away again that has come, unless the guest has seen that;
+    /// whether it has not.
+    pub fn take_back(&mut self, unit: u16) -> bool {
+        let is_unseen = self.flags(unit) & INSERTED != 0 && self.can_spare_one();
+        if is_unseen {
+            self.units[usize::from(unit)] = 0;
+        }
+        is_unseen
+    }
+
+    /// Lets the guest keep a unit that was to go, unless it has seen that;
+    /// whether it has not.
+    pub fn leave(&mut self, unit: u16) -> bool {
+        let is_unseen = self.flags(unit) & REMOVING != 0;
+        if is_unseen {
+            self.units[usize::from(unit)] &= !REMOVING;
+        }
+        is_unseen
+    }
+
     /// The level of the interrupt line.
     #[must_use]
     pub fn irq_level(&self) -> IrqLevel {
@@ -221,6 +242,8 @@ impl Hotplug {
         let can_go = self.can_spare_one();
         let flags = &mut self.units[self.selected];
         match (self.ost_event & 0xff, status) {
+            // Before it has seen the event, it answers an earlier one.
+            (OST_DEVICE_CHECK, _) if *flags & INSERTED != 0 => HotplugEffect::None,
             (OST_DEVICE_CHECK, OST_SUCCESS) if *flags & UNANSWERED != 0 => {
                 *flags &= !UNANSWERED;
                 HotplugEffect::Accepted(unit)
@@ -315,6 +338,9 @@ mod tests {
         assert!(block.is_present(1));
         block.insert(2);
         let _ = block.read(SELECT, Width::Dword);
+        let none = report(&mut block, 1, 1);
+        assert_eq!(none, HotplugEffect::None, "it has not seen this one");
+        let _ = put(&mut block, INSERTED);
         let declined = HotplugEffect::Declined(2, 1);
         assert_eq!(report(&mut block, 1, 1), declined);
         assert!(!block.is_present(2));
@@ -326,6 +352,7 @@ mod tests {
         let mut block = block();
         block.insert(2);
         let _ = block.read(SELECT, Width::Dword);
+        let _ = put(&mut block, INSERTED);
         assert_eq!(report(&mut block, 1, 0), HotplugEffect::Accepted(2));
         for status in [0, 1] {
             assert_eq!(report(&mut block, 1, status), HotplugEffect::None, "once");
@@ -337,6 +364,36 @@ mod tests {
             "never offered"
         );
         assert!(block.is_present(1) && block.is_present(2));
+    }
+
+    #[test]
+    fn what_the_guest_has_not_looked_at_can_be_taken_back() {
+        let mut block = block();
+        block.insert(2);
+        block.ask_back(1);
+        assert!(
+            !block.take_back(1) && !block.leave(2),
+            "not what they wait for"
+        );
+        assert!(block.take_back(2) && block.leave(1));
+        assert_eq!(block.irq_level(), IrqLevel::Deasserted);
+        assert!(!block.is_present(2) && block.is_present(1));
+        assert!(!block.take_back(2) && !block.leave(1), "once");
+        // The guest was about to: it finds nothing, and what it says is void.
+        let _ = block.write(SELECT, Width::Dword, 2);
+        assert_eq!(put(&mut block, INSERTED), HotplugEffect::None);
+        assert_eq!(flags(&mut block, 2), 0);
+        assert_eq!(report(&mut block, 1, 1), HotplugEffect::None);
+
+        block.insert(2);
+        block.ask_back(1);
+        for unit in [1, 2] {
+            let _ = block.write(SELECT, Width::Dword, unit);
+            let _ = put(&mut block, INSERTED | REMOVING);
+        }
+        assert!(!block.take_back(2) && !block.leave(1), "the guest is at it");
+        assert!(block.is_present(1) && block.is_present(2));
+        assert!(!block.take_back(9) && !block.leave(9));
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! with nested paging offers.
 
 use vmm_shared::addr::{Gpa, LARGE_PAGE_SIZE, PAGE_SIZE};
-use vmm_shared::control::BLOCK_SIZE;
+use vmm_shared::control::{RAM_GAP, first_block_address};
 
 use super::Domain;
 use crate::devices::hotplug;
@@ -32,9 +32,9 @@ pub const ACPI_END: Gpa = Gpa(0x10_0000);
 /// First byte of the RAM above the legacy hole.
 pub const EXTENDED_MEMORY: Gpa = Gpa(0x10_0000);
 /// Low RAM ends here or earlier; devices live between this and 4 GiB.
-pub const LOW_RAM_LIMIT: Gpa = Gpa(3 << 30);
+pub const LOW_RAM_LIMIT: Gpa = Gpa(RAM_GAP.start);
 /// RAM that does not fit below [`LOW_RAM_LIMIT`] goes on here.
-pub const HIGH_RAM_BASE: Gpa = Gpa(4 << 30);
+pub const HIGH_RAM_BASE: Gpa = Gpa(RAM_GAP.end);
 
 /// First virtio-mmio window.
 pub const VIRTIO_BASE: Gpa = Gpa(0xd000_0000);
@@ -204,9 +204,8 @@ fn part_of_ram(start: u64, len: u64) -> impl Iterator<Item = RamRange> + Clone {
 /// Where the memory that comes later begins: behind a VM's `memory` bytes, and
 /// where a guest takes it as whole blocks.
 #[must_use]
-pub fn first_block(memory: u64) -> Gpa {
-    let end = ram_ranges(memory).last().map_or(0, |range| range.end().0);
-    Gpa(end.max(HIGH_RAM_BASE.0).next_multiple_of(BLOCK_SIZE))
+pub const fn first_block(memory: u64) -> Gpa {
+    Gpa(first_block_address(memory))
 }
 
 /// The window of one virtio device; `index` is below [`VIRTIO_COUNT`].
@@ -225,6 +224,8 @@ pub fn virtio_at(gpa: Gpa) -> Option<(u32, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use vmm_shared::control::BLOCK_SIZE;
+
     use super::*;
 
     #[test]

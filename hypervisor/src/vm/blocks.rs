@@ -37,10 +37,34 @@ impl Vm {
     /// Carries the orders for blocks on.
     pub(super) fn serve_block_orders(&self, units: &mut Units) {
         for block in (0..self.blocks).map(BlockId) {
-            if let Some(order) = self.block(block).order() {
+            let record = self.block(block);
+            if record.is_recalled()
+                && let Some(order) = record.order()
+            {
+                self.take_block_back(units, block, order);
+            }
+            if let Some(order) = record.order() {
                 self.carry_on_block(units, block, order);
             }
         }
+    }
+
+    /// Ends an order that is wanted back, if the guest has not looked at it yet.
+    fn take_block_back(&self, units: &mut Units, block: BlockId, order: BlockOrder) {
+        let record = self.block(block);
+        match (order, record.state()) {
+            (BlockOrder::Grant(_), Some(BlockState::Absent)) => {
+                record.settle(order, Outcome::Recalled);
+            }
+            (BlockOrder::Grant(_), Some(BlockState::Offered)) if units.take_back(block.0) => {
+                self.withdraw(block, BlockOrder::Drop);
+            }
+            (BlockOrder::Reclaim, _) if units.leave(block.0) => {
+                record.settle(order, Outcome::Recalled);
+            }
+            _ => return,
+        }
+        self.fabric().tell_of_orders();
     }
 
     /// Carries one on, and ends it if that is its end.

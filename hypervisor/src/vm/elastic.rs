@@ -9,6 +9,10 @@
 //!   Reclaim  guest is asked ─> _EJ0 ─> order becomes Drop ─> its core drops it ─> Done
 //!   Move     its core is told ─> saves it, place Moving ─> new core takes it ─> Done
 //! ```
+//!
+//! Who has left an order may want it back. That ends it as long as the guest has
+//! not looked at its event; a guest that is at it must be waited for: it may use
+//! what has come any moment.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -60,6 +64,26 @@ impl Units {
     pub(super) fn tell(&mut self, unit: u16, told: bool) -> bool {
         let entry = self.told.get_mut(usize::from(unit));
         entry.is_some_and(|entry| core::mem::replace(entry, told) != told)
+    }
+
+    /// Takes a unit back that was to come, unless the guest has seen it; whether
+    /// it has not.
+    pub(super) fn take_back(&mut self, unit: u16) -> bool {
+        let is_unseen = !self.registers.is_present(unit) || self.registers.take_back(unit);
+        if is_unseen {
+            self.tell(unit, false);
+        }
+        is_unseen
+    }
+
+    /// Leaves a unit to the guest that was to go, unless it has seen that;
+    /// whether it has not.
+    pub(super) fn leave(&mut self, unit: u16) -> bool {
+        let is_unseen = !self.is_told(unit) || self.registers.leave(unit);
+        if is_unseen {
+            self.tell(unit, false);
+        }
+        is_unseen
     }
 
     pub(super) fn is_told(&self, unit: u16) -> bool {
@@ -146,6 +170,11 @@ impl Vm {
         }
         for vcpu in self.vcpus() {
             let record = self.record(vcpu);
+            if record.is_recalled()
+                && let Some(order) = record.order()
+            {
+                self.take_back(&mut hotplug.vcpus, vcpu, order);
+            }
             if let Some(order) = record.order()
                 && let Some(outcome) = self.carry_on(&mut hotplug.vcpus, vcpu, order)
             {
@@ -155,6 +184,22 @@ impl Vm {
         }
         self.serve_block_orders(&mut hotplug.memory);
         self.set_line(GSI_GED, hotplug.irq_level());
+    }
+
+    /// Ends an order that is wanted back, if the guest has not looked at it yet.
+    fn take_back(&self, units: &mut Units, vcpu: VcpuId, order: Order) {
+        let record = self.record(vcpu);
+        match (order, record.place()) {
+            (Order::Grant(_), Some(Place::Absent)) => record.settle(order, Outcome::Recalled),
+            (Order::Grant(_), Some(Place::At(_))) if units.take_back(vcpu.0) => {
+                record.replace_order(Order::Drop);
+            }
+            (Order::Reclaim, _) if units.leave(vcpu.0) => {
+                record.settle(order, Outcome::Recalled);
+            }
+            _ => return,
+        }
+        self.fabric().tell_of_orders();
     }
 
     /// Carries one order on; its outcome, if that is its end.

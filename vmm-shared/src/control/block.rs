@@ -121,6 +121,7 @@ impl BlockOrder {
 ///   0    state                                 devices' node
 ///   8    order and ticket                      who asks; its outcome clears it
 ///   16   outcome of the last order, and its ticket
+///   24   ticket of an order that is wanted back who asks
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BlockRecord(SharedMem);
@@ -178,6 +179,18 @@ impl BlockRecord {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.orders().is_busy()
+    }
+
+    /// Wants the order with this ticket back: it ends if the guest has not looked
+    /// at it yet. The devices' node must be told.
+    pub fn recall(&self, ticket: Ticket) {
+        self.orders().recall(ticket);
+    }
+
+    /// Whether the order that stands is wanted back.
+    #[must_use]
+    pub fn is_recalled(&self) -> bool {
+        self.orders().is_recalled()
     }
 
     /// Turns what stands into another order. Only for the devices' node.

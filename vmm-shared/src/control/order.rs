@@ -7,13 +7,17 @@ use crate::shm::SharedMem;
 /// Where the order is in its words.
 const ORDER: usize = 0;
 const OUTCOME: usize = 8;
-/// Bytes of both.
-pub(super) const ORDER_SIZE: usize = 16;
+const RECALL: usize = 16;
+/// Bytes of all.
+pub(super) const ORDER_SIZE: usize = 24;
 
 /// Orders and outcomes with a fact have their kind above it, in 8 bits; and
 /// above that the ticket of who has asked, if there may be several.
 pub(super) const KIND_SHIFT: u32 = 32;
 pub(super) const TICKET_SHIFT: u32 = KIND_SHIFT + 8;
+
+/// Beside the ticket of an order that is wanted back.
+const WANTED: u64 = 1;
 
 /// A word's ticket alone.
 const fn mark(raw: u64) -> u64 {
@@ -63,6 +67,8 @@ pub enum Outcome {
     NoRoom,
     /// The guest refused, with this status of its `_OST`.
     Refused(u32),
+    /// Who has left it wanted it back, and the guest had not looked at it.
+    Recalled,
 }
 
 impl Outcome {
@@ -74,6 +80,7 @@ impl Outcome {
             Self::NoSuchCore => 3,
             Self::Unable => 4,
             Self::NoRoom => 6,
+            Self::Recalled => 7,
             Self::Refused(status) => 5 << KIND_SHIFT | status as u64,
         }
     }
@@ -85,6 +92,7 @@ impl Outcome {
             2 => Self::Misplaced,
             3 => Self::NoSuchCore,
             6 => Self::NoRoom,
+            7 => Self::Recalled,
             // Garbage means the same: nothing has been done.
             _ if raw >> KIND_SHIFT != 5 => Self::Unable,
             _ => Self::Refused(low_half(raw)),
@@ -107,6 +115,7 @@ pub struct Busy;
 /// ```text
 ///   0   order                       who asks; its outcome clears it
 ///   8   outcome of the last order
+///   16  which order is wanted back  who asks
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OrderWords(SharedMem);
@@ -153,6 +162,20 @@ impl OrderWords {
         self.word(ORDER).store(ticket | order, Ordering::Release);
     }
 
+    /// Wants the order with this ticket back, if it still stands.
+    pub(super) fn recall(&self, ticket: Ticket) {
+        // Relaxed: the count of orders makes the devices' node look.
+        self.word(RECALL)
+            .store(ticket.mark() | WANTED, Ordering::Relaxed);
+    }
+
+    /// Whether the order that stands is wanted back.
+    pub(super) fn is_recalled(&self) -> bool {
+        let standing = self.standing();
+        let wanted = self.word(RECALL).load(Ordering::Relaxed);
+        standing != 0 && wanted == mark(standing) | WANTED
+    }
+
     /// Ends this order, unless another has taken its place.
     pub(super) fn settle(&self, order: u64, outcome: Outcome) {
         let standing = self.standing();
@@ -197,6 +220,7 @@ mod tests {
             Outcome::Misplaced,
             Outcome::NoSuchCore,
             Outcome::NoRoom,
+            Outcome::Recalled,
             Outcome::Unable,
             Outcome::Refused(0),
             Outcome::Refused(u32::MAX),

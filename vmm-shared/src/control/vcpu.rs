@@ -135,6 +135,7 @@ impl Order {
 ///   32   TSC ticks from then to its new core's first step for it
 ///   64   order and ticket                           who asks; its outcome clears it
 ///   72   outcome of the last order, and its ticket
+///   80   ticket of an order that is wanted back     who asks
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuRecord(SharedMem);
@@ -233,6 +234,18 @@ impl VcpuRecord {
         self.orders().is_busy()
     }
 
+    /// Wants the order with this ticket back: it ends if the guest has not looked
+    /// at it yet. The devices' node must be told.
+    pub fn recall(&self, ticket: Ticket) {
+        self.orders().recall(ticket);
+    }
+
+    /// Whether the order that stands is wanted back.
+    #[must_use]
+    pub fn is_recalled(&self) -> bool {
+        self.orders().is_recalled()
+    }
+
     /// Turns what stands into another order. Only for the devices' node.
     pub fn replace_order(&self, order: Order) {
         self.orders().replace(order.to_raw());
@@ -304,6 +317,23 @@ mod tests {
         record.word(ORDER).store(u64::MAX, Ordering::Relaxed);
         assert_eq!((record.order(), record.is_busy()), (None, true));
         assert_eq!(record.outcome_of(TICKET), None);
+    }
+
+    #[test]
+    fn only_the_order_with_that_ticket_is_wanted_back() {
+        let record = record();
+        for ticket in [TICKET, Ticket::NO_JOB] {
+            assert!(!record.is_recalled(), "none stands");
+            record.recall(Ticket::new(7));
+            record.ask(Order::Reclaim, ticket).expect("free");
+            assert!(!record.is_recalled());
+            record.recall(ticket);
+            assert!(record.is_recalled());
+            record.replace_order(Order::Drop);
+            assert!(record.is_recalled(), "for the same who asked");
+            record.settle(Order::Drop, Outcome::Recalled);
+            assert_eq!(record.outcome_of(ticket), Some(Outcome::Recalled));
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! is asked again whenever something may have changed.
 
 mod memory;
+mod unasked;
 mod vcpus;
 
-use control_plane::cluster::{Cluster, Job, Step, StepResult};
+use control_plane::cluster::{Change, Cluster, Job, Step, StepResult};
 use control_plane::policy::ANY;
 use control_plane::role::Executor;
 use vmm_shared::addr::NodeId;
@@ -38,6 +39,10 @@ impl Executor for NodeExecutor<'_> {
             ANY => self.drive_memory(cluster, job, step),
             _ => self.drive_vcpu(job, step),
         }
+    }
+
+    fn given_up(&self, cluster: &Cluster) -> Option<Change> {
+        self.unasked(cluster)
     }
 }
 

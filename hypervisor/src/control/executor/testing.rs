@@ -164,14 +164,27 @@ impl World {
         let job = &self.cluster.jobs()[&job];
         let (_, step) = job.current().expect("a step");
         assert_ne!(step.kind, StepKind::Lease, "taken with the plan");
+        let ring = |_| self.rings.set(self.rings.get() + 1);
+        let may_ask = || self.is_in;
         let mut executor = NodeExecutor {
             control: &self.control,
             config: &self.config,
-            ring: &|_| self.rings.set(self.rings.get() + 1),
-            may_ask: &|| self.is_in,
+            ring: &ring,
+            may_ask: &may_ask,
         };
         assert_eq!(executor.can(&step), Ok(()));
         executor.drive(&self.cluster, job, &step)
+    }
+
+    /// What it makes of a guest that was asked for nothing.
+    pub(super) fn given_up(&self) -> Option<Change> {
+        let executor = NodeExecutor {
+            control: &self.control,
+            config: &self.config,
+            ring: &|_| (),
+            may_ask: &|| true,
+        };
+        executor.given_up(&self.cluster)
     }
 }
 

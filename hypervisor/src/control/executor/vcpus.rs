@@ -1,7 +1,8 @@
 //! Steps about a vCPU: an order in its record for each, see [`VcpuRecord`].
 //!
 //! ```text
-//!   an order stands ──> wait         it is so ──> Done
+//!   an order stands ──> wait; want it back if it is to be undone
+//!   it is so ──> Done
 //!   it has this step's ticket, and an outcome ──> that
 //!   else ──> leave the order, ring the devices' node
 //! ```
@@ -14,8 +15,8 @@ use super::NodeExecutor;
 use crate::vm::DEVICE_NODE;
 
 /// What a job orders for a vCPU: one thing, and perhaps its undoing.
-fn ticket(job: &Job) -> Ticket {
-    Ticket::new(job.id().0 << 1 | u32::from(job.is_undoing()))
+fn ticket(job: &Job, is_undoing: bool) -> Ticket {
+    Ticket::new(job.id().0 << 1 | u32::from(is_undoing))
 }
 
 const fn failed(reason: Reason) -> StepResult {
@@ -46,19 +47,38 @@ impl NodeExecutor<'_> {
             return Some(failed(Reason::Misplaced));
         };
         if record.is_busy() {
+            let may_end = self.want_back(&record, job);
             // Who has left it may not have lived to say so.
             self.tell_devices();
-            return None;
+            return may_end.then(|| as_it_is(&record, job, step));
         }
         if is_so(&record, job, step) {
             return Some(StepResult::Done);
         }
-        match record.outcome_of(ticket(job)) {
+        match record.outcome_of(ticket(job, job.is_undoing())) {
             // The guest has it, and will start it.
             Some(Outcome::Done) if step.kind == StepKind::Add => None,
             Some(outcome) => Some(end(outcome, job, step)),
+            None if job.is_abandoned() && step.kind != StepKind::Move => {
+                Some(as_it_is(&record, job, step))
+            }
             None => self.order(&record, job, step),
         }
+    }
+
+    /// What is being undone need not be finished first: wants the order back that
+    /// stands. Whether it is not waited for any longer.
+    fn want_back(&self, record: &VcpuRecord, job: &Job) -> bool {
+        let was_recalled = record.is_recalled();
+        if job.is_undoing() && (self.may_ask)() {
+            record.recall(ticket(job, false));
+            if job.is_abandoned() && !record.is_recalled() {
+                record.recall(ticket(job, true));
+            }
+        }
+        let may_yet_end = record.is_recalled() && !was_recalled;
+        let is_guests = !matches!(record.order(), Some(Order::Move(_)));
+        job.is_abandoned() && is_guests && !may_yet_end
     }
 
     fn order(&self, record: &VcpuRecord, job: &Job, step: &Step) -> Option<StepResult> {
@@ -75,7 +95,8 @@ impl NodeExecutor<'_> {
             }
         };
         // One that was put out while it looked must not order anything.
-        if (self.may_ask)() && record.ask(order, ticket(job)).is_ok() {
+        let ticket = ticket(job, job.is_undoing());
+        if (self.may_ask)() && record.ask(order, ticket).is_ok() {
             self.tell_devices();
         }
         None
@@ -103,7 +124,7 @@ impl NodeExecutor<'_> {
     }
 }
 
-/// Whether all is as the step says, and no order stands.
+/// Whether all is as the step says.
 fn is_so(record: &VcpuRecord, job: &Job, step: &Step) -> bool {
     let is_there = |at: Location| at.node == NodeId(step.to);
     match (step.kind, record.place()) {
@@ -114,6 +135,15 @@ fn is_so(record: &VcpuRecord, job: &Job, step: &Step) -> bool {
         }
         (StepKind::Move, Some(Place::At(at))) => is_there(at),
         _ => false,
+    }
+}
+
+/// How a step ends for which the guest is not asked or waited for any longer:
+/// what it may have is the VM's.
+fn as_it_is(record: &VcpuRecord, job: &Job, step: &Step) -> StepResult {
+    match is_so(record, job, step) {
+        true => StepResult::Done,
+        false => failed(Reason::Unanswered),
     }
 }
 
@@ -134,7 +164,9 @@ fn end(outcome: Outcome, job: &Job, step: &Step) -> StepResult {
         Outcome::NoSuchCore | Outcome::NoRoom => failed(Reason::NoCore),
         Outcome::Unable => failed(Reason::Unable),
         // It was done, and has been changed since by nobody who may.
-        Outcome::Misplaced | Outcome::Done | Outcome::Pending => failed(Reason::Misplaced),
+        Outcome::Misplaced | Outcome::Recalled | Outcome::Done | Outcome::Pending => {
+            failed(Reason::Misplaced)
+        }
     }
 }
 

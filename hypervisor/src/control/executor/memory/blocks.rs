@@ -48,34 +48,56 @@ fn reason(outcome: Outcome, refused: fn(u8) -> Reason) -> Reason {
         Outcome::NoSuchCore => Reason::NoNode,
         Outcome::NoRoom => Reason::NoRoom,
         Outcome::Unable => Reason::Unable,
-        Outcome::Misplaced | Outcome::Done | Outcome::Pending => Reason::Misplaced,
+        Outcome::Misplaced | Outcome::Recalled | Outcome::Done | Outcome::Pending => {
+            Reason::Misplaced
+        }
     }
 }
 
 /// What the order of a job's step for a block is known by.
 fn ticket(job: &Job) -> Ticket {
+    direction_ticket(job, job.is_undoing())
+}
+
+fn direction_ticket(job: &Job, is_undoing: bool) -> Ticket {
     let index = job.current().map_or(0, |(index, _)| index);
-    job.block_ticket(index, job.is_undoing())
+    job.block_ticket(index, is_undoing)
 }
 
 impl NodeExecutor<'_> {
-    /// The VM's blocks; `None` while an order for any of them stands, or what
-    /// the guest has given up by itself is taken away.
+    /// The VM's blocks; `None` while an order for any of them is waited for, or
+    /// what the guest has given up by itself is taken away.
     fn settled(&self, work: Work<'_>) -> Option<Vec<Block>> {
         let with_record = |place: BlockPlace| {
             let record = self.control.block(place.id)?;
             Some(Block { place, record })
         };
         let all: Vec<Block> = blocks(work.shares).filter_map(with_record).collect();
-        let changes = |block: &Block| {
-            block.record.is_busy() || block.record.state() == Some(BlockState::Leaving)
-        };
-        if all.iter().any(changes) {
-            // Who has left it may not have lived to say so.
-            self.tell_devices();
-            return None;
+        let is_busy = |block: &&Block| block.record.is_busy();
+        let is_leaving = |block: &Block| block.record.state() == Some(BlockState::Leaving);
+        if !all.iter().any(|block| is_busy(&block) || is_leaving(block)) {
+            return Some(all);
         }
-        Some(all)
+        let mut waits = !work.job.is_abandoned() || all.iter().any(is_leaving);
+        for block in all.iter().filter(is_busy) {
+            waits |= self.want_block_back(work.job, &block.record);
+        }
+        // Who has left it may not have lived to say so.
+        self.tell_devices();
+        (!waits).then_some(all)
+    }
+
+    /// What is being undone need not be finished first: wants the order back that
+    /// stands. Whether that may end it yet.
+    fn want_block_back(&self, job: &Job, record: &BlockRecord) -> bool {
+        let was_recalled = record.is_recalled();
+        if job.is_undoing() && (self.may_ask)() {
+            record.recall(direction_ticket(job, false));
+            if job.is_abandoned() && !record.is_recalled() {
+                record.recall(direction_ticket(job, true));
+            }
+        }
+        record.is_recalled() && !was_recalled
     }
 
     /// How many blocks the guest is to have, beside what it booted with.
@@ -122,6 +144,9 @@ impl NodeExecutor<'_> {
         if let Some(reason) = all.iter().find_map(failed) {
             return short(added(), reason);
         }
+        if work.job.is_abandoned() {
+            return short(added(), Reason::Unanswered);
+        }
         let is_absent = |block: &&Block| block.record.state() == Some(BlockState::Absent);
         let mut absent: Vec<&Block> = all.iter().filter(is_absent).collect();
         if absent.is_empty() {
@@ -158,7 +183,10 @@ impl NodeExecutor<'_> {
                 None => rest.push(block),
             }
         }
-        if beyond > 0 && !rest.is_empty() {
+        if work.job.is_abandoned() {
+            // What the guest may have is the VM's.
+            refused = refused.or(Some(Reason::Unanswered));
+        } else if beyond > 0 && !rest.is_empty() {
             // The last ones first: so what is left lies together.
             let key = |block: &&Block| Reverse((block.pieces_on(work, from), block.place.id));
             rest.sort_by_cached_key(key);

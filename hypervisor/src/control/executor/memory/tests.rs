@@ -358,10 +358,28 @@ fn another_block_goes_for_one_that_the_guest_keeps() {
     assert_eq!(world.pieces(), [2, 2]);
 }
 
-/// Ten pieces of block 3 are on node 0, and the guest keeps the block that is
-/// all on the node that is to give less.
+/// The guest keeps the block that is all on the node that is to give less.
 #[test]
 fn what_another_node_had_of_a_block_it_takes_over() {
+    let mut world = spread();
+    let job = world.resize(4 + 64);
+    assert_eq!(world.drive(job), None);
+    assert_eq!(world.order(2), Some(BlockOrder::Reclaim), "all on node 1");
+    world.refuse(2, 0x82);
+    assert_eq!(world.drive(job), None);
+    world.give_up(3);
+    assert_eq!(world.pieces(), [2, 66]);
+    assert_eq!(world.drive(job), None);
+    let pull = world.standing(0).expect("it is asked");
+    assert_eq!((pull.from, pull.count), (NodeId(1), 10));
+    (0..10).for_each(|_| world.take_one(0));
+    world.end_pull(0, Ended::Done);
+    world.finish(job);
+    assert_eq!((world.granted(), world.pieces()), ([12, 56], [12, 56]));
+}
+
+/// Ten pieces of block 3 are on node 0.
+fn spread() -> World {
     let mut world = World::grown();
     let job = world.begin(Wish::MoveSlices {
         vm: VM,
@@ -377,20 +395,104 @@ fn what_another_node_had_of_a_block_it_takes_over() {
     }
     world.finish(job);
     assert_eq!(world.granted(), [12, 120]);
+    world
+}
+
+#[test]
+fn what_a_guest_gives_up_unasked_is_missed_node_by_node() {
+    let mut world = spread();
+    assert_eq!(world.given_up(), None);
+    let (place, record) = world.block(3);
+    record.set_state(BlockState::Leaving);
+    for piece in place.pieces {
+        let claim = world.map().claim(piece, NodeId(0)).expect("sound");
+        assert!(world.map().remove(&claim.expect("free")));
+    }
+    assert_eq!(world.given_up(), None, "it is on its way");
+    record.set_state(BlockState::Absent);
+    for _ in 0..2 {
+        let lost = world.given_up().expect("it is gone");
+        world.append(lost);
+    }
+    assert_eq!(world.given_up(), None);
+    assert_eq!((world.granted(), world.pieces()), ([2, 66], [2, 66]));
+}
+
+#[test]
+fn what_is_being_undone_is_wanted_back() {
+    let mut world = World::with_blocks(2);
+    let job = world.grow(4 + 128, 1);
+    assert_eq!(world.drive(job), None);
+    let blocks = [2, 3].map(|block| world.block(block).1);
+    assert!(blocks.iter().all(|block| !block.is_recalled()));
+    world.append(Change::Cancel { job });
+    assert_eq!(world.drive(job), None);
+    assert!(blocks.iter().all(BlockRecord::is_recalled));
+    for block in blocks {
+        let order = block.order().expect("it stands");
+        block.settle(order, Outcome::Recalled);
+    }
+    world.finish(job);
+    assert_eq!((world.granted(), world.pieces()), ([2, 2], [2, 2]));
+
+    let mut world = World::grown();
     let job = world.resize(4 + 64);
     assert_eq!(world.drive(job), None);
-    assert_eq!(world.order(2), Some(BlockOrder::Reclaim), "all on node 1");
-    world.refuse(2, 0x82);
+    world.append(Change::Cancel { job });
     assert_eq!(world.drive(job), None);
-    world.give_up(3);
-    assert_eq!(world.pieces(), [2, 66]);
-    assert_eq!(world.drive(job), None);
-    let pull = world.standing(0).expect("it is asked");
-    assert_eq!((pull.from, pull.count), (NodeId(1), 10));
-    (0..10).for_each(|_| world.take_one(0));
-    world.end_pull(0, Ended::Done);
+    let (_, block) = world.block(3);
+    assert!(block.is_recalled());
+    block.settle(BlockOrder::Reclaim, Outcome::Recalled);
     world.finish(job);
-    assert_eq!((world.granted(), world.pieces()), ([12, 56], [12, 56]));
+    assert_eq!(world.granted(), [2, 130]);
+}
+
+/// What ends a job whose guest is at it and never answers.
+#[test]
+fn an_abandoned_job_leaves_the_vm_what_the_guest_may_have() {
+    // What was to come may come.
+    let mut world = World::with_blocks(2);
+    let job = world.grow(4 + 128, 1);
+    assert_eq!(world.drive(job), None);
+    world.take(2);
+    let (place, record) = world.block(3);
+    for piece in place.pieces {
+        let host = world.map().take_host(NodeId(1), piece).expect("room");
+        assert!(world.map().add(piece, host));
+    }
+    record.set_state(BlockState::Offered);
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None, "it may be taken back");
+    let reason = Reason::Unanswered.code();
+    let ended = world.drive(job).expect("it is not waited for");
+    assert_eq!(ended, StepResult::Failed { reason });
+    assert_eq!(world.order(2), None, "nothing more is asked");
+    world.report(job, ended);
+    let state = world.cluster.jobs()[&job].state();
+    assert_eq!(state, JobState::Stuck { reason });
+    assert_eq!((world.granted(), world.pieces()), ([2, 130], [2, 130]));
+    assert_eq!(world.given_up(), None, "it is on its way");
+    // The guest refuses after all.
+    for piece in world.block(3).0.pieces {
+        let claim = world.map().claim(piece, NodeId(0)).expect("sound");
+        assert!(world.map().remove(&claim.expect("free")));
+    }
+    record.set_state(BlockState::Absent);
+    world.refuse(3, 1);
+    let lost = world.given_up().expect("it is gone");
+    world.append(lost);
+    assert_eq!((world.granted(), world.pieces()), ([2, 66], [2, 66]));
+
+    // What was to go is there, and so it is given back.
+    let mut world = World::grown();
+    let job = world.resize(4);
+    assert_eq!(world.drive(job), None);
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None, "it may be taken back");
+    world.finish(job);
+    let state = world.cluster.jobs()[&job].state();
+    assert!(matches!(state, JobState::RolledBack { .. }), "{state:?}");
+    assert_eq!(world.granted(), [2, 130]);
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn who_takes_over_rings_for_an_order_that_stands() {
     let mut world = World::new();
     let job = world.place(2, Some(0));
     // The one before has died between the order and the ring.
-    let ticket = ticket(&world.cluster.jobs()[&job]);
+    let ticket = ticket(&world.cluster.jobs()[&job], false);
     let order = Order::Move(at(0, 1));
     world.record(2).ask(order, ticket).expect("free");
     let before = world.control.vm().orders().load(Ordering::Relaxed);
@@ -114,6 +114,79 @@ fn undoing_waits_for_what_was_ordered_and_then_takes_it_back() {
     record.set_place(Place::Absent);
     world.settle(1, Outcome::Done);
     assert_eq!(world.drive(job), Some(StepResult::Done));
+}
+
+#[test]
+fn what_is_being_undone_is_wanted_back() {
+    for (vcpu, to) in [(1, Some(0)), (2, None)] {
+        let mut world = World::new();
+        let job = world.place(vcpu, to);
+        assert_eq!(world.drive(job), None);
+        assert!(!world.record(vcpu).is_recalled());
+        world.append(Change::Cancel { job });
+        assert_eq!(world.drive(job), None);
+        assert!(world.record(vcpu).is_recalled());
+        // The devices' node has been rung, and the guest had not looked.
+        assert_eq!(world.rings.get(), 2);
+        world.settle(vcpu, Outcome::Recalled);
+        assert_eq!(world.drive(job), Some(StepResult::Done), "vCPU {vcpu}");
+        assert!(!world.record(vcpu).is_busy());
+    }
+}
+
+#[test]
+fn an_abandoned_job_leaves_the_vm_what_the_guest_may_have() {
+    let reason = Reason::Unanswered.code();
+    for (vcpu, to, ended) in [
+        (1, Some(0), StepResult::Failed { reason }),
+        (2, None, StepResult::Done),
+    ] {
+        let mut world = World::new();
+        let job = world.place(vcpu, to);
+        assert_eq!(world.drive(job), None);
+        let record = world.record(vcpu);
+        if let Some(Order::Grant(at)) = record.order() {
+            record.set_place(Place::At(at));
+        }
+        let standing = record.order();
+        world.append(Change::Abandon { job });
+        assert_eq!(world.drive(job), None, "it may be taken back");
+        assert_eq!(world.drive(job), Some(ended), "vCPU {vcpu}");
+        assert_eq!(record.order(), standing, "the guest may answer yet");
+        world.report(job, ended);
+        let state = world.cluster.jobs()[&job].state();
+        assert!(state.has_ended(), "{state:?}");
+        let home = world.cluster.vms()[&VM].home(VcpuId(vcpu));
+        assert!(home.is_some(), "vCPU {vcpu} may be the guest's");
+        assert_eq!(world.given_up(), None);
+    }
+}
+
+#[test]
+fn an_abandoned_job_asks_for_nothing_more() {
+    let mut world = World::new();
+    let job = world.place(1, Some(0));
+    assert_eq!(world.drive(job), None);
+    let record = world.record(1);
+    record.set_place(Place::At(at(0, 1)));
+    world.settle(1, Outcome::Done);
+    world.append(Change::Abandon { job });
+    let reason = Reason::Unanswered.code();
+    assert_eq!(world.drive(job), Some(StepResult::Failed { reason }));
+    assert_eq!(record.order(), None);
+    // A move is the nodes' to end.
+    let mut world = World::new();
+    let job = world.place(2, Some(0));
+    assert_eq!(world.drive(job), None);
+    world.append(Change::Abandon { job });
+    for _ in 0..3 {
+        assert_eq!(world.drive(job), None);
+    }
+    world.record(2).set_place(Place::At(at(0, 1)));
+    world.settle(2, Outcome::Done);
+    assert_eq!(world.drive(job), None);
+    let back = world.record(2).order();
+    assert!(matches!(back, Some(Order::Move(at)) if at.node == NodeId(1)));
 }
 
 #[test]
