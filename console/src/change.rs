@@ -83,7 +83,11 @@ pub(crate) fn node(command: &NodeCommand) -> Result<u8> {
         NodeCommand::Leave(args) => ask(&args.change, &Wanted::Leave { node: args.node }),
         NodeCommand::Join(args) => {
             progress::say("waiting for the node");
-            client::join(&args.change.target.name, args.node).map(|()| 0)
+            let changed = client::join(&args.target.name, args.node, args.dry_run)?;
+            if args.json {
+                print_changed(&changed, None)?;
+            }
+            verdict(&changed, None)
         }
     }
 }
@@ -136,7 +140,10 @@ pub(crate) fn job(command: &JobCommand) -> Result<u8> {
             }
             Ok(end(&job))
         }
-        JobCommand::Cancel(args) => ask(&args.change, &Wanted::Cancel { job: args.job }),
+        JobCommand::Cancel(args) => {
+            let (job, force) = (args.job, args.force);
+            ask(&args.change, &Wanted::Cancel { job, force })
+        }
     }
 }
 
@@ -186,22 +193,30 @@ fn ask(args: &ChangeArgs, wanted: &Wanted) -> Result<u8> {
         _ => None,
     };
     if args.json {
-        #[derive(Serialize)]
-        struct Whole<'a> {
-            #[serde(flatten)]
-            changed: &'a Changed,
-            ended: Option<&'a JobReport>,
-        }
-        print_json(&Whole {
-            changed: &changed,
-            ended: job.as_ref(),
-        })?;
+        print_changed(&changed, job.as_ref())?;
     } else if let Some(plan) = &changed.plan {
         print(&show::plan(plan))?;
     } else if let (Some(job), true) = (changed.job, args.no_wait) {
         print(&format!("job {job}\n"))?;
     }
-    match (changed.verdict.as_str(), &job) {
+    verdict(&changed, job.as_ref())
+}
+
+/// What came of a change, and of its job if that was waited for.
+#[derive(Serialize)]
+pub(crate) struct ChangedReport<'a> {
+    #[serde(flatten)]
+    pub changed: &'a Changed,
+    pub ended: Option<&'a JobReport>,
+}
+
+fn print_changed(changed: &Changed, ended: Option<&JobReport>) -> Result<()> {
+    print_json(&ChangedReport { changed, ended })
+}
+
+/// The exit status that it deserves, and a line that says why.
+fn verdict(changed: &Changed, job: Option<&JobReport>) -> Result<u8> {
+    match (changed.verdict.as_str(), job) {
         ("refused", _) => {
             complain(changed.reason.as_deref().unwrap_or("it was refused"));
             Ok(REFUSED)
@@ -231,8 +246,12 @@ fn end(job: &JobReport) -> u8 {
             let (id, state) = (job.id, &job.state);
             let waits = job.waits_for.as_ref();
             let waits = waits.map_or(String::new(), |what| format!(" and waits for {what}"));
+            let or = match state.as_str() {
+                "rolling-back" => format!(", or viaduct job cancel --force {id}"),
+                _ => String::new(),
+            };
             complain(&format!(
-                "job {id} is still {state}{waits}; see viaduct job wait {id}"
+                "job {id} is still {state}{waits}; see viaduct job wait {id}{or}"
             ));
             TIMED_OUT
         }

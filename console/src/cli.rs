@@ -411,6 +411,12 @@ pub(crate) struct ShowArgs {
 pub(crate) struct TopArgs {
     #[command(flatten)]
     pub target: Target,
+    /// Print JSON instead, a line each half second.
+    #[arg(long)]
+    pub json: bool,
+    /// End after so many lines.
+    #[arg(long, value_name = "N", requires = "json")]
+    pub count: Option<u64>,
 }
 
 #[derive(Debug, Args)]

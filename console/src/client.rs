@@ -137,9 +137,9 @@ pub(crate) fn wait(name: &RackName, job: u32, limit: Duration) -> Result<Option<
 }
 
 /// Lets a node come back.
-pub(crate) fn join(name: &RackName, node: u16) -> Result<()> {
-    question(name, Request::Join { node }, |reply| match reply {
-        Reply::Ready => Some(()),
+pub(crate) fn join(name: &RackName, node: u16, dry_run: bool) -> Result<Changed> {
+    question(name, Request::Join { node, dry_run }, |reply| match reply {
+        Reply::Changed(changed) => Some(*changed),
         _ => None,
     })
 }

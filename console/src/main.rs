@@ -5,6 +5,8 @@ mod bare;
 mod change;
 mod cli;
 mod client;
+#[cfg(test)]
+mod documented;
 mod machine;
 mod names;
 mod progress;

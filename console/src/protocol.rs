@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::tables::{Changed, ClusterReport, Event, JobReport, PlanReport, Wanted};
 
 /// Changes with everything in this module.
-pub(crate) const VERSION: u32 = 5;
+pub(crate) const VERSION: u32 = 6;
 /// Longest line of either side.
 const MAX_LINE: usize = 1 << 20;
 
@@ -54,7 +54,7 @@ pub(crate) enum Request {
     /// Wait for the end of a job, so long at most.
     Wait { job: u32, milliseconds: u64 },
     /// Let a node come back.
-    Join { node: u16 },
+    Join { node: u16, dry_run: bool },
     /// Change the VM's memory past the cluster's tables; it may take so many
     /// seconds.
     Direct { change: Direct, seconds: u64 },
@@ -89,7 +89,7 @@ pub(crate) enum Reply {
     Plan(Box<PlanReport>),
     /// To [`Request::Policy`].
     Policy(String),
-    /// To [`Request::Change`].
+    /// To [`Request::Change`] and [`Request::Join`].
     Changed(Box<Changed>),
     /// To [`Request::Wait`]: the job, if there is one.
     Job(Option<JobReport>),
@@ -180,7 +180,8 @@ pub(crate) struct NodeReport {
     pub memory_copying_us: u64,
     pub memory_longest_us: u64,
     pub pid: i32,
-    /// In the order in which operators want to see them.
+    /// In the order in which operators want to see them; JSON has an object.
+    #[serde(with = "counters")]
     pub counters: Vec<(String, u64)>,
     /// Interrupts that its vCPUs have sent to vCPUs on each node.
     pub ipis_to: Vec<u64>,
@@ -213,8 +214,46 @@ pub(crate) struct VcpuReport {
     /// Moves so far, and for how long the last one kept it from running.
     pub moves: u64,
     pub blackout_us: u64,
-    /// In the order in which operators want to see them.
+    /// In the order in which operators want to see them; JSON has an object.
+    #[serde(with = "counters")]
     pub counters: Vec<(String, u64)>,
+}
+
+/// Names and values as an object that keeps their order.
+mod counters {
+    use std::fmt;
+
+    use serde::de::{MapAccess, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        counters: &[(String, u64)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(counters.iter().map(|(name, value)| (name, value)))
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(
+        deserializer: D,
+    ) -> Result<Vec<(String, u64)>, D::Error> {
+        struct Pairs;
+        impl<'a> Visitor<'a> for Pairs {
+            type Value = Vec<(String, u64)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of counts")
+            }
+
+            fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(pairs)
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
 }
 
 impl NodeReport {

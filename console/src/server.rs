@@ -156,9 +156,9 @@ impl Server {
                 }
                 answer(&mut client, told.map(Reply::Job))
             }
-            Request::Join { node } => {
-                let told = tables::join(&self.machine.rack, NodeId(node));
-                answer(&mut client, told.map(|()| Reply::Ready))
+            Request::Join { node, dry_run } => {
+                let told = tables::join(&self.machine.rack, NodeId(node), dry_run);
+                answer(&mut client, told.map(|it| Reply::Changed(Box::new(it))))
             }
             Request::Exec => {
                 if let Some(reason) = self.reason() {

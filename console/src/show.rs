@@ -82,7 +82,7 @@ fn decided(cluster: &ClusterReport) -> String {
 }
 
 /// Why a job is not as asked, or what it waits for.
-fn why(job: &JobReport) -> String {
+pub(crate) fn why(job: &JobReport) -> String {
     let waits = job
         .waits_for
         .as_ref()

@@ -48,6 +48,8 @@ pub(crate) enum Wanted {
     },
     Cancel {
         job: u32,
+        /// Without waiting for the guest.
+        force: bool,
     },
     /// The policy's binary form.
     Policy {
@@ -170,7 +172,18 @@ pub(crate) struct JobReport {
     pub short_bytes: u64,
     /// The blocks that it is in, as long as nobody has asked for them again.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub refused_blocks: Vec<u16>,
+    pub refused_blocks: Vec<RefusedBlock>,
+}
+
+/// A block of memory that the guest has refused to take, or to give up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RefusedBlock {
+    pub block: u16,
+    /// What a Linux guest calls it.
+    pub guest_name: String,
+    /// The node that the guest takes it to be near to.
+    pub home: u16,
+    pub reason: String,
 }
 
 /// A line of the journal.
@@ -258,12 +271,12 @@ const fn is_zero(bytes: &u64) -> bool {
 }
 
 /// What of a job that has ended stayed as it was, and why.
-fn left_over(job: &Job, short: u32, reason: u16, blocks: &[u16]) -> Option<String> {
-    let names: Vec<String> = blocks.iter().map(u16::to_string).collect();
-    let names = match names.len() {
-        0 => String::new(),
-        1 => format!(" (block {})", names[0]),
-        _ => format!(" (blocks {})", names.join(", ")),
+fn left_over(job: &Job, short: u32, reason: u16, blocks: &[RefusedBlock]) -> Option<String> {
+    let name = |block: &RefusedBlock| format!("{} of node {}", block.guest_name, block.home);
+    let names: Vec<String> = blocks.iter().map(name).collect();
+    let names = match names.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", names.join(", ")),
     };
     let vcpus = job
         .kept()
@@ -307,7 +320,14 @@ fn waits_for_blocks(rack: &Rack) -> Option<String> {
 }
 
 fn job(job: &Job, rack: &Rack) -> JobReport {
-    let refused: Vec<u16> = rack.refused_blocks(job).iter().map(|it| it.0).collect();
+    let refused = rack.refused_blocks(job).into_iter();
+    let refused = refused.map(|(place, why)| RefusedBlock {
+        block: place.id.0,
+        guest_name: format!("memory{}", place.linux_number()),
+        home: place.home.0,
+        reason: why.to_string(),
+    });
+    let refused: Vec<RefusedBlock> = refused.collect();
     let mut short_bytes = 0;
     let (state, fulfilled, reason) = match job.state() {
         JobState::Waiting => ("waiting", false, None),
@@ -378,18 +398,19 @@ pub(crate) fn wait(
 }
 
 /// Lets a node come back that has left, or a control node that has ended.
-pub(crate) fn join(rack: &Rack, node: NodeId) -> Result<(), RackError> {
+pub(crate) fn join(rack: &Rack, node: NodeId, dry_run: bool) -> Result<Changed, RackError> {
     let cluster = rack.cluster();
-    if !cluster.read(|tables| tables.has_left(node))? {
-        return rack.restart(node);
-    }
-    let answer = cluster.change(0, Change::Admit { node }, &[], false)?;
-    match Verdict::from_number(answer.verdict) {
-        Some(Verdict::Applied) => Ok(()),
-        _ => Err(RackError::NoPlacement {
-            reason: answer.sentence().to_owned(),
-        }),
-    }
+    let answer = match cluster.read(|tables| tables.has_left(node))? {
+        true => cluster.change(0, Change::Admit { node }, &[], dry_run)?,
+        false => {
+            match dry_run {
+                true => rack.can_restart(node)?,
+                false => rack.restart(node)?,
+            }
+            Answer::new(Verdict::Applied, 0)
+        }
+    };
+    Ok(changed(&answer, None))
 }
 
 impl Wanted {
@@ -403,7 +424,8 @@ impl Wanted {
             Self::Leave { node } => Change::Leave {
                 node: NodeId(*node),
             },
-            Self::Cancel { job } => Change::Cancel { job: JobId(*job) },
+            Self::Cancel { job, force: false } => Change::Cancel { job: JobId(*job) },
+            Self::Cancel { job, force: true } => Change::Abandon { job: JobId(*job) },
             Self::Policy { .. } => Change::LoadPolicy,
             other => ask(other.wish(cluster).expect("one of the wishes")),
         }

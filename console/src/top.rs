@@ -1,8 +1,10 @@
 //! `top`: a rack at a glance, live.
 //!
 //! What is shown is a function of two reports, the last and the one before;
-//! everything fits 24 lines of 80 characters for a rack of eight nodes.
+//! everything fits 24 lines of 80 characters for a rack of eight nodes and one
+//! that decides. On smaller screens the most important parts are shown.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -15,12 +17,17 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Row, Table};
 
 use crate::cli::TopArgs;
-use crate::protocol::{NodeReport, Report, VcpuReport};
-use crate::tables::{Amount, ClusterReport};
-use crate::{client, signals};
+use crate::protocol::{NodeReport, Report, RunReport, VcpuReport};
+use crate::stdio::print;
+use crate::tables::{Amount, ClusterReport, JobReport};
+use crate::{client, show, signals};
 
 /// How often the rack is asked.
 const PERIOD: Duration = Duration::from_millis(500);
+/// Columns of the labels at the left.
+const LABEL: usize = 7;
+/// Most lines of the map of slices.
+const SLICE_LINES: u16 = 4;
 /// Colours by which nodes are told apart.
 const COLOURS: [Color; 8] = [
     Color::Cyan,
@@ -35,6 +42,9 @@ const COLOURS: [Color; 8] = [
 
 pub(crate) fn top(args: &TopArgs) -> Result<u8> {
     let name = &args.target.name;
+    if args.json {
+        return lines(args.count, || client::status(name));
+    }
     // Before the screen is taken: what is wrong is said on a plain line.
     let first = client::status(name)?;
     let mut view = View::new(first);
@@ -43,6 +53,26 @@ pub(crate) fn top(args: &TopArgs) -> Result<u8> {
     let outcome = watch(&mut terminal, &mut view, || client::status(name));
     ratatui::restore();
     outcome.map(|()| 0)
+}
+
+/// What `--json` would print of a rack that stands still.
+#[cfg(test)]
+pub(crate) fn json(report: Report) -> serde_json::Result<serde_json::Value> {
+    View::new(report).json()
+}
+
+/// A line of JSON for each period.
+fn lines(count: Option<u64>, ask: impl Fn() -> Result<Report>) -> Result<u8> {
+    let mut view = View::new(ask()?);
+    let mut printed = 0;
+    while count.is_none_or(|count| printed < count) {
+        std::thread::sleep(PERIOD);
+        view.update(ask()?);
+        let line = view.json().context("cannot write JSON")?;
+        print(&format!("{line}\n"))?;
+        printed += 1;
+    }
+    Ok(0)
 }
 
 fn watch(
@@ -118,24 +148,64 @@ impl View {
         })
     }
 
+    /// What there is room for, the most important first; what room is left goes
+    /// between the parts, into the map of slices, and to older jobs.
     fn draw(&self, frame: &mut Frame<'_>) {
-        let nodes = u16::try_from(self.last.nodes.len()).unwrap_or(u16::MAX);
-        let data = self.data_nodes().count();
-        let matrix = u16::try_from(data).unwrap_or(u16::MAX);
-        let heights = [2, nodes + 2, 3, matrix + 2, 3].map(Constraint::Length);
-        let rest = [Constraint::Min(0), Constraint::Length(1)];
-        let parts: [Rect; 7] =
-            Layout::vertical(heights.into_iter().chain(rest)).areas(frame.area());
-        frame.render_widget(Paragraph::new(self.head()), parts[0]);
-        frame.render_widget(self.nodes(), parts[1]);
-        frame.render_widget(Paragraph::new(self.homes(parts[2].width)), parts[2]);
-        frame.render_widget(self.matrix(), parts[3]);
-        frame.render_widget(Paragraph::new(self.slices(parts[4].width)), parts[4]);
-        frame.render_widget(Paragraph::new(self.jobs()), parts[5]);
-        frame.render_widget(Paragraph::new("q quits".dim()), parts[6]);
+        let area = frame.area();
+        let vcpus = self.homes(area.width);
+        let table = |rows: usize| u16::try_from(rows + 1).unwrap_or(u16::MAX);
+        // By rank, with the lines that each needs.
+        let needs = [
+            (Part::Head, 2),
+            (Part::Nodes, table(self.last.nodes.len())),
+            (Part::Jobs, 1),
+            (Part::Slices, 1),
+            (Part::Vcpus, 1),
+            (Part::Matrix, table(self.data_nodes().count())),
+        ];
+        let mut left = area.height;
+        let mut shown: Vec<(Part, u16)> = Vec::new();
+        for (part, lines) in needs {
+            // What stands first is shown as far as it goes.
+            let lines = match part {
+                Part::Head | Part::Nodes => lines.min(left),
+                _ if lines > left => continue,
+                _ => lines,
+            };
+            left -= lines;
+            shown.push((part, lines));
+        }
+        shown.sort();
+        // A line may hold all runs of memory.
+        let runs = self.last.memory.len().div_ceil(room(area.width).max(1));
+        let wanted = u16::try_from(runs).map_or(SLICE_LINES, |runs| runs.clamp(1, SLICE_LINES));
+        let gaps = u16::try_from(shown.len().saturating_sub(1)).unwrap_or(0);
+        let gap = u16::from(left >= gaps);
+        left -= gap * gaps;
+        for (part, lines) in &mut shown {
+            let more = match part {
+                Part::Slices => left.min(wanted - 1),
+                Part::Jobs => left,
+                _ => 0,
+            };
+            left -= more;
+            *lines += more;
+        }
+        let heights = shown.iter().map(|(_, lines)| Constraint::Length(*lines));
+        let places = Layout::vertical(heights).spacing(gap).split(area);
+        for ((part, _), place) in shown.iter().zip(places.iter()) {
+            match part {
+                Part::Head => frame.render_widget(Paragraph::new(self.head(*place)), *place),
+                Part::Nodes => frame.render_widget(self.nodes(), *place),
+                Part::Vcpus => frame.render_widget(&vcpus, *place),
+                Part::Matrix => frame.render_widget(self.matrix(), *place),
+                Part::Slices => frame.render_widget(Paragraph::new(self.slices(*place)), *place),
+                Part::Jobs => frame.render_widget(Paragraph::new(self.jobs()), *place),
+            }
+        }
     }
 
-    fn head(&self) -> Vec<Line<'static>> {
+    fn head(&self, place: Rect) -> Vec<Line<'static>> {
         let report = &self.last;
         let rule = match report.cluster.as_ref().map(|cluster| cluster.controller) {
             Some(Some(node)) => format!("node {node} rules"),
@@ -148,6 +218,12 @@ impl View {
             report.nodes.len(),
             report.vm.state,
         );
+        let how = "q quits";
+        let width = usize::from(place.width);
+        let first = match width.checked_sub(how.len() + 1) {
+            Some(room) if room >= first.len() => format!("{first:room$} {how}"),
+            _ => first,
+        };
         let sizes = report.cluster.as_ref().and_then(shape);
         let second = sizes.unwrap_or_else(|| {
             let memory = Size(report.vm.memory_bytes);
@@ -183,19 +259,26 @@ impl View {
         }
     }
 
-    /// Each vCPU in its node's colour.
-    fn homes(&self, width: u16) -> Vec<Line<'static>> {
-        let mut spans = Vec::new();
-        let mut room = usize::from(width);
+    /// Each vCPU in its node's colour: its number and its node if there is room
+    /// for that, else, in the order of their numbers, the nodes.
+    fn homes(&self, width: u16) -> Line<'static> {
+        let name = |vcpu: &VcpuReport| format!("{}:{} ", vcpu.id, vcpu.node);
+        let names = self.last.vcpus.iter().map(name).map(|name| name.len());
+        let is_wide = names.sum::<usize>() <= room(width);
+        let mut spans = vec![label("VCPUS")];
+        let mut next = 0;
         for vcpu in &self.last.vcpus {
-            let text = format!("{}:{} ", vcpu.id, vcpu.node);
-            if text.len() > room {
-                break;
-            }
-            room -= text.len();
+            let text = match is_wide {
+                true => name(vcpu),
+                false => {
+                    let absent = usize::from(vcpu.id.saturating_sub(next));
+                    next = vcpu.id.saturating_add(1);
+                    ".".repeat(absent) + &digit(vcpu.node).to_string()
+                }
+            };
             spans.push(Span::styled(text, colour(vcpu.node)));
         }
-        vec![Line::from("VCPU:NODE".bold()), Line::from(spans)]
+        Line::from(spans)
     }
 
     fn data_nodes(&self) -> impl Iterator<Item = &NodeReport> {
@@ -218,43 +301,110 @@ impl View {
     }
 
     /// The VM's memory from its start to its end, what it booted with and then
-    /// what came later, in the colours of the nodes that give it.
-    fn slices(&self, width: u16) -> Vec<Line<'static>> {
-        let runs = &self.last.memory;
-        let total: u64 = runs.iter().map(|run| run.bytes).sum();
-        let cells = |bytes: u64| bytes * u64::from(width) / total.max(1);
-        let mut start = 0;
-        let spans = runs.iter().map(|run| {
-            let count = cells(start + run.bytes) - cells(start);
-            start += run.bytes;
-            let node = run.node;
-            let digit = char::from_digit(u32::from(node % 10), 10).unwrap_or('?');
-            let text = digit
-                .to_string()
-                .repeat(usize::try_from(count).unwrap_or(0));
-            Span::styled(text, colour(node))
-        });
-        vec![
-            Line::from("SLICES BY NODE".bold()),
-            Line::from(spans.collect::<Vec<_>>()),
-        ]
+    /// what came later: who gives most of each part.
+    fn slices(&self, place: Rect) -> Vec<Line<'static>> {
+        let cells = usize::from(place.height) * room(place.width);
+        let map = cells_by_node(&self.last.memory, cells);
+        let lines = map.chunks(room(place.width).max(1)).enumerate();
+        lines
+            .map(|(index, line)| {
+                let first = label(if index == 0 { "SLICES" } else { "" });
+                let runs = line.chunk_by(|a, b| a == b).map(|run| {
+                    let text = digit(run[0]).to_string().repeat(run.len());
+                    Span::styled(text, colour(run[0]))
+                });
+                Line::from_iter(std::iter::once(first).chain(runs))
+            })
+            .collect()
     }
 
     fn jobs(&self) -> Vec<Line<'static>> {
         let jobs = self.last.cluster.iter().flat_map(|cluster| &cluster.jobs);
-        let rows = jobs.rev().map(|job| {
-            let why = job.reason.as_deref().unwrap_or("");
+        let line = |(index, job): (usize, &JobReport)| {
             let (id, state, done, steps) = (job.id, &job.state, job.done, job.steps);
+            let why = show::why(job);
             let text = format!("{id:<5}{state:<14}{done}/{steps:<5} {}  {why}", job.wish);
-            Line::from(match job.ended {
+            let text = match job.ended {
                 true => text.dim(),
                 false => text.bold(),
-            })
-        });
-        std::iter::once(Line::from("JOBS".bold()))
-            .chain(rows)
-            .collect()
+            };
+            Line::from(vec![label(if index == 0 { "JOBS" } else { "" }), text])
+        };
+        let lines: Vec<_> = jobs.rev().enumerate().map(line).collect();
+        match lines.is_empty() {
+            true => vec![Line::from(label("JOBS"))],
+            false => lines,
+        }
     }
+
+    /// What `--json` prints.
+    fn json(&self) -> serde_json::Result<serde_json::Value> {
+        let ids = || self.last.nodes.iter().map(|node| node.id);
+        let exits: Vec<u64> = ids().map(|node| self.exits(node)).collect();
+        let ipis = |from| ids().map(|to| self.ipis(from, to)).collect();
+        let ipis: Vec<Vec<u64>> = ids().map(ipis).collect();
+        Ok(serde_json::json!({
+            "status": serde_json::to_value(&self.last)?,
+            "exits_per_second": exits,
+            "ipis_per_second": ipis,
+        }))
+    }
+}
+
+/// A part of the screen, in the order from top to bottom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Head,
+    Nodes,
+    Vcpus,
+    Matrix,
+    Slices,
+    Jobs,
+}
+
+/// What stands left of a part that has no header.
+fn label(text: &'static str) -> Span<'static> {
+    Span::from(format!("{text:LABEL$}")).bold()
+}
+
+/// Columns right of a label.
+fn room(width: u16) -> usize {
+    usize::from(width).saturating_sub(LABEL)
+}
+
+/// A node in one column.
+fn digit(node: u16) -> char {
+    char::from_digit(u32::from(node % 36), 36).unwrap_or('?')
+}
+
+/// Memory in so many parts of the same size: the node that gives most of each.
+fn cells_by_node(runs: &[RunReport], cells: usize) -> Vec<u16> {
+    let total: u128 = runs.iter().map(|run| u128::from(run.bytes)).sum();
+    let border = |cell: usize| total * cell as u128 / (cells as u128).max(1);
+    let mut rest = runs.iter().scan(0, |start: &mut u128, run| {
+        let from = *start;
+        *start += u128::from(run.bytes);
+        Some((from..*start, run.node))
+    });
+    let mut current = rest.next();
+    let mut map = Vec::new();
+    if total == 0 {
+        return map;
+    }
+    for cell in 0..cells {
+        let (from, to) = (border(cell), border(cell + 1));
+        let mut given: BTreeMap<u16, u128> = BTreeMap::new();
+        while let Some((range, node)) = &current {
+            let part = range.end.min(to).saturating_sub(range.start.max(from));
+            *given.entry(*node).or_default() += part;
+            if range.end > to {
+                break;
+            }
+            current = rest.next();
+        }
+        map.extend(given.into_iter().max_by_key(|it| it.1).map(|it| it.0));
+    }
+    map
 }
 
 fn exits(vcpu: &VcpuReport) -> u64 {
@@ -279,3 +429,6 @@ fn shape(cluster: &ClusterReport) -> Option<String> {
 fn colour(node: u16) -> Style {
     Style::new().fg(COLOURS[usize::from(node) % COLOURS.len()])
 }
+
+#[cfg(test)]
+mod tests;

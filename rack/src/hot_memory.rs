@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use control_plane::cluster::Job;
+use control_plane::cluster::{Job, Reason, Step, StepKind};
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::{
     BLOCK_SIZE, BlockId, BlockOrder, BlockPlace, BlockRecord, BlockState, Busy, Outcome,
@@ -164,21 +164,27 @@ impl Rack {
     }
 
     /// The blocks that the guest has refused to take, or to give up, when this
-    /// job asked; of those for which nobody has asked again.
+    /// job asked, and why; of those for which nobody has asked again.
     #[must_use]
-    pub fn refused_blocks(&self, job: &Job) -> Vec<BlockId> {
-        let is_refused = |block: &BlockPlace| {
-            let Some(record) = self.control().block(block.id) else {
-                return false;
+    pub fn refused_blocks(&self, job: &Job) -> Vec<(BlockPlace, Reason)> {
+        let refusal = |record: BlockRecord, index: u32, step: &Step| {
+            let outcome = record.outcome_of(job.block_ticket(index, false))?;
+            let Outcome::Refused(status) = outcome else {
+                return None;
             };
-            (0..job.steps().len()).any(|step| {
-                let step = u32::try_from(step).expect("plans are short");
-                let outcome = record.outcome_of(job.block_ticket(step, false));
-                matches!(outcome, Some(Outcome::Refused(_)))
+            let [status, ..] = status.to_le_bytes();
+            Some(match step.kind {
+                StepKind::Remove => Reason::Kept(status),
+                _ => Reason::Declined(status),
             })
         };
-        let refused = blocks(self.shares()).filter(is_refused);
-        refused.map(|block| block.id).collect()
+        let refused = |block: BlockPlace| {
+            let record = self.control().block(block.id)?;
+            let mut steps = (0..).zip(job.steps());
+            let why = steps.find_map(|(index, step)| refusal(record, index, step))?;
+            Some((block, why))
+        };
+        blocks(self.shares()).filter_map(refused).collect()
     }
 
     fn order(&self, record: BlockRecord, order: BlockOrder) -> Result<(), Busy> {

@@ -311,13 +311,16 @@ impl Rack {
         self.cluster.guest_is_up()
     }
 
-    /// Starts a node anew whose process has ended, while the VM goes on. The
-    /// control role alone can come back so: others would have to prove their
-    /// platform and clocks to a VM that runs.
+    /// Whether [`restart`](Self::restart) would start this node.
     ///
     /// # Errors
-    /// It is no such node, or its process can't be started.
-    pub fn restart(&self, node: NodeId) -> Result<(), RackError> {
+    /// As for that.
+    pub fn can_restart(&self, node: NodeId) -> Result<(), RackError> {
+        self.cores_to_restart(node, &self.nodes()).map(drop)
+    }
+
+    /// The cores of a node that may be started anew.
+    fn cores_to_restart(&self, node: NodeId, nodes: &[Node]) -> Result<u32, RackError> {
         let refused = |why| Err(RackError::NoJoin { node, why });
         let Some(share) = self.shares.get(usize::from(node.0)) else {
             return refused("is not one of this rack");
@@ -329,17 +332,26 @@ impl Rack {
         if self.vm_state() != VmState::Running {
             return refused("can't join: the VM does not run");
         }
-        let mut nodes = self.nodes();
         if nodes[usize::from(node.0)].shared().ended().is_none() {
             return refused("takes part already");
         }
+        Ok(share.cores)
+    }
+
+    /// Starts a node anew whose process has ended, while the VM goes on. The
+    /// control role alone can come back so: others would have to prove their
+    /// platform and clocks to a VM that runs.
+    ///
+    /// # Errors
+    /// It is no such node, or its process can't be started.
+    pub fn restart(&self, node: NodeId) -> Result<(), RackError> {
+        let mut nodes = self.nodes();
+        let cores = self.cores_to_restart(node, &nodes)?;
         let (server, client) = self.doorbells.again(node, self.memory.control_file())?;
         if let Some(state) = self.memory.control.node_state(node) {
             state.store(NodeState::Absent as u32, Ordering::Release);
         }
-        nodes[usize::from(node.0)] = self
-            .starter
-            .start(node, share.cores, client, &self.memory)?;
+        nodes[usize::from(node.0)] = self.starter.start(node, cores, client, &self.memory)?;
         drop(nodes);
         self.servers
             .lock()

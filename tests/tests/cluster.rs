@@ -62,6 +62,9 @@ fn a_control_node_may_die_and_come_back_and_nothing_decided_is_lost() {
                 .contains("cordon node 1")
         );
 
+        let dry = rack.json(&["node", "join", "2", "--dry-run"]);
+        assert_eq!(dry["verdict"], "applied");
+        assert_eq!(rack.json(&["nodes"])[2]["state"], "stopped", "it was dry");
         rack.console(&["node", "join", "2"]).well();
         rack.bench.wait_until("it is in charge again", || {
             rack.json(&["status"])["cluster"]["term"] == term
@@ -120,7 +123,7 @@ fn top_shows_the_rack_as_it_changes() {
         facts.iter().all(|fact| shown.contains(fact))
     });
     // Half of the memory is each node's.
-    let map = "0".repeat(40) + &"1".repeat(40);
+    let map = "0".repeat(36) + &"1".repeat(36);
     assert!(shown.contains(&map), "{shown}");
     let coloured = (0..ROWS).flat_map(|row| (0..COLUMNS).map(move |column| (row, column)));
     let colours = coloured.filter_map(|(row, column)| screen.screen().cell(row, column));
@@ -130,6 +133,16 @@ fn top_shows_the_rack_as_it_changes() {
             .clone()
             .any(|cell| cell.fgcolor() != vt100::Color::Default)
     );
+
+    // For programs, a line each.
+    let lines = rack.console(&["top", "--json", "--count", "2"]).well();
+    assert_eq!(lines.out().lines().count(), 2);
+    for line in lines.out().lines() {
+        let shown: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(shown["status"]["vm"]["state"], "running");
+        let exits = shown["exits_per_second"].as_array().expect("by node");
+        assert_eq!(exits.len(), 3);
+    }
 
     rack.console(&["node", "cordon", "1"]).well();
     terminal.expect_screen(&mut screen, |shown| shown.contains("ready, cordoned"));

@@ -45,7 +45,7 @@ impl<'a> Up<'a> {
     fn exits(&self) -> Vec<u64> {
         let vcpus = self.json("vcpus");
         let vcpus = vcpus.as_array().expect("a list");
-        let exits = |vcpu: &Value| vcpu["counters"][0][1].as_u64().expect("a number");
+        let exits = |vcpu: &Value| vcpu["counters"]["exits"].as_u64().expect("a number");
         vcpus.iter().map(exits).collect()
     }
 
@@ -193,9 +193,8 @@ fn nonsense_in_shared_memory_is_refused_and_counted() {
     };
     let nodes = rack.json("memory");
     let garbage = |node: usize| {
-        let counters = nodes[node]["counters"].as_array().expect("a list");
-        let found = counters.iter().find(|pair| pair[0] == "garbage");
-        found.and_then(|pair| pair[1].as_u64()).expect("a number")
+        let found = &nodes[node]["counters"]["garbage"];
+        found.as_u64().expect("a number")
     };
     // The devices' node: a question of a vCPU that there is not, and one that
     // is none, unless its vCPU has asked something better in time.

@@ -36,9 +36,7 @@ fn shown(bench: &Bench, name: &str, what: &str) -> Value {
 }
 
 fn counter(of: &Value, name: &str) -> u64 {
-    let pairs = of["counters"].as_array().expect("counters");
-    let pair = pairs.iter().find(|pair| pair[0] == name);
-    let value = pair.and_then(|pair| pair[1].as_u64());
+    let value = of["counters"][name].as_u64();
     value.unwrap_or_else(|| panic!("no {name} in {of}"))
 }
 

@@ -55,6 +55,21 @@ pub(crate) struct NodeArgs {
     pub change: ChangeArgs,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// Which.
+    #[arg(value_name = "N")]
+    pub node: u16,
+    #[command(flatten)]
+    pub target: Target,
+    /// Only say whether it can.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
     /// Nothing new comes onto it.
@@ -68,7 +83,8 @@ pub(crate) enum NodeCommand {
     Drain(NodeArgs),
     /// Let it come back after it has left; or, if it decides, after it has
     /// ended.
-    Join(NodeArgs),
+    #[command(after_help = CHANGE_STATUSES)]
+    Join(JoinArgs),
     /// Take it out of the tables; it must give nothing. Then it may end.
     #[command(after_help = CHANGE_STATUSES)]
     Leave(NodeArgs),
@@ -130,14 +146,18 @@ pub(crate) enum JobCommand {
     Wait(JobWaitArgs),
     /// Undo what a job has done so far.
     #[command(after_help = CHANGE_STATUSES)]
-    Cancel(JobArgs),
+    Cancel(CancelArgs),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct JobArgs {
+pub(crate) struct CancelArgs {
     /// Which.
     #[arg(value_name = "JOB")]
     pub job: u32,
+    /// Don't wait for what the guest does not answer: what it may still have
+    /// stays the VM's.
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub change: ChangeArgs,
 }
