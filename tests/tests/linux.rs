@@ -168,19 +168,32 @@ fn twenty_boots_in_a_row() {
 
 #[test]
 fn two_nodes_give_one_guest() {
+    const SURVEY: &str = "nproc; ls -d /sys/devices/system/node/node?; \
+                          cat /sys/devices/system/node/node?/meminfo | grep MemTotal";
     let bench = Bench::new();
-    let line = bench
-        .line([
-            "run", "--nodes", "2", "--cores", "1", "--memory", "512M", "--rootfs", "busybox",
-        ])
-        .guest([
-            "sh",
-            "-c",
-            "nproc; ls -d /sys/devices/system/node/node? | wc -l; cat /sys/devices/system/cpu/cpu1/topology/physical_package_id",
-        ]);
-    let finished = line.finish().well();
+    let finished = bench
+        .line(["run", "--nodes", "2", "--cores", "1", "--vcpus", "2"])
+        .words(["--memory", "1G", "--rootfs", "debian"])
+        .guest(["sh", "-c", SURVEY])
+        .finish()
+        .well();
     let said = finished.out();
-    let said: Vec<&str> = said.split_whitespace().collect();
-    assert_eq!(said, ["2", "2", "1"], "vCPUs, nodes, package of vCPU 1");
+    let (nodes, memory) = said.split_at(said.find("Node 0").expect("its memory"));
+    let folder = "/sys/devices/system/node/node";
+    assert_eq!(nodes, format!("2\n{folder}0\n{folder}1\n"));
+    let mut total = 0;
+    for (line, node) in memory.lines().zip(["0", "1"]) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["Node", number, "MemTotal:", kib, "kB"] = words[..] else {
+            panic!("{line}")
+        };
+        assert_eq!(number, node);
+        let kib: u64 = kib.parse().expect("a number");
+        // The kernel lies on the first.
+        assert!((400 << 10..=512 << 10).contains(&kib), "{line}");
+        total += kib;
+    }
+    assert_eq!(memory.lines().count(), 2, "{memory}");
+    assert!(total >= least_visible_mib(1 << 10) << 10, "{memory}");
     bench.assert_nothing_left();
 }
