@@ -19,6 +19,7 @@ use crate::fs::walk::Viewer;
 use crate::futex::Futexes;
 use crate::machine::{Machine, ns_per_tick};
 use crate::mem::frames::{Frame, Frames};
+use crate::mem::losses::Sources;
 use crate::mem::places::Places;
 use crate::mem::space::Space;
 use crate::process::files::OpenFile;
@@ -61,6 +62,8 @@ pub struct Start {
     pub command_line: Vec<u8>,
     /// The first program.
     pub init: Vec<u8>,
+    /// How the machine tells of nodes that are lost; none if none can be.
+    pub losses: Option<Sources>,
     /// To the operator's console.
     pub console: ByteRing,
     /// To the launcher and from it.
@@ -127,7 +130,7 @@ impl Kernel {
     /// # Errors
     /// Why there is no first process, in words for the operator.
     pub fn new(start: Start, machine: Box<dyn Machine>) -> Result<Self, String> {
-        let places = Places::new(&start.cpu_nodes, machine.clock());
+        let places = Places::new(&start.cpu_nodes, machine.clock(), start.losses);
         let frames = Frames::new(
             start.ram,
             &start.usable,
@@ -267,8 +270,7 @@ impl Kernel {
             return;
         }
         let here = self.machine.cpu();
-        let thread = self.thread(tid);
-        let (allowed, last) = (thread.allowed, thread.cpu);
+        let (allowed, last) = (self.may_run(tid), self.thread(tid).cpu);
         self.scheduler.make_ready(tid, allowed, last, here);
     }
 

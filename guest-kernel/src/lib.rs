@@ -22,6 +22,7 @@ mod errno;
 mod fs;
 mod futex;
 pub mod kernel;
+mod losses;
 pub mod machine;
 mod mem;
 mod pi;

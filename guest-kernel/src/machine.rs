@@ -150,6 +150,8 @@ pub trait Machine {
     /// Brings `fpu` up to date if this processor holds the newer state of
     /// thread `tid`.
     fn save_fpu(&mut self, tid: u32, fpu: &mut Fpu);
+    /// A processor is gone, with what it held and what was wanted of it.
+    fn lose(&mut self, cpu: usize);
     /// Forgets what any processor holds for thread `tid`: its saved state has
     /// been changed, or it has ended.
     fn forget_fpu(&mut self, tid: u32);

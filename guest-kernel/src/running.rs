@@ -84,6 +84,7 @@ pub struct Context<'a> {
 impl Kernel {
     /// A processor comes into the kernel, from wherever it was.
     pub fn begin(&mut self) {
+        self.take_losses_in();
         let here = self.machine.cpu();
         self.scheduler.enter(here);
         self.objects.frames.enter(self.scheduler.node(here));
@@ -128,11 +129,9 @@ impl Kernel {
         while !self.powered_off {
             let now = self.now();
             self.run_timers(now);
-            let go_on = last
-                .take()
-                .and_then(|tid| Some((tid, self.threads.get(&tid)?.allowed)));
+            let go_on = last.take().map(|tid| (tid, self.may_run(tid)));
             let go_on = match go_on {
-                Some((tid, allowed)) if !allowed.has(here) => {
+                Some((tid, _)) if !self.may_run(tid).has(here) => {
                     self.make_ready(tid);
                     None
                 }
@@ -142,7 +141,7 @@ impl Kernel {
             if !self.prepare(tid) {
                 continue;
             }
-            if self.thread(tid).yields || !self.thread(tid).allowed.has(here) {
+            if self.thread(tid).yields || !self.may_run(tid).has(here) {
                 self.thread(tid).yields = false;
                 self.thread(tid).cpu = here;
                 self.scheduler.end_slice(here);
@@ -207,7 +206,8 @@ impl Kernel {
     /// Whether a thread that runs on a processor may stay there undisturbed.
     fn goes_on(&mut self, tid: Tid, cpu: usize) -> bool {
         let exists = self.threads.get(&tid);
-        exists.is_some_and(|thread| !thread.waits && thread.allowed.has(cpu))
+        exists.is_some_and(|thread| !thread.waits)
+            && self.may_run(tid).has(cpu)
             && !self.has_signal(tid)
     }
 
@@ -355,7 +355,9 @@ impl Kernel {
     /// as soon as it goes on. So a call that concerns nobody else needs no
     /// look at the others, the clock or the queues.
     pub fn call(&mut self, tid: u32, registers: &Registers) -> Option<u64> {
-        let Some(space) = self.begin_plain(tid, registers) else {
+        let has_news = self.has_lost();
+        let plain = || self.begin_plain(tid, registers);
+        let Some(space) = (!has_news).then(plain).flatten() else {
             self.exit(tid, registers, 0);
             return None;
         };
@@ -399,6 +401,7 @@ impl Kernel {
     /// The thread that was run has come back with these registers. `address`
     /// is that of a fault.
     pub fn exit(&mut self, tid: u32, registers: &Registers, address: u64) {
+        self.take_losses_in();
         let here = self.machine.cpu();
         self.objects.frames.enter(self.scheduler.node(here));
         // Its process may have ended meanwhile.
@@ -432,6 +435,8 @@ impl Kernel {
             Err(Fault::Unmapped) => (SIGSEGV, 1),
             Err(Fault::Denied) => (SIGSEGV, 2),
             Err(Fault::BeyondEnd) => (SIGBUS, 2),
+            // As Linux says of memory that has failed.
+            Err(Fault::Lost) => (SIGBUS, 4),
             Err(Fault::NoMemory) => return self.kill_for_memory(tid),
         };
         self.fault_signal(tid, signal, code, address);

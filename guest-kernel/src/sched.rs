@@ -41,6 +41,21 @@ impl CpuSet {
     pub(crate) fn has(self, cpu: usize) -> bool {
         cpu < MAX_CPUS && self.0 >> cpu & 1 != 0
     }
+
+    /// Those in both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// From the lowest on.
+    pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let cpu = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            (cpu < MAX_CPUS).then_some(cpu)
+        })
+    }
 }
 
 /// A thread that could run.
@@ -65,6 +80,8 @@ struct Cpu {
     since: u64,
     /// It has come up.
     online: bool,
+    /// It is gone, with its node.
+    lost: bool,
     asleep: bool,
     /// The event that its timer announces to all.
     announces: Option<u64>,
@@ -100,7 +117,34 @@ impl Scheduler {
 
     /// All there are.
     pub(crate) fn all(&self) -> CpuSet {
-        CpuSet(u64::MAX >> (MAX_CPUS - self.cpus.len()))
+        self.those(|cpu| !cpu.lost)
+    }
+
+    /// Those of the node that has the kernel's memory.
+    pub(crate) fn kept(&self) -> CpuSet {
+        self.those(|cpu| cpu.node == self.cpus[0].node)
+    }
+
+    fn those(&self, which: impl Fn(&Cpu) -> bool) -> CpuSet {
+        let mut set = CpuSet::NONE;
+        for at in (0..self.cpus.len()).filter(|at| which(&self.cpus[*at])) {
+            set.add(at);
+        }
+        set
+    }
+
+    /// A processor is gone: the thread that it ran, and those that were
+    /// queued there.
+    pub(crate) fn lose(&mut self, at: usize) -> (Option<Tid>, Vec<Tid>) {
+        let cpu = &mut self.cpus[at];
+        let queued = cpu.ready.iter().map(|ready| ready.tid).collect();
+        let ran = cpu.current;
+        *cpu = Cpu {
+            node: cpu.node,
+            lost: true,
+            ..Cpu::default()
+        };
+        (ran, queued)
     }
 
     pub(crate) fn node(&self, cpu: usize) -> u32 {
@@ -155,7 +199,7 @@ impl Scheduler {
             let cpu = &self.cpus[cpu];
             cpu.online && cpu.asleep && cpu.ready.is_empty()
         };
-        let may = |cpu: &usize| allowed.has(*cpu);
+        let may = |cpu: &usize| allowed.has(*cpu) && !self.cpus[*cpu].lost;
         let near = self.cpus.get(last).map(|cpu| cpu.node);
         let far = |cpu: usize| Some(self.cpus[cpu].node) != near;
         if last < self.cpus.len() && may(&last) && (last == here || is_free(last)) {

@@ -49,6 +49,10 @@ impl<T> Table<T> {
             .filter_map(|(index, slot)| Some((index, slot.as_ref()?)))
     }
 
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().flatten()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use vmm_shared::addr::PAGE_SIZE;
 
 use crate::errno::{Errno, Result};
-use crate::fs::node::{Maker, NodeId, Objects};
+use crate::fs::node::{Maker, NodeId, Objects, Use};
 use crate::fs::{MEMORY_DEVICE, setup};
 use crate::mem::frames::{Frame, Frames};
 use crate::mem::page_up;
@@ -51,7 +51,7 @@ impl Vdso {
         if objects.write(file, PAGE_SIZE, IMAGE)? < IMAGE.len() {
             return Err(Errno::ENOSPC);
         }
-        let clock = objects.own_page(file, 0)?;
+        let clock = objects.own_page(file, 0, Use::Write)?;
         let vdso = Self { file, clock };
         let scale = offset_of!(Clock, ns_per_tick);
         let scale = objects.frames.word(clock, scale);

@@ -33,6 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{LARGE_PAGE_SIZE, Location, MAX_NODES, MAX_VCPUS, NodeId, PAGE_SIZE, VcpuId};
 use crate::coherence::{Geometry, MAX_SLOTS, NodeSet};
+use crate::losses::LossRecord;
 use crate::membership::Membership;
 use crate::pieces::{MapGeometry, PieceMap};
 use crate::region::CONTENT_OFFSET;
@@ -62,6 +63,7 @@ const VCPU_HOME_SIZE: usize = 1 << 10;
 const MEMBERSHIP: usize = 0x70_0000;
 const PROOFS: usize = 0x71_0000;
 const PROOF_SIZE: usize = 8 << 10;
+const LOSSES: usize = 0x7f_0000;
 const NODE_COUNTERS: usize = 0x36_0000;
 /// Offset in a vCPU's home.
 const LAST_RIP: usize = 0x100;
@@ -553,7 +555,8 @@ const _: () = assert!(NODE_COUNTERS + MAX_NODES * NODE_COUNTERS_SIZE <= BLOCK_RE
 const _: () = assert!(BLOCK_RECORDS + MAX_BLOCKS * BLOCK_RECORD_SIZE <= VCPU_IMAGES);
 const _: () = assert!(VCPU_IMAGES + MAX_VCPUS * VCPU_IMAGE_SIZE <= MEMBERSHIP);
 const _: () = assert!(MEMBERSHIP + Membership::SIZE <= PROOFS);
-const _: () = assert!((PROOFS + MAX_NODES * PROOF_SIZE) as u64 <= BUNDLE_OFFSET);
+const _: () = assert!(PROOFS + MAX_NODES * PROOF_SIZE <= LOSSES);
+const _: () = assert!((LOSSES + LossRecord::SIZE) as u64 <= BUNDLE_OFFSET);
 
 /// What is known of a node.
 ///
@@ -616,6 +619,7 @@ impl NodeRecord {
 ///   64   vCPUs that wait for a device access, one bit each
 ///   96   whether all fetch coherently: 0 unknown      node 0 writes
 ///   104  orders for vCPUs that have got further       who changes one
+///   112  pieces that the guest can't do without       node 0 writes
 ///   120  bytes of memory that the operator wants      launcher writes
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -664,6 +668,21 @@ impl VmRecord {
         // Release: what was written of the order is visible to who sees the
         // count.
         self.orders().fetch_add(1, Ordering::Release);
+    }
+
+    /// How many pieces of memory, from the first on, the guest can't go on
+    /// without. As long as it has not said so, it needs all that it has, and
+    /// all its vCPUs.
+    #[must_use]
+    pub fn vital_pieces(&self) -> Option<usize> {
+        let pieces = usize::try_from(self.word(112).load(Ordering::Relaxed)).ok();
+        pieces.filter(|pieces| *pieces > 0)
+    }
+
+    /// The guest can go on without other memory than its first so many pieces,
+    /// and without any vCPU but its first.
+    pub fn set_vital_pieces(&self, pieces: usize) {
+        self.word(112).store(pieces as u64, Ordering::Relaxed);
     }
 
     /// What the guest wrote to its exit port, if it is [`VmState::Exited`].
@@ -878,22 +897,46 @@ impl ControlRegion {
     }
 
     /// Whether the VM can't go on without a node that has been put out: it has
-    /// memory or a vCPU, or is the first, which owns the devices.
+    /// memory or a vCPU that the guest needs, or is the first, which owns the
+    /// devices.
     ///
     /// What the node was about to take over stays where it is: it can't be
     /// needed for that later.
     #[must_use]
     pub fn needs(&self, node: NodeId, pieces: &PieceMap) -> bool {
         pieces.forget(node);
-        let is_there = |vcpu| {
-            let place = self.vcpu(vcpu).and_then(|record| record.place());
+        let (vital, vcpus) = match self.vm().vital_pieces() {
+            Some(pieces) => (pieces, 1),
+            None => (usize::MAX, MAX_VCPUS),
+        };
+        node == NodeId(0)
+            || self.vcpus_on(node).any(|vcpu| usize::from(vcpu.0) < vcpus)
+            || pieces.pieces_on(node).any(|piece| piece < vital)
+    }
+
+    /// The vCPUs that are on a node.
+    pub fn vcpus_on(&self, node: NodeId) -> impl Iterator<Item = VcpuId> + '_ {
+        let is_there = move |vcpu: &VcpuId| {
+            let place = self.vcpu(*vcpu).and_then(|record| record.place());
             place
                 .and_then(Place::location)
                 .is_some_and(|at| at.node == node)
         };
-        node == NodeId(0)
-            || (0..).map(VcpuId).take(MAX_VCPUS).any(is_there)
-            || pieces.pieces_on(node).next().is_some()
+        (0..).map(VcpuId).take(MAX_VCPUS).filter(is_there)
+    }
+
+    /// What the VM has lost with nodes that it goes on without; the page holds
+    /// nothing else, and a guest may be given it.
+    #[must_use]
+    pub fn losses(&self) -> LossRecord {
+        LossRecord::new(self.losses_page()).expect("a page is enough")
+    }
+
+    /// The page of [`losses`](Self::losses).
+    #[must_use]
+    pub fn losses_page(&self) -> SharedMem {
+        let page = self.content.window(LOSSES, LossRecord::SIZE);
+        page.expect("`new` has checked the size")
     }
 
     /// The memory of one of the byte rings, in whole pages that hold nothing

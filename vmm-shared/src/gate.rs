@@ -59,24 +59,31 @@ impl Gates {
         }
     }
 
-    /// Closes all, and waits until everybody is out.
+    /// Closes all, and waits until everybody is out. Nobody waits for a gate
+    /// whose node `is_lost`: who is inside there does nothing any more.
     #[must_use = "opened at once"]
-    pub fn close(&self) -> Closed<'_> {
-        for word in &self.words {
+    pub fn close(&self, is_lost: impl Fn(usize) -> bool) -> Closed<'_> {
+        for (gate, word) in self.words.iter().enumerate() {
             // Acquire: with the Release of whoever closed them before. In
             // order of the gates, so that two who close don't wait for each
             // other.
-            while word.0.fetch_or(CLOSED, Ordering::Acquire) & CLOSED != 0 {
+            while word.0.fetch_or(CLOSED, Ordering::Acquire) & CLOSED != 0 && !is_lost(gate) {
                 pause();
             }
         }
-        for word in &self.words {
+        for (gate, word) in self.words.iter().enumerate() {
             // Acquire: with the Release of the last one out.
-            while word.0.load(Ordering::Acquire) != CLOSED {
+            while word.0.load(Ordering::Acquire) != CLOSED && !is_lost(gate) {
                 pause();
             }
         }
         Closed(self)
+    }
+
+    /// Whether anybody is inside a gate.
+    #[must_use]
+    pub fn has_inside(&self, gate: usize) -> bool {
+        self.words[gate].0.load(Ordering::Relaxed) & !CLOSED != 0
     }
 }
 
@@ -154,13 +161,13 @@ mod models {
             let other = page.clone();
             let fault = thread::spawn(move || other.fault());
             {
-                let _closed = page.gates.close();
+                let _closed = page.gates.close(|_| false);
                 page.mapped.store(0, Ordering::Relaxed);
                 page.frame.store(0, Ordering::Relaxed);
                 page.copy.store(0, Ordering::Relaxed);
             }
             fault.join().expect("no panic");
-            let _closed = page.gates.close();
+            let _closed = page.gates.close(|_| false);
             assert_eq!(page.frame.load(Ordering::Relaxed), 0);
             assert_eq!(page.copy.load(Ordering::Relaxed), 0);
         });
@@ -173,12 +180,12 @@ mod models {
             let other = page.clone();
             let fault = thread::spawn(move || other.fault());
             {
-                let _closed = page.gates.close();
+                let _closed = page.gates.close(|_| false);
                 page.frame.store(NEW, Ordering::Relaxed);
                 page.copy.store(0, Ordering::Relaxed);
             }
             fault.join().expect("no panic");
-            let _closed = page.gates.close();
+            let _closed = page.gates.close(|_| false);
             assert_ne!(page.copy.load(Ordering::Relaxed), OLD);
         });
     }
@@ -189,14 +196,14 @@ mod models {
             let page = Page::new(0);
             let other = page.clone();
             let close = |page: &Page| {
-                let _closed = page.gates.close();
+                let _closed = page.gates.close(|_| false);
                 let count = page.frame.load(Ordering::Relaxed);
                 page.frame.store(count + 1, Ordering::Relaxed);
             };
             let thread = thread::spawn(move || close(&other));
             close(&page);
             thread.join().expect("no panic");
-            let _closed = page.gates.close();
+            let _closed = page.gates.close(|_| false);
             assert_eq!(page.frame.load(Ordering::Relaxed), 2);
         });
     }
@@ -222,9 +229,20 @@ mod tests {
                 });
             }
             for _ in 0..500 {
-                let _closed = gates.close();
+                let _closed = gates.close(|_| false);
                 assert_eq!(inside.load(Ordering::Relaxed), 0);
             }
         });
+    }
+
+    #[test]
+    fn nobody_waits_for_who_is_lost_inside() {
+        let gates = Gates::new(2);
+        core::mem::forget(gates.enter(1));
+        assert!(gates.has_inside(1) && !gates.has_inside(0));
+        for _ in 0..2 {
+            let _closed = gates.close(|gate| gate == 1);
+        }
+        let _inside = gates.enter(0);
     }
 }

@@ -21,6 +21,7 @@ pub mod gate;
 mod lapped;
 #[cfg(any(feature = "alloc", test, loom))]
 pub mod log;
+pub mod losses;
 pub mod membership;
 pub mod pieces;
 pub mod pv;

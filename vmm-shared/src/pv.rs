@@ -13,6 +13,13 @@
 //! launcher rings, the guest gets the interrupt [`DOORBELL_VECTOR`] on its
 //! first vCPU. Time is the TSC, which starts with the VM; interrupts between
 //! vCPUs and the timer go through the x2APIC's registers.
+//!
+//! A kernel that has said so ([`Hypercall::Survive`]) goes on when a node is
+//! lost. Its record of losses says which, and each vCPU that is left gets
+//! [`LOSS_VECTOR`] before memory that has been lost stops being what it was:
+//! then it reads as anything, and writes to it are lost. So a program, which
+//! runs with interrupts on, never sees that; the kernel may, and asks the
+//! record afterwards.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,17 +29,20 @@ use crate::control::MAX_COMMAND_LINE;
 /// [`BootInfo::magic`]: "VdPv".
 pub const BOOT_MAGIC: u32 = u32::from_le_bytes(*b"VdPv");
 /// [`BootInfo::version`].
-pub const BOOT_VERSION: u32 = 2;
+pub const BOOT_VERSION: u32 = 3;
 
 /// The interrupt by which the launcher is heard.
 pub const DOORBELL_VECTOR: u8 = 0xf0;
+
+/// The interrupt by which vCPUs hear that nodes have been lost.
+pub const LOSS_VECTOR: u8 = 0xf3;
 
 /// Most pieces of RAM: one for each node, and one more for the node around
 /// whose memory the hole below 4 GiB lies.
 pub const MAX_RAM: usize = MAX_NODES + 1;
 
 /// What the guest asks of the hypervisor: RAX of a VMMCALL. The answer is in
-/// RAX, 0 for success.
+/// RAX, 0 for success. What takes a number has it in RCX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Hypercall {
@@ -42,11 +52,24 @@ pub enum Hypercall {
     PowerOff,
     /// Stop the VM: the kernel has failed.
     Crash,
+    /// The guest goes on without nodes, as long as it has its memory from 0 up
+    /// to the address in RCX, and its first vCPU.
+    Survive,
+    /// The first address from that in RCX on where memory has been lost;
+    /// `u64::MAX` if there is none. RCX: how many bytes have been lost there in
+    /// a row.
+    NextLost,
 }
 
 impl Hypercall {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::RingLauncher, Self::PowerOff, Self::Crash];
+    pub const ALL: [Self; 5] = [
+        Self::RingLauncher,
+        Self::PowerOff,
+        Self::Crash,
+        Self::Survive,
+        Self::NextLost,
+    ];
 
     /// The call with this number, if there is one.
     #[must_use]
@@ -119,6 +142,9 @@ pub struct BootInfo {
     pub agent_out: Range,
     /// The ring from the launcher.
     pub agent_in: Range,
+    /// What has been lost: a [`LossRecord`](crate::losses::LossRecord), for
+    /// reading alone.
+    pub losses: Range,
     /// Bytes of `command_line` in use.
     pub command_line_len: u32,
     /// Zero.
@@ -132,7 +158,7 @@ pub struct BootInfo {
 }
 
 const _: () = assert!(
-    size_of::<BootInfo>() == 40 + 6 * 16 + 8 + MAX_COMMAND_LINE + 24 * MAX_RAM + 8 * MAX_VCPUS
+    size_of::<BootInfo>() == 40 + 7 * 16 + 8 + MAX_COMMAND_LINE + 24 * MAX_RAM + 8 * MAX_VCPUS
 );
 
 #[cfg(test)]

@@ -12,12 +12,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use talc::{ErrOnOom, Span, Talc, Talck};
 use vmm_shared::control::MAX_COMMAND_LINE;
-use vmm_shared::pv::{BOOT_MAGIC, BOOT_VERSION, BootInfo, Hypercall, Range};
+use vmm_shared::losses::LossRecord;
+use vmm_shared::pv::{BOOT_MAGIC, BOOT_VERSION, BootInfo, Hypercall, Ram, Range};
 use vmm_shared::ring::ByteRing;
 use vmm_shared::shm::SharedMem;
 
+use super::losses::HeapLock;
 use super::machine::Hardware;
-use super::{cpu, descriptors, entry, lock, panic, run};
+use super::{cpu, descriptors, entry, lock, losses, panic, run};
 use crate::kernel::{Kernel, Start};
 use crate::sched::MAX_CPUS;
 
@@ -37,7 +39,7 @@ const HEAP_MOST: u64 = 256 << 20;
 const STACK_LEN: usize = 256 << 10;
 
 #[global_allocator]
-static HEAP: Talck<spin::Mutex<()>, ErrOnOom> = Talc::new(ErrOnOom).lock();
+static HEAP: Talck<HeapLock, ErrOnOom> = Talc::new(ErrOnOom).lock();
 
 global_asm!(
     ".pushsection .text.boot, \"ax\"",
@@ -204,7 +206,9 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
     ] {
         map_direct(root, range, &mut next);
     }
-    let heap = (total / 8).clamp(HEAP_LEAST, HEAP_MOST);
+    let (kept, room) = (kept_end(&info.ram[..count]), info.ram[0].range);
+    let room = (room.gpa + room.len).saturating_sub(next) / 2;
+    let heap = (total / 8).clamp(HEAP_LEAST, HEAP_MOST).min(room);
     let start = direct(next).as_ptr();
     let span = Span::from_base_size(start, usize::try_from(heap).expect("64-bit"));
     // SAFETY: mapped RAM behind all that is in use, given to the heap alone.
@@ -249,6 +253,9 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
         command_line: info.command_line[..words].to_vec(),
         init,
         console,
+        // SAFETY: the hypervisor has mapped it, and nobody refers to it.
+        losses: LossRecord::new(unsafe { memory(info.losses) })
+            .and_then(|record| losses::survive(record, kept)),
         to_launcher: ring(info.agent_out),
         from_launcher: ring(info.agent_in),
     };
@@ -274,6 +281,15 @@ extern "C" fn boot_continue(info: u64, root: u64) -> ! {
             }
         }
     }
+}
+
+/// The end of the memory, from 0 up, of the node that gives the first of it.
+fn kept_end(ram: &[Ram]) -> u64 {
+    let first = ram.first().map(|ram| ram.node);
+    let kept = ram.iter().take_while(|ram| Some(ram.node) == first);
+    kept.map(|ram| ram.range.gpa + ram.range.len)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Maps what the boot code has not, taking pages for tables at `next`.

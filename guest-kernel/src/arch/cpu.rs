@@ -32,6 +32,25 @@ pub(super) fn hypercall(call: Hypercall) {
     }
 }
 
+/// The same for a call that takes a number; the answer, and a second one.
+pub(super) fn hypercall_with(call: Hypercall, number: u64) -> (u64, u64) {
+    let (answer, second);
+    // SAFETY: the call changes nothing of this VM's but RAX and RCX.
+    unsafe {
+        asm!("vmmcall", inout("rax") call as u64 => answer, inout("rcx") number => second,
+            options(nostack));
+    }
+    (answer, second)
+}
+
+/// Does nothing any more.
+pub(super) fn stop() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}
+
 /// Waits for an interrupt, lets it in, and returns.
 pub(super) fn sleep() {
     x86_64::instructions::interrupts::enable_and_hlt();

@@ -8,14 +8,19 @@
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::machine::Hardware;
+use super::{cpu, losses};
 use crate::kernel::Kernel;
+
+/// [`Lock::holder`] of a lock that nobody has.
+const FREE: u32 = 0;
 
 /// The kernel and its lock, which is held until there is a kernel.
 struct Lock {
-    held: AtomicBool,
+    /// The number of the processor that has it, plus 1; 0 if it is free.
+    holder: AtomicU32,
     kernel: UnsafeCell<Option<Box<Kernel>>>,
 }
 
@@ -24,7 +29,7 @@ struct Lock {
 unsafe impl Sync for Lock {}
 
 static LOCK: Lock = Lock {
-    held: AtomicBool::new(true),
+    holder: AtomicU32::new(1),
     kernel: UnsafeCell::new(None),
 };
 
@@ -33,22 +38,37 @@ pub(super) fn install(kernel: Kernel) {
     // SAFETY: the lock is held from the start, and by the caller alone.
     unsafe { *LOCK.kernel.get() = Some(Box::new(kernel)) };
     // Release: the kernel is there for who takes the lock.
-    LOCK.held.store(false, Ordering::Release);
+    LOCK.holder.store(FREE, Ordering::Release);
 }
 
 /// The kernel, as long as this is held.
 pub(super) struct Guard(());
 
 /// Waits for the kernel.
+///
+/// # Panics
+/// If a processor is lost that has it: what it was changing is half-changed.
 pub(super) fn lock(hardware: Hardware) -> Guard {
-    // Acquire: with the Release of whoever had it before.
-    while LOCK.held.swap(true, Ordering::Acquire) {
-        while LOCK.held.load(Ordering::Relaxed) {
-            hardware.serve();
-            core::hint::spin_loop();
+    let mine = hardware.this_cpu();
+    loop {
+        // Acquire: with the Release of whoever had it before.
+        let taken = LOCK
+            .holder
+            .compare_exchange(FREE, mine, Ordering::Acquire, Ordering::Relaxed);
+        let Err(holder) = taken else { break };
+        if losses::has_lost(holder) {
+            panic!("processor {} was lost in the kernel", holder - 1);
         }
+        hardware.serve();
+        core::hint::spin_loop();
     }
-    Guard(())
+    let guard = Guard(());
+    if losses::has_lost(mine) {
+        // The others have put this one out while it slept, and go on.
+        drop(guard);
+        cpu::stop()
+    }
+    guard
 }
 
 impl Deref for Guard {
@@ -74,6 +94,6 @@ impl DerefMut for Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         // Release: what was done under the lock is seen by the next.
-        LOCK.held.store(false, Ordering::Release);
+        LOCK.holder.store(FREE, Ordering::Release);
     }
 }

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_shared::pv::{self, Hypercall};
 
-use super::{boot, cpu, entry};
+use super::{boot, cpu, entry, losses};
 use crate::machine::{Fpu, Machine, ns_per_tick};
 use crate::mem::space::Flush;
 use crate::sched::CpuSet;
@@ -127,6 +127,11 @@ impl Hardware {
         &self.0.processors[entry::cpu()]
     }
 
+    /// The number of the processor that asks, plus 1.
+    pub(super) fn this_cpu(self) -> u32 {
+        u32::try_from(entry::cpu() + 1).expect("there are few")
+    }
+
     /// Does what this processor has been told to. Called while it waits for
     /// the lock, as who holds that may be waiting for this.
     pub(super) fn serve(self) {
@@ -147,7 +152,8 @@ impl Hardware {
         cpu::write_msr(APIC_COMMAND, to | u64::from(entry::CALL_VECTOR_OF_CPUS));
     }
 
-    /// Gives other processors an order and waits until they have done it.
+    /// Gives other processors an order and waits until they have done it, or
+    /// are lost.
     fn command(self, orders: impl Iterator<Item = (usize, u32)> + Clone) {
         for (number, order) in orders.clone() {
             let processor = &self.0.processors[number];
@@ -159,8 +165,11 @@ impl Hardware {
             Self::interrupt(processor);
         }
         for (number, _) in orders {
+            let holder = u32::try_from(number + 1).expect("there are few");
             // Acquire: it has done it.
-            while self.0.processors[number].order.load(Ordering::Acquire) != order::NONE {
+            while self.0.processors[number].order.load(Ordering::Acquire) != order::NONE
+                && !losses::has_lost(holder)
+            {
                 core::hint::spin_loop();
             }
         }
@@ -293,6 +302,13 @@ impl Machine for Hardware {
 
     fn fpu_mask(&self) -> u64 {
         self.0.components
+    }
+
+    fn lose(&mut self, cpu: usize) {
+        let processor = &self.0.processors[cpu];
+        processor.root.set(self.0.model);
+        processor.owner.set(None);
+        processor.order.store(order::NONE, Ordering::Relaxed);
     }
 
     fn save_fpu(&mut self, tid: u32, fpu: &mut Fpu) {

@@ -10,6 +10,7 @@ mod cpu;
 mod descriptors;
 mod entry;
 mod lock;
+mod losses;
 mod machine;
 mod panic;
 

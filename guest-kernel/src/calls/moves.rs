@@ -57,7 +57,7 @@ impl Kernel {
         match &self.file(id).object {
             Object::File => {
                 let node = self.file(id).node().ok_or(Errno::EBADF)?;
-                let count = self.objects.read(node, offset, into);
+                let count = self.objects.read(node, offset, into)?;
                 self.file(id).offset += count as u64;
                 Ok(Moved::Bytes(count))
             }

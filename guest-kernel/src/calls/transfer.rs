@@ -320,7 +320,11 @@ impl Kernel {
         while done < count {
             let size = CHUNK.min(index((count - done).min(CHUNK as u64)));
             let mut chunk = vec![0; size];
-            let read = self.objects.read(node, at, &mut chunk);
+            let read = match self.objects.read(node, at, &mut chunk) {
+                Ok(read) => read,
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno.into()),
+            };
             if read == 0 {
                 break;
             }

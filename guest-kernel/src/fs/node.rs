@@ -45,11 +45,28 @@ pub(crate) struct Meta {
     pub(crate) mtime: u64,
 }
 
+/// A page of a file in memory.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    frame: Frame,
+    /// It may differ from what the image holds, or a hole.
+    changed: bool,
+}
+
+/// What a page of a file's own is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// To be seen by all who map it.
+    Read,
+    /// To be changed.
+    Write,
+}
+
 /// The contents of a regular file.
 #[derive(Debug, Default)]
 pub(crate) struct FileData {
     pub(crate) size: u64,
-    pages: BTreeMap<u64, Frame>,
+    pages: BTreeMap<u64, Page>,
     /// The file in the image, as far as it has not been cut off.
     lower: Extents,
     lower_pages: u64,
@@ -301,8 +318,8 @@ impl Objects {
             self.known.remove(&number);
         }
         if let Kind::File(data) = node.kind {
-            for frame in data.pages.into_values() {
-                self.frames.release(frame);
+            for page in data.pages.into_values() {
+                self.frames.release(page.frame);
             }
         }
     }
@@ -373,8 +390,8 @@ impl Objects {
         let Kind::File(data) = &self.node(id).kind else {
             return None;
         };
-        if let Some(frame) = data.pages.get(&page) {
-            return Some(*frame);
+        if let Some(own) = data.pages.get(&page) {
+            return Some(own.frame);
         }
         if page >= data.lower_pages {
             return None;
@@ -382,12 +399,17 @@ impl Objects {
         self.frames.image_frame(data.lower.find(page)?)
     }
 
-    /// The frame that holds a page of a file, to be written.
-    pub(crate) fn own_page(&mut self, id: NodeId, page: u64) -> Result<Frame> {
-        if let Kind::File(data) = &self.node(id).kind
-            && let Some(frame) = data.pages.get(&page)
+    /// The frame that holds a page of a file, and will when it is written.
+    pub(crate) fn own_page(&mut self, id: NodeId, page: u64, what: Use) -> Result<Frame> {
+        if let Kind::File(data) = &mut self.node_mut(id).kind
+            && let Some(own) = data.pages.get_mut(&page)
         {
-            return Ok(*frame);
+            own.changed |= what == Use::Write;
+            let frame = own.frame;
+            return match self.frames.is_lost(frame) {
+                true => Err(Errno::EIO),
+                false => Ok(frame),
+            };
         }
         let frame = match self.page(id, page) {
             Some(frame) => self.frames.alloc_copy(frame),
@@ -395,14 +417,33 @@ impl Objects {
         };
         let frame = frame.ok_or(Errno::ENOSPC)?;
         match &mut self.node_mut(id).kind {
-            Kind::File(data) => data.pages.insert(page, frame),
+            Kind::File(data) => {
+                let changed = what == Use::Write;
+                data.pages.insert(page, Page { frame, changed });
+            }
             _ => return Err(Errno::EINVAL),
-        };
+        }
         Ok(frame)
     }
 
-    /// Reads from a file; returns how much there was.
-    pub(crate) fn read(&self, id: NodeId, offset: u64, into: &mut [u8]) -> usize {
+    /// Forgets pages that are lost, where they can be had again.
+    pub(crate) fn lose(&mut self) {
+        let frames = &self.frames;
+        for node in self.nodes.values_mut() {
+            if let Kind::File(data) = &mut node.kind {
+                data.pages.retain(|_, page| {
+                    let is_gone = !page.changed && frames.is_lost(page.frame);
+                    if is_gone {
+                        frames.release(page.frame);
+                    }
+                    !is_gone
+                });
+            }
+        }
+    }
+
+    /// Reads from a file; returns how much there was. `EIO` if that is lost.
+    pub(crate) fn read(&self, id: NodeId, offset: u64, into: &mut [u8]) -> Result<usize> {
         let left = self.node(id).size().saturating_sub(offset);
         let len = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let mut done = 0;
@@ -412,16 +453,21 @@ impl Objects {
             let count = (PAGE - within).min(len - done);
             let piece = &mut into[done..done + count];
             match self.page(id, at / PAGE_SIZE) {
-                Some(frame) => self
-                    .frames
-                    .page(frame)
-                    .read_bytes(within, piece)
-                    .expect("inside the page"),
+                Some(frame) => {
+                    let page = self.frames.page(frame);
+                    page.read_bytes(within, piece).expect("inside the page");
+                    if self.frames.is_lost(frame) {
+                        break;
+                    }
+                }
                 None => piece.fill(0),
             }
             done += count;
         }
-        len
+        match done {
+            0 if len > 0 => Err(Errno::EIO),
+            _ => Ok(done),
+        }
     }
 
     /// Writes to a file; returns how much of it had room.
@@ -436,7 +482,7 @@ impl Objects {
             let at = offset + done as u64;
             let within = index(at % PAGE_SIZE);
             let count = (PAGE - within).min(len - done);
-            let frame = match self.own_page(id, at / PAGE_SIZE) {
+            let frame = match self.own_page(id, at / PAGE_SIZE, Use::Write) {
                 Ok(frame) => frame,
                 Err(_) if done > 0 => break,
                 Err(errno) => return Err(errno),
@@ -445,7 +491,13 @@ impl Objects {
                 .page(frame)
                 .write_bytes(within, &from[done..done + count])
                 .expect("inside the page");
+            if self.frames.is_lost(frame) {
+                break;
+            }
             done += count;
+        }
+        if done == 0 && len > 0 {
+            return Err(Errno::EIO);
         }
         if let Kind::File(data) = &mut self.node_mut(id).kind {
             data.size = data.size.max(offset + done as u64);
@@ -461,7 +513,7 @@ impl Objects {
         let within = index(size % PAGE_SIZE);
         if within > 0 && size < self.node(id).size() && self.page(id, size / PAGE_SIZE).is_some() {
             // What lies behind the end reads as zeros if the file grows.
-            let frame = self.own_page(id, size / PAGE_SIZE)?;
+            let frame = self.own_page(id, size / PAGE_SIZE, Use::Write)?;
             let zeros = [0; PAGE];
             self.frames
                 .page(frame)
@@ -475,8 +527,8 @@ impl Objects {
         data.size = size;
         data.lower_pages = data.lower_pages.min(first);
         let cut: Vec<_> = data.pages.split_off(&first).into_values().collect();
-        for frame in cut {
-            self.frames.release(frame);
+        for page in cut {
+            self.frames.release(page.frame);
         }
         Ok(())
     }

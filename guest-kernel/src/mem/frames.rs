@@ -6,10 +6,11 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 use vmm_shared::addr::PAGE_SIZE;
 use vmm_shared::shm::SharedMem;
 
+use super::losses::Losses;
 use super::places::Places;
 use super::{PAGE, index};
 
@@ -74,11 +75,40 @@ impl Free {
 struct Pool {
     node: usize,
     all: Range<u64>,
+    /// How many are left to who can take others.
+    reserve: usize,
     free: Mutex<Free>,
+    /// How many are free.
+    available: AtomicUsize,
 }
+
+impl Pool {
+    /// Its free frames, unless its node is lost: a processor of that may have
+    /// them locked.
+    fn lock(&self, losses: &Losses) -> Option<MutexGuard<'_, Free>> {
+        loop {
+            if losses.has_taken(self.node) || losses.has_lost_node(self.node) {
+                return None;
+            }
+            if let Some(free) = self.free.try_lock() {
+                return Some(free);
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Part of the memory that the kernel can't lose that is for its own tables:
+/// a page in so many.
+const KEPT_FOR_TABLES: u64 = 16;
 
 /// All frames. Any processor may take and count them at any time; what is
 /// said to need the kernel's lock changes what processors can reach.
+///
+/// Without that lock a processor takes from its own node's pools alone: so if
+/// it is lost at any instruction, no lock of another pool is held for ever.
+/// What the kernel needs to go on (page tables that all nodes use, logs) comes
+/// from the *kept* node, which is lost with the kernel alone.
 #[derive(Debug)]
 pub(crate) struct Frames {
     /// RAM from guest physical address 0 on.
@@ -93,8 +123,8 @@ pub(crate) struct Frames {
     leaving: Mutex<Vec<u32>>,
     /// The node of the processor that holds the kernel's lock.
     here: AtomicUsize,
-    total: usize,
-    available: AtomicUsize,
+    /// The node whose memory the kernel is in.
+    kept: usize,
     /// The nodes.
     pub(crate) places: Places,
 }
@@ -110,12 +140,22 @@ impl Frames {
         places: Places,
     ) -> Self {
         let limit = ram.len() as u64;
+        let kept = usable.first().map_or(0, |(_, node)| *node as usize);
         let clip = |(range, node): &(Range<u64>, u32)| {
             let start = range.start.next_multiple_of(PAGE_SIZE);
             let end = super::page_down(range.end.min(limit));
+            let node = *node as usize;
+            let count = index(end.saturating_sub(start) / PAGE_SIZE);
+            let part = if node == kept {
+                count / index(KEPT_FOR_TABLES)
+            } else {
+                0
+            };
             (start < end).then(|| Pool {
-                node: *node as usize,
+                node,
                 all: start..end,
+                reserve: part,
+                available: AtomicUsize::new(count),
                 free: Mutex::new(Free {
                     single: Vec::new(),
                     runs: Vec::new(),
@@ -123,19 +163,15 @@ impl Frames {
                 }),
             })
         };
-        let pools: Box<[_]> = usable.iter().filter_map(clip).collect();
-        let bytes: u64 = pools.iter().map(|pool| pool.all.end - pool.all.start).sum();
-        let total = index(bytes / PAGE_SIZE);
         Self {
             counts: (0..ram.len() / PAGE).map(|_| AtomicU32::new(0)).collect(),
             ram,
             image,
             image_base,
-            pools,
+            pools: usable.iter().filter_map(clip).collect(),
             leaving: Mutex::new(Vec::new()),
-            here: AtomicUsize::new(0),
-            total,
-            available: AtomicUsize::new(total),
+            here: AtomicUsize::new(kept),
+            kept,
             places,
         }
     }
@@ -148,34 +184,100 @@ impl Frames {
 
     /// The same, of a node if that has one.
     fn alloc_near(&self, node: usize) -> Option<Frame> {
-        let take = |pool: &Pool| pool.free.lock().take();
-        let number = self.nearest(node).find_map(take)?;
-        self.available.fetch_sub(1, Ordering::Relaxed);
+        let near = self.pools_of(node).chain(self.pools_but(node));
+        let spare = near.clone().filter(|pool| {
+            // Relaxed: about so many.
+            pool.available.load(Ordering::Relaxed) > pool.reserve
+        });
+        self.alloc_of(spare.chain(near))
+    }
+
+    /// The same, of this node alone.
+    fn alloc_on(&self, node: usize) -> Option<Frame> {
+        self.alloc_of(self.pools_of(node))
+    }
+
+    fn alloc_of<'a>(&self, mut pools: impl Iterator<Item = &'a Pool>) -> Option<Frame> {
+        let number = pools.find_map(|pool| self.take(pool, 1, Free::take))?;
         self.counts[index(number)].store(1, Ordering::Relaxed);
         Some(Frame(number * PAGE_SIZE))
     }
 
-    /// The pools, those of a node first.
-    fn nearest(&self, node: usize) -> impl Iterator<Item = &Pool> {
-        let near = self.pools.iter().filter(move |pool| pool.node == node);
-        near.chain(self.pools.iter().filter(move |pool| pool.node != node))
+    /// Takes frames of a pool, and counts them.
+    fn take<T>(
+        &self,
+        pool: &Pool,
+        count: usize,
+        how: impl FnOnce(&mut Free) -> Option<T>,
+    ) -> Option<T> {
+        let taken = how(&mut *pool.lock(&self.places.losses)?)?;
+        pool.available.fetch_sub(count, Ordering::Relaxed);
+        Some(taken)
+    }
+
+    /// Pools that are there.
+    fn pools(&self) -> impl Iterator<Item = &Pool> + Clone {
+        let losses = &self.places.losses;
+        self.pools
+            .iter()
+            .filter(|pool| !losses.has_taken(pool.node))
+    }
+
+    fn pools_of(&self, node: usize) -> impl Iterator<Item = &Pool> + Clone {
+        self.pools().filter(move |pool| pool.node == node)
+    }
+
+    fn pools_but(&self, node: usize) -> impl Iterator<Item = &Pool> + Clone {
+        self.pools().filter(move |pool| pool.node != node)
+    }
+
+    /// The node whose memory the kernel is in.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Whether a frame is lost, or what has just been read from it may be.
+    pub(crate) fn is_lost(&self, frame: Frame) -> bool {
+        let pool = self.pools.iter().find(|pool| pool.all.contains(&frame.0));
+        pool.is_some_and(|pool| self.places.losses.is_lost(pool.node, frame.0))
+    }
+
+    /// Takes in what has been lost, under the kernel's lock; the nodes, and
+    /// how many frames.
+    pub(crate) fn lose(&self) -> (Box<[usize]>, usize) {
+        let before = self.total();
+        let node_of = |address: u64| {
+            let pool = self.pools.iter().find(|pool| pool.all.contains(&address));
+            pool.map(|pool| pool.node)
+        };
+        let nodes = self.places.losses.take(node_of);
+        (nodes, before - self.total())
     }
 
     /// A frame of zeros.
     pub(crate) fn alloc_zeroed(&self) -> Option<Frame> {
-        self.alloc_zeroed_near(self.here())
+        self.alloc().map(|frame| self.zeroed(frame))
     }
 
-    /// The same, of a node if that has one.
-    pub(crate) fn alloc_zeroed_near(&self, node: usize) -> Option<Frame> {
-        let frame = self.alloc_near(node)?;
+    /// The same, of a node alone. The only one that needs no lock.
+    pub(crate) fn alloc_zeroed_on(&self, node: usize) -> Option<Frame> {
+        self.alloc_on(node).map(|frame| self.zeroed(frame))
+    }
+
+    /// The same, of a node if that has one, else of the kept one.
+    pub(crate) fn alloc_zeroed_for_kernel(&self, node: usize) -> Option<Frame> {
+        let frame = self.alloc_on(node).or_else(|| self.alloc_on(self.kept));
+        frame.map(|frame| self.zeroed(frame))
+    }
+
+    fn zeroed(&self, frame: Frame) -> Frame {
         self.page(frame)
             .write_bytes(0, &[0; PAGE])
             .expect("a whole page");
-        Some(frame)
+        frame
     }
 
-    /// A copy of a frame.
+    /// A copy of a frame; of one that is lost, anything.
     pub(crate) fn alloc_copy(&self, from: Frame) -> Option<Frame> {
         let frame = self.alloc()?;
         let mut bytes = [0; PAGE];
@@ -188,19 +290,20 @@ impl Frames {
         Some(frame)
     }
 
-    /// Frames in a row for so many bytes, of a node if that has them.
-    pub(crate) fn alloc_run(&self, bytes: usize, node: usize) -> Option<Run> {
+    /// Frames in a row for so many bytes, of the kept node.
+    pub(crate) fn alloc_run(&self, bytes: usize) -> Option<Run> {
         let count = bytes.div_ceil(PAGE);
-        let take = |pool: &Pool| pool.free.lock().take_run(count);
-        let run = self.nearest(node).find_map(take)?;
-        self.available.fetch_sub(count, Ordering::Relaxed);
-        Some(run)
+        let take = |pool: &Pool| self.take(pool, count, |free| free.take_run(count));
+        self.pools_of(self.kept).find_map(take)
     }
 
     /// Gives a run back, which nobody uses any more.
     pub(crate) fn release_run(&self, run: Run) {
-        self.available.fetch_add(run.count, Ordering::Relaxed);
-        self.pool(run.first).free.lock().runs.push(run);
+        let pool = self.pool(run.first);
+        if let Some(mut free) = pool.lock(&self.places.losses) {
+            pool.available.fetch_add(run.count, Ordering::Relaxed);
+            free.runs.push(run);
+        }
     }
 
     /// The memory of a run.
@@ -251,8 +354,10 @@ impl Frames {
 
     fn give(&self, number: u32) {
         let pool = self.pool(Frame(u64::from(number) * PAGE_SIZE));
-        pool.free.lock().single.push(number);
-        self.available.fetch_add(1, Ordering::Relaxed);
+        if let Some(mut free) = pool.lock(&self.places.losses) {
+            free.single.push(number);
+            pool.available.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Lets frames without a use be given again: no processor can reach them
@@ -320,17 +425,21 @@ impl Frames {
 
     /// Frames that programs and the kernel can use, in all.
     pub(crate) fn total(&self) -> usize {
-        self.total
+        let pools = self.pools();
+        let bytes: u64 = pools.map(|pool| pool.all.end - pool.all.start).sum();
+        index(bytes / PAGE_SIZE)
     }
 
     /// Frames that are free.
     pub(crate) fn available(&self) -> usize {
-        self.available.load(Ordering::Relaxed)
+        let of = |pool: &Pool| pool.available.load(Ordering::Relaxed);
+        self.pools().map(of).sum()
     }
 }
 
 #[cfg(test)]
 pub(crate) mod testing {
+    use super::super::losses::Sources;
     use super::*;
     use core::ptr::NonNull;
 
@@ -357,11 +466,16 @@ pub(crate) mod testing {
 
     /// So many frames on each of some nodes, with a processor each.
     pub(crate) fn frames_of_nodes(nodes: u32, each: usize) -> Frames {
+        frames_that_lose(nodes, each, None)
+    }
+
+    /// The same, of nodes that can be lost.
+    pub(crate) fn frames_that_lose(nodes: u32, each: usize, losses: Option<Sources>) -> Frames {
         let bytes = (each * PAGE) as u64;
         let range = |node: u32| (u64::from(node) * bytes..u64::from(node + 1) * bytes, node);
         let ranges: Vec<_> = (0..nodes).map(range).collect();
         let processors: Vec<_> = (0..nodes).collect();
-        let places = Places::new(&processors, || 0);
+        let places = Places::new(&processors, || 0, losses);
         Frames::new(ram(each * nodes as usize), &ranges, None, 1 << 40, places)
     }
 
@@ -419,12 +533,12 @@ mod tests {
     #[test]
     fn runs_lie_in_a_row_and_are_used_again() {
         let frames = frames(8);
-        let run = frames.alloc_run(3 * PAGE - 1, 0).expect("there is room");
+        let run = frames.alloc_run(3 * PAGE - 1).expect("there is room");
         assert_eq!((frames.run(&run).len(), frames.available()), (3 * PAGE, 5));
-        assert_eq!(frames.alloc_run(6 * PAGE, 0), None);
+        assert_eq!(frames.alloc_run(6 * PAGE), None);
         let first = run.first;
         frames.release_run(run);
-        let again = frames.alloc_run(3 * PAGE, 0).expect("there is room");
+        let again = frames.alloc_run(3 * PAGE).expect("there is room");
         assert_eq!(again.first, first);
         let single = std::iter::from_fn(|| frames.alloc()).count();
         assert_eq!((single, frames.available()), (5, 0));

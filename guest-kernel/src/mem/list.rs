@@ -99,14 +99,26 @@ impl List {
         }
     }
 
+    /// Takes in that nodes are lost. Under the kernel's lock, without readers.
+    pub(crate) fn lose(&self, nodes: &[usize], here: usize) {
+        if let Some(replicated) = self.replicated.get() {
+            replicated.lose(nodes, here);
+        }
+    }
+
     /// Puts the regions in a log, with a replica on each node. Nobody reads
     /// or changes them meanwhile: the caller sees to that. Whether there is
     /// memory for it.
-    pub(crate) fn replicate(&self, frames: &Arc<Frames>, node: usize) -> bool {
-        let Some(replicated) = Replicated::new(frames, node) else {
+    pub(crate) fn replicate(&self, frames: &Arc<Frames>) -> bool {
+        let node = frames.here();
+        let Some(replicated) = Replicated::new(frames) else {
             return false;
         };
-        let regions = core::mem::take(&mut *self.local.write());
+        let regions = match self.local.try_write() {
+            Some(mut local) => core::mem::take(&mut *local),
+            // Who was lost as a reader stays one.
+            None => self.local.read().clone(),
+        };
         let (start, end) = regions.heap();
         let heap = [Change::SetHeap(start, end)];
         let all = regions
@@ -122,20 +134,20 @@ impl List {
 }
 
 impl Replicated {
-    fn new(frames: &Arc<Frames>, node: usize) -> Option<Self> {
+    fn new(frames: &Arc<Frames>) -> Option<Self> {
         let places = &frames.places;
         let geometry = Geometry {
             order_slots: ORDER_SLOTS,
-            members: places.count_with_processors(),
+            members: places.running().count(),
             lane_lines: LANE_LINES,
             entry_bytes: (8 + size_of::<Entry>()).next_multiple_of(8),
             stage_lines: STAGE_LINES,
         };
-        let memory = frames.alloc_run(geometry.total_bytes(), node)?;
+        let memory = frames.alloc_run(geometry.total_bytes())?;
         let log = Log::create(frames.run(&memory), geometry);
         let log = log.expect("the run is as large as the geometry says");
-        // No member dies but with all of this kernel, so none is evicted and
-        // nobody gives up.
+        // Who is lost is evicted when the kernel takes that in, so nobody is
+        // suspected and nobody gives up.
         let config = |node: usize| Config {
             lease_ns: u64::MAX,
             patience_ns: u64::MAX,
@@ -150,8 +162,8 @@ impl Replicated {
             let replica = Replica::join(log.clone(), Regions::default(), clock, config(node));
             replica.expect("the log goes back to its start and has a place for each")
         };
-        let replicas =
-            (0..places.slots()).map(|node| places.has_processors(node).then(|| join(node)));
+        let replicas = (0..places.slots())
+            .map(|node| places.running().any(|it| it == node).then(|| join(node)));
         Some(Self {
             replicas: replicas.collect(),
             memory: Some(memory),
@@ -197,11 +209,21 @@ impl Replicated {
     }
 
     /// Brings the replicas of nodes that have not looked for long up to date.
+    /// Where a processor reads, it does that itself.
     fn catch_up(&self) {
-        for (node, replica) in self.replicas.iter().enumerate() {
-            if replica.is_some() {
-                self.read(node, |_| ());
-            }
+        for replica in self.replicas.iter().flatten() {
+            // A node that has been lost is no member any more.
+            let _ = replica.tick();
+        }
+    }
+
+    fn lose(&self, nodes: &[usize], here: usize) {
+        for lost in nodes
+            .iter()
+            .filter_map(|node| self.replicas.get(*node)?.as_ref())
+        {
+            let evicted = self.replica(here).evict(lost.member(), lost.epoch());
+            evicted.expect("no member stops");
         }
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod entry;
 pub(crate) mod frames;
 mod list;
+pub(crate) mod losses;
 pub(crate) mod pages;
 pub(crate) mod places;
 pub(crate) mod regions;

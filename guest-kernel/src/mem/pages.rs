@@ -28,6 +28,11 @@
 //! Gates are never closed for long: who closes them waits for nothing but the
 //! faults that are inside. They are `vmm_shared::gate`, whose models under
 //! loom are points 1 and 2.
+//!
+//! Home is the kept node (see [`Frames`]). When another is lost, so are its
+//! copies, which nobody needs, and its replica; who was inside its gate is
+//! not waited for. Frames that were its stay in the tables, out of reach, so
+//! that a later access finds that they are lost.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -40,7 +45,7 @@ use super::list::List;
 use super::page_down;
 use super::places::Counts;
 use super::regions::{Access, Applied, Backing, Change, Prot, Region, Regions, Sharing};
-use super::tables::{Leaf, Refused, Tables, USER_END};
+use super::tables::{Leaf, Refused, Supply, Tables, USER_END};
 use crate::errno::{Errno, Result};
 use crate::kernel::RESERVED_FRAMES;
 
@@ -59,9 +64,9 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Pages of some regions, none there yet. Home is the node that asks.
+    /// Pages of some regions, none there yet.
     pub(crate) fn new(frames: &Arc<Frames>, model: Frame, regions: Regions) -> Result<Self> {
-        let home = frames.here();
+        let home = frames.kept();
         let nodes = frames.places.slots();
         Ok(Self {
             tables: Tables::new(frames, home, model).ok_or(Errno::ENOMEM)?,
@@ -88,8 +93,8 @@ impl Pages {
             return None;
         }
         let leaf = self.find(node, page, region, access)?;
-        self.copy(node, page, leaf);
-        Some(leaf.frame)
+        let copied = self.copy(node, page, leaf, Supply::Own);
+        copied.then_some(leaf.frame)
     }
 
     /// The same for a fault of the processor's.
@@ -112,6 +117,10 @@ impl Pages {
 
     /// The page in the tables, installed if need be. Behind a gate.
     fn find(&self, node: usize, page: u64, region: Region, access: Access) -> Option<Leaf> {
+        let supply = match node == self.home {
+            true => Supply::Own,
+            false => Supply::None,
+        };
         loop {
             let found = self.tables.get(&self.frames, page);
             let owned = |frame| owned(region, frame);
@@ -121,17 +130,19 @@ impl Pages {
                 Some(leaf)
                     if access == Access::Write
                         && region.sharing == Sharing::Private
-                        && self.frames.is_exclusive(leaf.frame) =>
+                        && self.frames.is_exclusive(leaf.frame)
+                        && !self.frames.is_lost(leaf.frame) =>
                 {
                     (owned(leaf.frame), None)
                 }
                 None if region.backing == Backing::Zeros => {
-                    let frame = self.frames.alloc_zeroed_near(node)?;
+                    let frame = self.frames.alloc_zeroed_on(node)?;
                     (owned(frame), Some(frame))
                 }
                 _ => return None,
             };
-            let replaced = self.tables.replace(&self.frames, page, found, leaf);
+            let tables = &self.tables;
+            let replaced = tables.replace(&self.frames, page, found, leaf, supply);
             if let (Err(_), Some(frame)) = (replaced, fresh) {
                 self.frames.put_back(frame);
             }
@@ -144,13 +155,11 @@ impl Pages {
         }
     }
 
-    /// Lets a node's processors use a page of the tables. Behind a gate. If
-    /// there is no memory for it the processor faults again, and then memory
-    /// is short for more than that.
-    fn copy(&self, node: usize, page: u64, leaf: Leaf) {
-        if let Some(copy) = self.copies[node].get() {
-            let _ = copy.set(&self.frames, page, leaf);
-        }
+    /// Lets a node's processors use a page of the tables. Behind a gate.
+    /// Whether there is memory for it.
+    fn copy(&self, node: usize, page: u64, leaf: Leaf, supply: Supply) -> bool {
+        let copy = self.copies[node].get();
+        copy.is_none_or(|copy| copy.set(&self.frames, page, leaf, supply).is_some())
     }
 
     /// Installs a page that was made under the kernel's lock, in the place of
@@ -165,14 +174,18 @@ impl Pages {
         let node = self.frames.here();
         if expected.is_none_or(|old| old.frame == leaf.frame) {
             let _inside = self.gates.enter(node);
-            self.tables.replace(&self.frames, page, expected, leaf)?;
-            self.copy(node, page, leaf);
+            let tables = &self.tables;
+            tables.replace(&self.frames, page, expected, leaf, Supply::Any)?;
+            // Without memory for it the processor faults again, and memory is
+            // short for more than that.
+            self.copy(node, page, leaf, Supply::Any);
             return Ok(());
         }
-        let _closed = self.gates.close();
-        self.tables.replace(&self.frames, page, expected, leaf)?;
+        let _closed = self.close_gates();
+        let tables = &self.tables;
+        tables.replace(&self.frames, page, expected, leaf, Supply::Any)?;
         self.clear_copies(page, page + 1);
-        self.copy(node, page, leaf);
+        self.copy(node, page, leaf, Supply::Any);
         Ok(())
     }
 
@@ -193,6 +206,12 @@ impl Pages {
         self.copies[node].get()?.get(&self.frames, page)
     }
 
+    /// A processor faults on a node, and is lost behind the gate.
+    #[cfg(test)]
+    pub(crate) fn die_inside(&self, node: usize) {
+        core::mem::forget(self.gates.enter(node));
+    }
+
     /// Reads the regions.
     pub(crate) fn read<R>(&self, query: impl FnOnce(&Regions) -> R) -> R {
         self.list.read(self.frames.here(), query)
@@ -207,12 +226,51 @@ impl Pages {
     pub(crate) fn close(&self) -> Exclusive<'_> {
         Exclusive {
             pages: self,
-            _closed: self.gates.close(),
+            _closed: self.close_gates(),
         }
     }
 
+    fn close_gates(&self) -> Closed<'_> {
+        let losses = &self.frames.places.losses;
+        self.gates.close(|node| losses.has_lost_node(node))
+    }
+
+    /// Takes in that nodes are lost; whether frames of this space are. Under
+    /// the kernel's lock, which the nodes' processors don't have.
+    pub(crate) fn lose(&self, nodes: &[usize]) -> bool {
+        let exclusive = self.close();
+        let has_died_inside =
+            |node: &usize| *node < self.copies.len() && self.gates.has_inside(*node);
+        if nodes.iter().any(has_died_inside) && !self.list.is_replicated() {
+            // It may hold the list's lock as a reader: nobody writes that
+            // list any more.
+            let replicated = self.list.replicate(&self.frames);
+            assert!(
+                replicated,
+                "memory for a list that a lost processor was reading"
+            );
+        }
+        self.list.lose(nodes, self.frames.here());
+        let mut found = false;
+        exclusive.update(0, USER_END, |_, leaf| {
+            let is_lost = self.frames.is_lost(leaf.frame);
+            found |= is_lost;
+            Some(Leaf {
+                readable: leaf.readable && !is_lost,
+                ..leaf
+            })
+        });
+        found
+    }
+
+    /// Those that are not lost.
+    fn live_copies(&self) -> impl Iterator<Item = &Tables> {
+        let copies = self.copies.iter().filter_map(Once::get);
+        copies.filter(|copy| !copy.is_lost(&self.frames))
+    }
+
     fn clear_copies(&self, start: u64, end: u64) {
-        for copy in self.copies.iter().filter_map(Once::get) {
+        for copy in self.live_copies() {
             copy.update(&self.frames, start, end, |_, _| None);
         }
     }
@@ -225,9 +283,9 @@ impl Pages {
             return self.tables.root();
         }
         if !self.list.is_replicated() {
-            let _closed = self.gates.close();
+            let _closed = self.close_gates();
             // Without memory for it, one list serves all.
-            if !self.list.replicate(&self.frames, self.home) {
+            if !self.list.replicate(&self.frames) {
                 return self.tables.root();
             }
         }
@@ -261,7 +319,7 @@ impl Pages {
     /// processor has the tables loaded or is in [`Pages::serve`].
     pub(crate) fn free(&self) {
         self.tables.free(&self.frames);
-        for copy in self.copies.iter().filter_map(Once::get) {
+        for copy in self.live_copies() {
             copy.free(&self.frames);
         }
     }
@@ -306,6 +364,7 @@ impl Exclusive<'_> {
     /// if memory is short.
     pub(crate) fn set(&self, page: u64, leaf: Leaf) -> Option<Option<Leaf>> {
         self.pages.clear_copies(page, page + 1);
-        self.pages.tables.set(&self.pages.frames, page, leaf)
+        let tables = &self.pages.tables;
+        tables.set(&self.pages.frames, page, leaf, Supply::Any)
     }
 }

@@ -5,6 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_shared::addr::MAX_NODES;
 
+use super::losses::{Losses, Sources};
+
 /// What a node has done for programs' memory, each on lines of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -29,13 +31,15 @@ pub(crate) struct Places {
     pub(crate) processors: usize,
     /// Ticks, for waits of a moment.
     pub(crate) clock: fn() -> u64,
+    /// Which of them are gone.
+    pub(crate) losses: Losses,
 }
 
 const _: () = assert!(MAX_NODES <= 64, "one bit for each node");
 
 impl Places {
     /// From the node of each processor.
-    pub(crate) fn new(processors: &[u32], clock: fn() -> u64) -> Self {
+    pub(crate) fn new(processors: &[u32], clock: fn() -> u64, losses: Option<Sources>) -> Self {
         let nodes = || processors.iter().map(|node| *node as usize % MAX_NODES);
         let slots = nodes().max().unwrap_or(0) + 1;
         Self {
@@ -43,6 +47,7 @@ impl Places {
             with_processors: nodes().fold(0, |set, node| set | 1 << node),
             processors: processors.len(),
             clock,
+            losses: Losses::new(processors, losses),
         }
     }
 
@@ -51,14 +56,15 @@ impl Places {
         self.counts.len()
     }
 
-    /// Whether the kernel runs there.
+    /// Whether the kernel has been running there.
     pub(crate) fn has_processors(&self, node: usize) -> bool {
         node < self.slots() && self.with_processors >> node & 1 != 0
     }
 
-    /// Nodes that the kernel runs on.
-    pub(crate) fn count_with_processors(&self) -> usize {
-        self.with_processors.count_ones() as usize
+    /// Nodes that the kernel runs on, and that are not lost.
+    pub(crate) fn running(&self) -> impl Iterator<Item = usize> + Clone + '_ {
+        (0..self.slots())
+            .filter(|node| self.has_processors(*node) && !self.losses.has_lost_node(*node))
     }
 
     /// A node's counts.

@@ -14,7 +14,7 @@ use super::regions::{Access, Applied, Backing, Change, Prot, Region, Regions, Sh
 use super::tables::{Leaf, Refused, USER_END};
 use super::{PAGE, index, page_down, page_up};
 use crate::errno::{Errno, Result};
-use crate::fs::node::Objects;
+use crate::fs::node::{Objects, Use};
 
 /// End of the stack.
 pub(crate) const STACK_TOP: u64 = USER_END;
@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     Denied,
     /// A file that is shorter than its mapping.
     BeyondEnd,
+    /// It was in the memory of a node that is lost.
+    Lost,
     /// There is no memory.
     NoMemory,
 }
@@ -195,10 +197,10 @@ impl Space {
     ) -> Result<()> {
         let exclusive = self.pages.close();
         let done = exclusive.change(Change::Protect { start, len, prot })?;
-        let flush = &mut self.flush;
+        let (flush, frames) = (&mut self.flush, self.pages.frames());
         exclusive.update(start, start + len, |address, leaf| {
             let new = Leaf {
-                readable: !prot.is_empty(),
+                readable: !prot.is_empty() && !frames.is_lost(leaf.frame),
                 writable: leaf.writable && prot.contains(Prot::WRITE),
                 executable: prot.contains(Prot::EXECUTE),
                 ..leaf
@@ -245,6 +247,13 @@ impl Space {
             }
             let mut leaf = make_page(objects, start, region, page, access, mapped)?;
             let frame = leaf.frame;
+            // It may have been copied from there, too. A file's page has come
+            // anew if it could.
+            let is_files = region.sharing == Sharing::Shared;
+            if !is_files && mapped.is_some_and(|old| objects.frames.is_lost(old.frame)) {
+                objects.frames.release(frame);
+                return Err(Fault::Lost);
+            }
             let moved = mapped.filter(|old| old.frame != frame);
             // Another processor may still read the old frame. Nobody writes
             // the new one before all have been told: it faults again then.
@@ -328,6 +337,9 @@ impl Space {
                 .page(frame)
                 .read_bytes(within, &mut into[done..done + count])
                 .expect("inside the page");
+            if objects.frames.is_lost(frame) {
+                return Err(Errno::EFAULT);
+            }
             done += count;
         }
         Ok(())
@@ -346,6 +358,9 @@ impl Space {
                 .page(frame)
                 .write_bytes(within, &from[done..done + count])
                 .expect("inside the page");
+            if objects.frames.is_lost(frame) {
+                return Err(Errno::EFAULT);
+            }
             done += count;
         }
         Ok(())
@@ -411,6 +426,19 @@ impl Space {
         }
     }
 
+    /// Whether the page at an address is lost.
+    pub(crate) fn has_lost(&self, address: u64) -> bool {
+        let mapped = self.pages.get(page_down(address));
+        mapped.is_some_and(|leaf| self.pages.frames().is_lost(leaf.frame))
+    }
+
+    /// Takes in that nodes are lost.
+    pub(crate) fn lose(&mut self, nodes: &[usize]) {
+        if self.pages.lose(nodes) {
+            self.flush = Flush::All;
+        }
+    }
+
     /// Gives everything back.
     pub(crate) fn free(mut self, objects: &mut Objects) {
         // Region by region: the holes between them are most of the range.
@@ -468,13 +496,25 @@ fn make_page(
     }
     let number = offset / PAGE_SIZE;
     if region.sharing == Sharing::Shared {
-        let frame = objects.own_page(node, number);
-        let frame = frame.map_err(|_| Fault::NoMemory)?;
+        let what = match access {
+            Access::Write => Use::Write,
+            Access::Read | Access::Execute => Use::Read,
+        };
+        let frame = objects.own_page(node, number, what);
+        let frame = frame.map_err(|errno| match errno {
+            Errno::EIO => Fault::Lost,
+            _ => Fault::NoMemory,
+        })?;
         objects.frames.share(frame);
-        return Ok(owned(frame));
+        // The first write is to be noticed.
+        return Ok(Leaf {
+            writable: what == Use::Write,
+            ..owned(frame)
+        });
     }
     let file_page = objects.page(node, number);
     let frame = match (file_page, private_write) {
+        (Some(frame), _) if objects.frames.is_lost(frame) => return Err(Fault::Lost),
         (Some(frame), false) => {
             objects.frames.share(frame);
             return Ok(Leaf {

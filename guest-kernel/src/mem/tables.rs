@@ -76,6 +76,17 @@ pub(crate) enum Refused {
     NoMemory,
 }
 
+/// Where frames for tables that are missing come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Supply {
+    /// None are made.
+    None,
+    /// From the tables' node alone: by its processors, without a lock.
+    Own,
+    /// From there, or else from the kept node: under the kernel's lock.
+    Any,
+}
+
 /// The tables of one address space.
 #[derive(Debug)]
 pub(crate) struct Tables {
@@ -96,7 +107,7 @@ impl Tables {
     /// Tables on a node that map nothing but the kernel, which is taken from
     /// `model`.
     pub(crate) fn new(frames: &Frames, node: usize, model: Frame) -> Option<Self> {
-        let root = frames.alloc_zeroed_near(node)?;
+        let root = frames.alloc_zeroed_for_kernel(node)?;
         for at in KERNEL_HALF..ENTRIES {
             let value = entry(frames, model, at).load(Ordering::Relaxed);
             entry(frames, root, at).store(value, Ordering::Relaxed);
@@ -109,16 +120,26 @@ impl Tables {
         self.root
     }
 
+    /// What an entry points at; `None` for tables that are lost, which may
+    /// say anything.
+    fn below(&self, frames: &Frames, value: u64) -> Option<Frame> {
+        (value & PRESENT != 0 && !self.is_lost(frames)).then_some(Frame(value & ADDRESS))
+    }
+
+    /// Whether they are in memory that is lost.
+    pub(crate) fn is_lost(&self, frames: &Frames) -> bool {
+        // After what has been read of them.
+        core::sync::atomic::fence(Ordering::Acquire);
+        self.node != frames.kept() && frames.places.losses.has_lost_node(self.node)
+    }
+
     /// The table of pages for an address.
     fn leaf_table(&self, frames: &Frames, address: u64) -> Option<Frame> {
         let mut table = self.root;
         for level in [3, 2, 1] {
             // Acquire: with the Release of whoever has put the table there.
             let value = entry(frames, table, position(address, level)).load(Ordering::Acquire);
-            if value & PRESENT == 0 {
-                return None;
-            }
-            table = Frame(value & ADDRESS);
+            table = self.below(frames, value)?;
         }
         Some(table)
     }
@@ -130,14 +151,23 @@ impl Tables {
     }
 
     /// The entry for an address, with the tables above it made.
-    fn make_entry<'a>(&self, frames: &'a Frames, address: u64) -> Option<&'a AtomicU64> {
+    fn make_entry<'a>(
+        &self,
+        frames: &'a Frames,
+        address: u64,
+        supply: Supply,
+    ) -> Option<&'a AtomicU64> {
         let mut table = self.root;
         for level in [3, 2, 1] {
             let word = entry(frames, table, position(address, level));
             // Acquire: a table that another has put there is empty, or more.
             let mut value = word.load(Ordering::Acquire);
             if value & PRESENT == 0 {
-                let below = frames.alloc_zeroed_near(self.node)?;
+                let below = match supply {
+                    Supply::None => None,
+                    Supply::Own => frames.alloc_zeroed_on(self.node),
+                    Supply::Any => frames.alloc_zeroed_for_kernel(self.node),
+                }?;
                 let made = below.0 | PRESENT | WRITABLE | USER;
                 // Release: the table is empty before anybody can see it.
                 match word.compare_exchange(0, made, Ordering::AcqRel, Ordering::Acquire) {
@@ -148,7 +178,7 @@ impl Tables {
                     }
                 }
             }
-            table = Frame(value & ADDRESS);
+            table = self.below(frames, value)?;
         }
         Some(entry(frames, table, position(address, 0)))
     }
@@ -161,8 +191,10 @@ impl Tables {
         address: u64,
         expected: Option<Leaf>,
         leaf: Leaf,
+        supply: Supply,
     ) -> Result<(), Refused> {
-        let word = self.make_entry(frames, address).ok_or(Refused::NoMemory)?;
+        let word = self.make_entry(frames, address, supply);
+        let word = word.ok_or(Refused::NoMemory)?;
         let mut raw = word.load(Ordering::Relaxed);
         // Again if the processor has only noted that it used the page.
         while Leaf::from_raw(raw) == expected {
@@ -178,8 +210,14 @@ impl Tables {
 
     /// Maps a page, whatever is there, and returns that; `None` if memory is
     /// short.
-    pub(crate) fn set(&self, frames: &Frames, address: u64, leaf: Leaf) -> Option<Option<Leaf>> {
-        let word = self.make_entry(frames, address)?;
+    pub(crate) fn set(
+        &self,
+        frames: &Frames,
+        address: u64,
+        leaf: Leaf,
+        supply: Supply,
+    ) -> Option<Option<Leaf>> {
+        let word = self.make_entry(frames, address, supply)?;
         Some(Leaf::from_raw(word.swap(leaf.to_raw(), Ordering::AcqRel)))
     }
 
@@ -219,31 +257,33 @@ impl Tables {
         let mut table = self.root;
         for level in [3, 2, 1] {
             let value = entry(frames, table, position(address, level)).load(Ordering::Relaxed);
-            if value & PRESENT == 0 {
-                let span = 1_u64 << SHIFT[level];
-                return (address & !(span - 1)).saturating_add(span);
+            match self.below(frames, value) {
+                Some(below) => table = below,
+                None => {
+                    let span = 1_u64 << SHIFT[level];
+                    return (address & !(span - 1)).saturating_add(span);
+                }
             }
-            table = Frame(value & ADDRESS);
         }
         address
     }
 
     /// Gives all tables back. Nothing may be mapped any more.
     pub(crate) fn free(&self, frames: &Frames) {
-        free_below(frames, self.root, 3, KERNEL_HALF);
+        self.free_below(frames, self.root, 3, KERNEL_HALF);
     }
-}
 
-fn free_below(frames: &Frames, table: Frame, level: usize, entries: usize) {
-    if level > 0 {
-        for at in 0..entries {
-            let value = entry(frames, table, at).load(Ordering::Relaxed);
-            if value & PRESENT != 0 {
-                free_below(frames, Frame(value & ADDRESS), level - 1, ENTRIES);
+    fn free_below(&self, frames: &Frames, table: Frame, level: usize, entries: usize) {
+        if level > 0 {
+            for at in 0..entries {
+                let value = entry(frames, table, at).load(Ordering::Relaxed);
+                if let Some(below) = self.below(frames, value) {
+                    self.free_below(frames, below, level - 1, ENTRIES);
+                }
             }
         }
+        frames.release(table);
     }
-    frames.release(table);
 }
 
 const _: () = assert!(ENTRIES * 8 == PAGE);
@@ -275,7 +315,10 @@ mod tests {
         for place in places {
             assert_eq!(tables.get(&frames, place), None);
             let frame = frames.alloc().expect("some");
-            assert_eq!(tables.set(&frames, place, leaf(frame)), Some(None));
+            assert_eq!(
+                tables.set(&frames, place, leaf(frame), Supply::Any),
+                Some(None)
+            );
             assert_eq!(tables.get(&frames, place), Some(leaf(frame)));
         }
         let mut seen = Vec::new();
@@ -302,7 +345,7 @@ mod tests {
             for number in 0..64_u64 {
                 let frame = frames.alloc().expect("some");
                 // Each 2 MiB apart: tables are made at once, too.
-                match tables.replace(&frames, number << 21, None, leaf(frame)) {
+                match tables.replace(&frames, number << 21, None, leaf(frame), Supply::Any) {
                     Ok(()) => won += 1,
                     Err(refused) => {
                         assert_eq!(refused, Refused::Changed);
@@ -327,7 +370,7 @@ mod tests {
         let frames = frames(3);
         let model = frames.alloc_zeroed().expect("some");
         let tables = Tables::new(&frames, 0, model).expect("some");
-        assert_eq!(tables.set(&frames, 0x1000, leaf(model)), None);
+        assert_eq!(tables.set(&frames, 0x1000, leaf(model), Supply::Any), None);
         assert_eq!(tables.get(&frames, 0x1000), None);
         tables.free(&frames);
     }

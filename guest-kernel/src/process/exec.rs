@@ -63,7 +63,7 @@ impl Kernel {
             None => None,
             Some((offset, len)) => {
                 let mut text = vec![0; len];
-                self.objects.read(node, offset, &mut text);
+                self.objects.read(node, offset, &mut text)?;
                 if text.pop() != Some(0) {
                     return Err(Errno::ENOEXEC.into());
                 }
@@ -128,7 +128,7 @@ impl Kernel {
         for _ in 0..=DEEPEST_SCRIPT {
             let node = self.program_node(tid, &path)?;
             let mut line = [0; SCRIPT_LINE];
-            let len = self.objects.read(node, 0, &mut line);
+            let len = self.objects.read(node, 0, &mut line)?;
             let Some(rest) = line[..len].strip_prefix(b"#!") else {
                 return Ok((node, path, arguments));
             };
@@ -335,7 +335,7 @@ impl Kernel {
 }
 
 fn parse(objects: &Objects, node: NodeId) -> Result<Image> {
-    Image::parse(|offset, into| objects.read(node, offset, into))
+    Image::parse(|offset, into| objects.read(node, offset, into).unwrap_or(0))
 }
 
 /// The interpreter and its argument in a script's first line.

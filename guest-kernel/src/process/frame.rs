@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 
 use linux_raw_sys::general::{
-    SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIGCONT, SIGKILL, SIGSEGV, SIGSTOP,
+    SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SIGCONT, SIGKILL, SIGSTOP,
 };
 
 use super::signal::{Action, Effect, Info, STOPPING, UNBLOCKABLE, bit};
@@ -227,7 +227,8 @@ impl Kernel {
     }
 
     fn force_default(&mut self, tid: Tid) {
-        let signal = u8::try_from(SIGSEGV).expect("a small number");
+        let stack = self.thread(tid).registers.rsp;
+        let signal = self.memory_signal(tid, stack.wrapping_sub(8));
         if let Some(action) = self.process_of(tid).actions.get_mut(signal) {
             *action = Action::default();
         }

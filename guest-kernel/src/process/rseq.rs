@@ -6,7 +6,6 @@
 //! whenever a thread begins to run on a processor or takes a signal, its
 //! sequence is looked at before the program sees anything.
 
-use linux_raw_sys::general::SIGSEGV;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::signal::Info;
@@ -113,7 +112,7 @@ impl Kernel {
         self.thread(tid).rseq = Some(Rseq { cpu, ..rseq });
         let done = told.and_then(|()| self.leave_sequence(tid));
         if done.is_err() {
-            let signal = u8::try_from(SIGSEGV).expect("a small number");
+            let signal = self.memory_signal(tid, rseq.address);
             self.force_signal(tid, Info::from_kernel(signal));
         }
         done.is_ok()

@@ -310,12 +310,22 @@ impl Fabric {
             if let Some(cluster) = &self.cluster {
                 cluster.evict(node);
             }
+            self.note_loss(node);
         }
         if self.held().is_some() {
             self.control.freeze_vm();
             (0..self.cores.len()).for_each(|core| self.kick_core(core));
         }
         self.ring_launcher();
+    }
+
+    /// Notes what the guest has lost with a node, if it goes on without it.
+    fn note_loss(&self, node: NodeId) {
+        let goes_on = self.control.vm().vital_pieces().is_some();
+        if goes_on && !self.control.needs(node, &self.pieces) {
+            let vcpus = self.control.vcpus_on(node);
+            self.control.losses().note(node, vcpus);
+        }
     }
 
     /// Why no vCPU may run here, if none may.

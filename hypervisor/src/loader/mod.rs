@@ -35,7 +35,7 @@ pub use bare::{BareBoot, BareEntry, Module, load_bare};
 pub use bzimage::SetupHeader;
 pub use entry::{CODE_SELECTOR, DATA_SELECTOR, GdtRegister};
 pub use guest_image::{ByteSource, ImageError, Protocol, protocol};
-pub use pv::{PvBoot, load_pv, rings, start_up};
+pub use pv::{PvBoot, load_pv, losses, rings, start_up};
 
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
 

@@ -8,6 +8,7 @@ use core::mem::offset_of;
 use guest_image::{ByteSource, Image};
 use vmm_shared::addr::{Gpa, PAGE_SIZE};
 use vmm_shared::control::{MAX_COMMAND_LINE, RingId};
+use vmm_shared::losses::LossRecord;
 use vmm_shared::pv::{BOOT_MAGIC, BOOT_VERSION, BootInfo, Cpu, Range};
 use zerocopy::FromZeros;
 
@@ -46,6 +47,15 @@ pub fn rings() -> impl Iterator<Item = (RingId, Range)> {
         debug_assert!(*next <= PV_RINGS.0 + PV_RINGS_SIZE, "there is room");
         Some((ring, Range { gpa, len }))
     })
+}
+
+/// Where the guest sees what it has lost.
+pub fn losses() -> Range {
+    let end = rings().map(|(_, range)| range.gpa + range.len).max();
+    Range {
+        gpa: end.unwrap_or(PV_RINGS.0).next_multiple_of(PAGE_SIZE),
+        len: LossRecord::SIZE as u64,
+    }
 }
 
 /// Puts kernel, first program, boot information and the state for entering
@@ -113,6 +123,7 @@ pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntr
             RingId::ConsoleIn => {}
         }
     }
+    info.losses = losses();
     info.command_line_len = u32::try_from(len).expect("checked to be short");
     info.command_line[..len].copy_from_slice(boot.command_line);
     for (slot, (Domain(node), ram)) in info.ram.iter_mut().zip(topology.ram_ranges()) {
@@ -285,6 +296,9 @@ mod tests {
             assert!(range.gpa >= end && range.gpa.is_multiple_of(PAGE_SIZE));
             end = range.gpa + range.len;
         }
+        let losses = losses();
+        assert!(losses.gpa >= end && losses.gpa.is_multiple_of(PAGE_SIZE));
+        end = losses.gpa + losses.len;
         assert!(end <= PV_RINGS.0 + PV_RINGS_SIZE);
     }
 }

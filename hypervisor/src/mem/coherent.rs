@@ -7,6 +7,8 @@
 //! waits here serves the other nodes meanwhile, so nodes never wait for each
 //! other in a circle.
 
+use core::sync::atomic::AtomicU64;
+
 use spin::Mutex;
 use vmm_shared::addr::{Gpa, Hpa, NodeId, PAGE_SIZE};
 use vmm_shared::coherence::{
@@ -21,6 +23,7 @@ use super::guest::{GuestMemory, GuestMemoryError};
 use super::holds::Holds;
 use super::slices::Slices;
 use crate::arch::cpu;
+use crate::arch::paging::zeroed_page;
 use crate::arch::svm::npt::{GuestPage, NestedTables};
 use crate::fabric::proof::Fetch;
 
@@ -91,6 +94,10 @@ pub struct MappedMemory<B> {
     pub barrier: EntryBarrier,
     pub(super) membership: Option<Membership>,
     holds: Holds,
+    /// Bits of the nodes whose memory is lost.
+    pub(super) parted: AtomicU64,
+    /// The page that is mapped in its place.
+    pub(super) nothing: Hpa,
     pub(super) bells: B,
     counters: NodeCounters,
     tsc_khz: u32,
@@ -126,6 +133,8 @@ impl<B: Bells> MappedMemory<B> {
             tables: Mutex::new(parts.tables),
             barrier: EntryBarrier::new(parts.cores),
             membership: parts.membership,
+            parted: AtomicU64::new(0),
+            nothing: zeroed_page(),
             bells: parts.bells,
             counters: parts.counters,
             tsc_khz: parts.tsc_khz,
@@ -148,7 +157,7 @@ impl<B: Bells> MappedMemory<B> {
     /// Changes what the nested tables say about a piece, and publishes how
     /// much they map. The change is told where the piece is: if anything of it
     /// is mapped, it is from there.
-    fn change_tables<R>(
+    pub(super) fn change_tables<R>(
         &self,
         piece: usize,
         change: impl FnOnce(&mut NestedTables, Seen) -> R,
@@ -178,7 +187,7 @@ impl<B: Bells> MappedMemory<B> {
     }
 
     /// Makes all cores of this node forget what the tables said before.
-    fn flush(&self) {
+    pub(super) fn flush(&self) {
         let kicked = self.barrier.advance(|core| self.bells.kick_core(core));
         self.counters.add(NodeCounter::Shootdowns, 1);
         self.counters.add(NodeCounter::ShootdownExits, kicked);
@@ -228,11 +237,12 @@ impl<B: Bells> MappedMemory<B> {
         Some((page, offset))
     }
 
-    /// Where this node sees a unit of a piece that is where it was seen and
-    /// has not been claimed.
+    /// Where this node sees a unit of a piece that is where it was seen, and
+    /// has been neither claimed nor lost.
     fn place(&self, unit: Unit, seen: Seen) -> Option<(GuestPage, Hpa)> {
         let (page, offset) = self.page(unit)?;
         match seen.whereabouts() {
+            Whereabouts::At(_) if self.is_lost(seen) => None,
             Whereabouts::At(host) => Some((page, self.slices.hpa(host, offset)?)),
             Whereabouts::Absent | Whereabouts::Moving { .. } => None,
         }
@@ -304,6 +314,11 @@ impl<B: Bells> MappedMemory<B> {
             }
             if !self.wait_until_there(piece)? {
                 return Ok(Resolution::NotMemory);
+            }
+            if self.is_lost(self.slices.look(piece)?) {
+                self.map_nothing(piece, gpa)?;
+                granted(frame);
+                return Ok(Resolution::Mapped);
             }
             let is_mapped = match self.tracked() {
                 Some(own) => self.ask(own, frame, access, &granted)?,

@@ -4,6 +4,7 @@ pub mod barrier;
 pub mod coherent;
 mod guest;
 mod holds;
+mod lost;
 pub mod moves;
 pub mod slices;
 #[cfg(any(test, feature = "testing"))]

@@ -139,6 +139,11 @@ impl<B: Bells> MappedMemory<B> {
         };
         target.copy_from(&source).expect("pieces are equally long");
         let copying = cpu::rdtsc().wrapping_sub(withdrawn);
+        if self.bells.lost().contains(claim.from().node) {
+            map.release(claim);
+            map.free_host(to);
+            return Ok(Turn::Over(Ended::Damaged));
+        }
         self.note_translated(claim)?;
         // This node has just written there.
         self.estrange(claim.piece(), map.translated(to).without(self.bells.node()))?;

@@ -236,7 +236,8 @@ fn platform(topology: Topology, image: Option<SharedMem>, machine: Machine) -> P
     }
 }
 
-/// Gives the guest the rings to and from the launcher.
+/// Gives the guest the rings to and from the launcher, and lets it read what it
+/// has lost.
 fn map_rings(nested: &mut NestedTables, control: &ControlRegion) {
     for (ring, range) in loader::rings() {
         let pages = control.ring_pages(ring);
@@ -247,6 +248,9 @@ fn map_rings(nested: &mut NestedTables, control: &ControlRegion) {
             nested.map(page, Hpa(start + offset), Rights::READ | Rights::WRITE);
         }
     }
+    let losses = GuestPage::Small(Gpa(loader::losses().gpa));
+    let at = control.losses_page().as_ptr().addr() as u64;
+    nested.map(losses, Hpa(at), Rights::READ);
 }
 
 fn load_guest(

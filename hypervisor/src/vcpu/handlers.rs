@@ -17,6 +17,7 @@ use crate::fabric::forward::{Access, Request, Space};
 use crate::platform::cpuid::{CpuidVcpu, OsXsave};
 use crate::platform::msr::{self, MsrRule, PvMsr, WriteRule};
 use crate::vm::Vm;
+use crate::vm::paravirtual::Answer;
 
 /// Lengths of instructions without operands in memory, and without prefixes.
 mod length {
@@ -382,11 +383,18 @@ impl Vcpu {
                     _ => UNKNOWN_HYPERCALL,
                 }
             }
-            number => match Hypercall::from_raw(number).and_then(|call| vm.pv_call(call)) {
-                Some(Request::Stop(reason)) => return Outcome::Stop(reason),
-                Some(_) => 0,
-                None => UNKNOWN_HYPERCALL,
-            },
+            number => {
+                let call = Hypercall::from_raw(number);
+                match call.and_then(|call| vm.pv_call(call, argument(Gpr::Rcx))) {
+                    Some(Answer::Stop(reason)) => return Outcome::Stop(reason),
+                    Some(Answer::Memory { gpa, len }) => {
+                        self.registers.set(Gpr::Rcx, len);
+                        gpa
+                    }
+                    Some(Answer::Done) => 0,
+                    Some(Answer::Refused) | None => UNKNOWN_HYPERCALL,
+                }
+            }
         };
         self.registers.set(Gpr::Rax, result);
         self.step_over(length::HYPERCALL, vm);

@@ -165,6 +165,7 @@ impl<'a> Core<'a> {
     pub(super) fn look_around(&self) {
         let vm = self.vm();
         vm.fabric().attend();
+        vm.part_from_lost();
         if self.number != DOORBELL_CORE {
             return;
         }

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use vmm_shared::addr::{Gpa, VcpuId};
 use vmm_shared::control::{Counter, RingId};
-use vmm_shared::pv::{self, Hypercall};
+use vmm_shared::pv;
 use vmm_shared::ring::ByteRing;
 
 use super::elastic::Kind;
@@ -289,21 +289,6 @@ impl Vm {
         let mut agent = self.agent.lock();
         let effects = agent.poll(&self.memory, &mut self.agent_pipes());
         self.settle_agent(&agent, effects);
-    }
-
-    /// Does what the paravirtual guest asks for; no other guest may ask.
-    pub fn pv_call(&self, call: Hypercall) -> Option<Request> {
-        if !self.machine.is_paravirtual() {
-            return None;
-        }
-        Some(match call {
-            Hypercall::RingLauncher => {
-                self.fabric().ring_launcher();
-                Request::None
-            }
-            Hypercall::PowerOff => Request::Stop(StopReason::PowerOff),
-            Hypercall::Crash => Request::Stop(StopReason::GuestFailed),
-        })
     }
 
     fn agent_pipes(&self) -> Pipes<ByteRing, ByteRing> {

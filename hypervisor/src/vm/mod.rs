@@ -6,6 +6,7 @@ mod elastic;
 mod interrupts;
 mod legacy;
 mod memory;
+pub mod paravirtual;
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,6 +95,8 @@ pub struct Vm {
     /// The TSC at which the next piece of memory may be taken over; 0 if none
     /// has been asked for.
     next_piece: AtomicU64,
+    /// Held by the core that takes away what has been lost.
+    parting: Mutex<()>,
 }
 
 /// What a VM is made of.
@@ -140,6 +143,7 @@ impl Vm {
             first_block_piece,
             is_leaving: AtomicBool::new(false),
             next_piece: AtomicU64::new(0),
+            parting: Mutex::new(()),
             machine: parts.machine,
             firmware: Mutex::new(parts.firmware),
             scratch: Mutex::new(Scratch::default()),

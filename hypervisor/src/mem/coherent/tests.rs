@@ -387,3 +387,31 @@ fn a_place_that_was_taken_away_is_strange_to_who_has_executed_there() {
     execute(1);
     assert_eq!(stale(), NodeSet::EMPTY, "refreshed");
 }
+
+#[test]
+fn lost_memory_is_out_of_reach_and_stops_nobody() {
+    for fetch in [Fetch::Stale, Fetch::Coherent] {
+        let [_, other] = rack_with(fetch);
+        let access = |gpa| other.guest_fault(0, place(1), gpa, Access::Write);
+        assert_eq!(access(FRAME), Ok(Resolution::Mapped));
+        let lost = NodeSet::EMPTY.with(NodeId(0));
+        assert_eq!(other.next_lost(Gpa(0), NodeSet::EMPTY), None);
+        assert_eq!(other.next_lost(Gpa(3 << 20), lost), Some(2 << 20..4 << 20));
+        assert_eq!(other.next_lost(Gpa(0), lost), Some(0..4 << 20));
+        assert_eq!(other.next_lost(Gpa(4 << 20), lost), None);
+        assert_eq!(other.pieces_below(Gpa(4 << 20)), Some(2));
+        assert_eq!(other.pieces_below(Gpa((4 << 20) + 1)), None);
+        for _ in 0..2 {
+            other.part_from(lost).expect("sound");
+        }
+        assert_eq!(other.parted(), lost);
+        assert_eq!(rights(&other, FRAME), Rights::NONE);
+        // The other node is gone: nobody would answer.
+        assert_eq!(access(FRAME), Ok(Resolution::Mapped));
+        assert_eq!(rights(&other, FRAME), Rights::ALL);
+        let next = Gpa(FRAME.0 + PAGE_SIZE);
+        assert_eq!(rights(&other, next), Rights::NONE, "page by page");
+        let mapped = other.tables.lock().mapped();
+        assert_eq!((mapped.large, mapped.small), (0, PAGE_SIZE));
+    }
+}
