@@ -6,6 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{Bench, text};
+use vmm_shared::region::VERSION;
 
 /// Three unequal nodes, for a VM of six vCPUs and 256 MiB.
 const UNEQUAL: &str = "[[node]]\ncores = 1\nmemory = \"64M\"\n\
@@ -96,6 +97,7 @@ fn a_node_that_cannot_join_is_named_with_the_cause() {
     let bench = Bench::new();
     let stand_in = |fault| ("STAND_IN", fault);
     let fault = |fault| ("VIADUCT_FAULT", fault);
+    let versions = format!("has version {}, and this is version {VERSION}", VERSION + 1);
     for ((name, value), node, cause) in [
         (stand_in("boot-failure@1"), "node 1", "this CPU has no SVM"),
         (
@@ -108,11 +110,7 @@ fn a_node_that_cannot_join_is_named_with_the_cause() {
         (stand_in("idle@1"), "node 1", "not in service"),
         (fault("paused@1"), "node 1", "has not joined"),
         (fault("doorbell@2"), "node 2", "doorbell server"),
-        (
-            fault("version@1"),
-            "node 1",
-            "has version 4, and this is version 3",
-        ),
+        (fault("version@1"), "node 1", &versions),
         (fault("header@2"), "memory region of node 2", "no header"),
         (fault("size@0"), "memory region of node 0", "promises"),
         (fault("size@-1"), "VIADUCT_FAULT", "docs/console.md"),

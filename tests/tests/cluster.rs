@@ -184,7 +184,7 @@ fn what_cannot_be_is_refused_with_the_reason() {
         (&["resize", "--vcpus", "0"], 3, &["nearest is 1 vCPUs"]),
         (&["resize", "--vcpus", "99"], 3, &["nearest is 2 vCPUs"]),
         (&["resize", "--memory", "64M"], 3, &["nearest", "256M"]),
-        (&["resize", "--memory", "255M"], 125, &["254M or 256M"]),
+        (&["resize", "--memory", "255M"], 3, &["256M or 384M"]),
         (&["resize"], 125, &["--vcpus"]),
         (&["node", "cordon", "9"], 3, &["no node 9"]),
         (&["node", "leave", "0"], 3, &["drain it first"]),
