@@ -147,6 +147,9 @@ impl fmt::Display for Explanation {
             }
             writeln!(f)?;
         }
+        if self.costs.is_empty() {
+            return f.write_str("in all: nothing that a preference counts");
+        }
         f.write_str("in all:")?;
         for cost in &self.costs {
             write!(f, " {} {}", cost.rule, cost.cost)?;
