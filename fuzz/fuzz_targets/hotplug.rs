@@ -38,14 +38,18 @@ fuzz_target!(|input: Input| {
     let mut block = Hotplug::new(units, least, |unit| input.present >> unit & 1 != 0);
     let count = |block: &Hotplug| (0..NUMBERS).filter(|unit| block.is_present(*unit)).count();
     let mut most = count(&block);
+    // Those whose event a read of the first register has shown.
+    let mut shown = [false; NUMBERS as usize];
     for step in input.steps {
         let before = count(&block);
         match step {
             Step::Insert(unit) => {
+                shown[usize::from(unit % NUMBERS)] = false;
                 block.insert(unit % NUMBERS);
                 assert_eq!(block.is_present(unit % NUMBERS), unit % NUMBERS < units);
             }
             Step::AskBack(unit) => {
+                shown[usize::from(unit % NUMBERS)] = false;
                 block.ask_back(unit % NUMBERS);
                 assert_eq!(count(&block), before, "it is asked for, not taken");
             }
@@ -53,11 +57,13 @@ fuzz_target!(|input: Input| {
                 let was_unseen = block.take_back(unit % NUMBERS);
                 assert_eq!(count(&block), before - usize::from(was_unseen));
                 assert!(!was_unseen || before > least, "the last ones stay");
+                assert!(!was_unseen || !shown[usize::from(unit % NUMBERS)]);
                 assert!(!block.take_back(unit % NUMBERS), "once");
             }
             Step::Leave(unit) => {
                 let was_unseen = block.leave(unit % NUMBERS);
                 assert!(!was_unseen || block.is_present(unit % NUMBERS));
+                assert!(!was_unseen || !shown[usize::from(unit % NUMBERS)]);
                 assert!(!block.leave(unit % NUMBERS), "once");
                 assert_eq!(count(&block), before);
             }
@@ -72,6 +78,9 @@ fuzz_target!(|input: Input| {
                         "the line says what the register does"
                     );
                     assert!(value == u32::MAX || value < u32::from(units));
+                    if has_event {
+                        shown[usize::try_from(value).expect("small")] = true;
+                    }
                 }
             }
             Step::Write(offset, bytes, value) => {

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The interrupt line is up as long as there is an event: one that comes
-//! before the guest's driver waits for it. An event that the guest has not ended
-//! can be taken back. Until the guest has seen the event, a
+//! before the guest's driver waits for it. An event that no read has shown yet can
+//! be taken back. Until the guest has ended the event, a
 //! unit that has come is not shown as there: otherwise a guest that boots would
 //! find it first, and refuse it when it hears of it.
 
@@ -39,8 +39,13 @@ pub const REMOVING: u8 = 1 << 2;
 pub const EJECT: u8 = 1 << 3;
 /// Not shown: the guest has not said yet whether it will use it.
 const UNANSWERED: u8 = 1 << 7;
+/// Not shown: a read has told the guest of the unit's event.
+const SEEN: u8 = 1 << 6;
+/// Events.
+const EVENTS: u8 = INSERTED | REMOVING;
 
-/// ACPI 6.5, table 6.13: what `_OST` reports on.
+/// ACPI 6.5, table 6.13: what `_OST` reports on. An ejection that the guest has
+/// begun by itself is another number, and answers nothing.
 const OST_DEVICE_CHECK: u32 = 1;
 const OST_EJECT_REQUEST: u32 = 3;
 /// Success, for any event.
@@ -131,6 +136,9 @@ impl Hotplug {
         if let Some(flags) = self.units.get_mut(usize::from(unit))
             && *flags & PRESENT != 0
         {
+            if *flags & EVENTS == 0 {
+                *flags &= !SEEN;
+            }
             *flags |= REMOVING;
         }
     }
@@ -138,7 +146,7 @@ impl Hotplug {
     /// Takes a unit away again that has come, unless the guest has seen that;
     /// whether it has not.
     pub fn take_back(&mut self, unit: u16) -> bool {
-        let is_unseen = self.flags(unit) & INSERTED != 0 && self.can_spare_one();
+        let is_unseen = self.flags(unit) & (INSERTED | SEEN) == INSERTED && self.can_spare_one();
         if is_unseen {
             self.units[usize::from(unit)] = 0;
         }
@@ -148,7 +156,7 @@ impl Hotplug {
     /// Lets the guest keep a unit that was to go, unless it has seen that;
     /// whether it has not.
     pub fn leave(&mut self, unit: u16) -> bool {
-        let is_unseen = self.flags(unit) & REMOVING != 0;
+        let is_unseen = self.flags(unit) & (REMOVING | SEEN) == REMOVING;
         if is_unseen {
             self.units[usize::from(unit)] &= !REMOVING;
         }
@@ -165,7 +173,7 @@ impl Hotplug {
     }
 
     fn next_event(&self) -> Option<usize> {
-        let has_event = |flags: &u8| flags & (INSERTED | REMOVING) != 0;
+        let has_event = |flags: &u8| flags & EVENTS != 0;
         self.units.iter().position(has_event)
     }
 
@@ -180,17 +188,23 @@ impl Hotplug {
             (SELECT, Width::Dword) => match self.next_event() {
                 Some(unit) => {
                     self.selected = unit;
+                    self.units[unit] |= SEEN;
                     u32::try_from(unit).unwrap_or(u32::MAX)
                 }
                 None => u32::MAX,
             },
             (FLAGS, Width::Byte) => {
-                let flags = self.units.get(self.selected).copied().unwrap_or(0);
-                let hidden = match flags & INSERTED {
-                    0 => UNANSWERED,
-                    _ => UNANSWERED | PRESENT,
+                let Some(flags) = self.units.get_mut(self.selected) else {
+                    return 0;
                 };
-                u32::from(flags & !hidden)
+                if *flags & EVENTS != 0 {
+                    *flags |= SEEN;
+                }
+                let shown = match *flags & INSERTED {
+                    0 => PRESENT | EVENTS,
+                    _ => EVENTS,
+                };
+                u32::from(*flags & shown)
             }
             _ => u32::MAX,
         }
@@ -225,7 +239,7 @@ impl Hotplug {
             return HotplugEffect::None;
         };
         let flags = &mut self.units[self.selected];
-        *flags &= !(value & (INSERTED | REMOVING));
+        *flags &= !(value & EVENTS);
         if value & EJECT == 0 || *flags & PRESENT == 0 || !can_go {
             return HotplugEffect::None;
         }
@@ -241,9 +255,10 @@ impl Hotplug {
         };
         let can_go = self.can_spare_one();
         let flags = &mut self.units[self.selected];
-        match (self.ost_event & 0xff, status) {
-            // Before it has seen the event, it answers an earlier one.
+        match (self.ost_event, status) {
+            // Before it has ended the event, it answers an earlier one.
             (OST_DEVICE_CHECK, _) if *flags & INSERTED != 0 => HotplugEffect::None,
+            (OST_EJECT_REQUEST, _) if *flags & REMOVING != 0 => HotplugEffect::None,
             (OST_DEVICE_CHECK, OST_SUCCESS) if *flags & UNANSWERED != 0 => {
                 *flags &= !UNANSWERED;
                 HotplugEffect::Accepted(unit)
@@ -385,15 +400,50 @@ mod tests {
         assert_eq!(flags(&mut block, 2), 0);
         assert_eq!(report(&mut block, 1, 1), HotplugEffect::None);
 
-        block.insert(2);
-        block.ask_back(1);
-        for unit in [1, 2] {
-            let _ = block.write(SELECT, Width::Dword, unit);
-            let _ = put(&mut block, INSERTED | REMOVING);
-        }
-        assert!(!block.take_back(2) && !block.leave(1), "the guest is at it");
-        assert!(block.is_present(1) && block.is_present(2));
         assert!(!block.take_back(9) && !block.leave(9));
+    }
+
+    /// Whichever register has shown it; ended or not.
+    #[test]
+    fn what_a_read_has_shown_is_not_taken_back() {
+        type Look = fn(&mut Hotplug, u32);
+        let looks: [Look; 2] = [
+            |block, unit| assert_eq!(block.read(SELECT, Width::Dword), unit),
+            |block, unit| assert_ne!(flags(block, unit), 0),
+        ];
+        for look in looks {
+            let mut block = block();
+            block.insert(2);
+            look(&mut block, 2);
+            assert!(!block.take_back(2), "it may be about to use it");
+            let _ = put(&mut block, INSERTED);
+            assert!(!block.take_back(2), "the guest is at it");
+            assert_eq!(report(&mut block, 1, 0), HotplugEffect::Accepted(2));
+            // The next event is another.
+            block.ask_back(2);
+            assert!(block.leave(2));
+            block.ask_back(2);
+            look(&mut block, 2);
+            assert!(!block.leave(2));
+            let _ = put(&mut block, REMOVING);
+            assert!(!block.leave(2));
+            assert!(block.is_present(2));
+        }
+    }
+
+    /// A guest's administrator tries to eject what is to go, and fails.
+    #[test]
+    fn an_ejection_of_the_guests_own_is_no_answer() {
+        let mut block = block();
+        block.ask_back(1);
+        let _ = block.write(SELECT, Width::Dword, 1);
+        for event in [3, 0x103] {
+            assert_eq!(report(&mut block, event, 0x82), HotplugEffect::None);
+        }
+        assert_eq!(block.read(SELECT, Width::Dword), 1, "it is still to go");
+        let _ = put(&mut block, REMOVING);
+        assert_eq!(report(&mut block, 0x103, 0x82), HotplugEffect::None);
+        assert_eq!(report(&mut block, 3, 0x82), HotplugEffect::Kept(1, 0x82));
     }
 
     #[test]
