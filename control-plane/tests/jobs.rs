@@ -551,6 +551,14 @@ fn an_abandoned_job_leaves_what_the_guest_may_still_have() {
         rack.turn(&mut done());
     }
     assert!(rack.cluster.jobs()[&job].current().is_some());
+    rack.must(Change::Cancel { job });
+    let again = rack.append(Change::Cancel { job }, &[]);
+    assert_eq!(again, Err(Refusal::Undoing { job }));
+    let hint = again.expect_err("it is refused").to_string();
+    assert!(
+        hint.contains(&format!("cancel --force {}", job.0)),
+        "{hint}"
+    );
     rack.must(Change::Abandon { job });
     assert!(rack.cluster.jobs()[&job].is_abandoned());
     let desired = |rack: &Rack| rack.cluster.vms()[&VM].desired();

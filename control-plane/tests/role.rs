@@ -28,8 +28,8 @@ impl Tables for Rack {
 /// Nodes that can do all but change memory.
 #[derive(Default)]
 struct Nodes {
-    /// What the guest has given up unasked.
-    given_up: Option<Change>,
+    /// What the guest is found to have given up or got.
+    found: Option<Change>,
 }
 
 impl Executor for Nodes {
@@ -44,8 +44,8 @@ impl Executor for Nodes {
         Some(StepResult::Done)
     }
 
-    fn given_up(&self, _: &Cluster) -> Option<Change> {
-        self.given_up
+    fn found(&self, _: &Cluster) -> Option<Change> {
+        self.found
     }
 }
 
@@ -113,7 +113,7 @@ fn a_request_becomes_a_job_and_the_same_one_joins_it() {
 }
 
 #[test]
-fn what_the_guest_has_given_up_unasked_is_not_granted_any_more() {
+fn what_the_guest_has_given_up_by_itself_is_not_granted_any_more() {
     let (mut role, mut rack) = (Role::default(), rack());
     let home = rack.cluster.vms()[&VM]
         .home(VcpuId(1))
@@ -125,7 +125,7 @@ fn what_the_guest_has_given_up_unasked_is_not_granted_any_more() {
         slices: 0,
     };
     let mut nodes = Nodes {
-        given_up: Some(given_up),
+        found: Some(given_up),
     };
     // As long as a job changes the VM, that is the job's to find out.
     let asked = ask(&mut role, &mut rack, resize(3, 100), 0, false);
@@ -177,6 +177,47 @@ fn what_the_guest_has_given_up_unasked_is_not_granted_any_more() {
         let said = rack.append(change, &[]).err();
         assert_eq!(said.map(|why| why.code().1), refusal, "{change:?}");
     }
+}
+
+#[test]
+fn what_the_guest_has_got_for_no_job_is_granted() {
+    let (mut role, mut rack) = (Role::default(), rack());
+    let before = rack.cluster.vms()[&VM].granted();
+    let absent = rack.cluster.vms()[&VM].homes().iter();
+    let absent = absent.zip(0..).find(|(home, _)| home.is_none());
+    let (_, vcpu) = absent.expect("it could have more");
+    let node = NodeId(1);
+    let got = |vcpu, slices| Change::Got {
+        vm: VM,
+        vcpu,
+        node,
+        slices,
+    };
+    let mut nodes = Nodes {
+        found: Some(got(Some(VcpuId(vcpu)), 0)),
+    };
+    assert!(role.turn(&mut rack, &mut nodes, &wall()).expect("a log"));
+    rack.append(got(None, 7), &[]).expect("there is room");
+    let vm = &rack.cluster.vms()[&VM];
+    assert_eq!(vm.home(VcpuId(vcpu)), Some(node));
+    let after = Share::new(before.vcpus + 1, before.slices + 7);
+    assert_eq!(vm.granted(), after);
+    rack.cluster.check().expect("sound tables");
+    for (change, refusal) in [
+        (got(Some(VcpuId(vcpu)), 0), "no-vcpu"),
+        (got(Some(VcpuId(99)), 0), "no-vcpu"),
+        (got(None, 0), "no-room"),
+        (got(None, u32::MAX), "no-room"),
+    ] {
+        let said = rack.append(change, &[]).expect_err("it can't be");
+        assert_eq!(said.code().1, refusal, "{change:?}");
+    }
+    rack.cluster.check().expect("sound tables");
+    assert_eq!(rack.cluster.vms()[&VM].granted(), after);
+    let asked = ask(&mut role, &mut rack, resize(2, 107), 0, false);
+    assert_eq!(verdict(&asked), Verdict::Started);
+    let busy = rack.append(got(None, 1), &[]);
+    assert!(matches!(busy, Err(Refusal::Busy { .. })), "{busy:?}");
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Executor for Obedient {
         Some(StepResult::Done)
     }
 
-    fn given_up(&self, _: &Cluster) -> Option<Change> {
+    fn found(&self, _: &Cluster) -> Option<Change> {
         None
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use control_plane::cluster::{Job, Reason, Step, StepKind};
+use control_plane::cluster::{Job, Reason, Step};
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::{
     BLOCK_SIZE, BlockId, BlockOrder, BlockPlace, BlockRecord, BlockState, Busy, Outcome,
@@ -172,11 +172,7 @@ impl Rack {
             let Outcome::Refused(status) = outcome else {
                 return None;
             };
-            let [status, ..] = status.to_le_bytes();
-            Some(match step.kind {
-                StepKind::Remove => Reason::Kept(status),
-                _ => Reason::Declined(status),
-            })
+            Some(Reason::refused(step.kind, status))
         };
         let refused = |block: BlockPlace| {
             let record = self.control().block(block.id)?;

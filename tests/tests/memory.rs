@@ -413,7 +413,7 @@ fn what_the_guest_gives_up_by_itself_is_not_granted_any_more() {
     assert_eq!(in_guest(&up, 0), booted);
     let events = up.console(&["events"]).well().out();
     for what in ["vCPU 1", "128M"] {
-        let line = format!("gives up {what} of node 0 unasked");
+        let line = format!("has given up {what} of node 0");
         assert!(events.contains(&line), "{events}");
     }
     // What is desired is not there: the same request is no success by itself.

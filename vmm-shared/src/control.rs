@@ -46,7 +46,7 @@ pub use block::{
 };
 use node_counters::NODE_COUNTERS_SIZE;
 pub use node_counters::{NodeCounter, NodeCounters};
-pub use order::{Busy, Outcome, Ticket};
+pub use order::{Busy, OrderWords, Outcome, Standing, Ticket};
 pub use replica_digest::{Digest, ReplicaDigest};
 use vcpu::VCPU_RECORD_SIZE;
 pub use vcpu::{Order, Place, VcpuRecord};

@@ -13,7 +13,7 @@ use crate::shm::SharedMem;
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VIADUCT\0");
 /// Version of the layouts in control and memory regions; a node refuses any
 /// other.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Version of an image region, which is only a header and a file system: what
 /// has been built stays good when other layouts change.
 pub const IMAGE_VERSION: u32 = 1;

@@ -99,6 +99,11 @@ pub enum Refusal {
         /// Which.
         job: JobId,
     },
+    /// The job is being undone already.
+    Undoing {
+        /// Which.
+        job: JobId,
+    },
     /// Rows are released already: the job can't be undone any more.
     TooLate {
         /// Which.
@@ -146,6 +151,7 @@ impl Refusal {
             Self::Breaks { .. } => (17, "breaks-constraint"),
             Self::Policy(_) => (18, "bad-policy"),
             Self::NotWhole { .. } => (19, "not-whole"),
+            Self::Undoing { .. } => (20, "undoing"),
         }
     }
 }
@@ -180,6 +186,11 @@ impl fmt::Display for Refusal {
             }
             Self::StillBooting { vm } => write!(f, "the guest of vm {} boots: the job waits", vm.0),
             Self::WrongState { job } => write!(f, "job {} is past that", job.0),
+            Self::Undoing { job } => write!(
+                f,
+                "job {0} is being undone already; viaduct job cancel --force {0} does not wait for the guest",
+                job.0
+            ),
             Self::TooLate { job } => write!(f, "job {} can't be undone any more", job.0),
             Self::NoRoom { node } => write!(f, "node {} has not so much left", node.0),
             Self::BadPlan => f.write_str("the plan does not fit the tables: make a new one"),
@@ -286,6 +297,12 @@ impl Cluster {
                 node,
                 slices,
             } => self.given_up(vm, vcpu, node, slices).map(applied),
+            Change::Got {
+                vm,
+                vcpu,
+                node,
+                slices,
+            } => self.got(vm, vcpu, node, slices).map(applied),
             Change::Lease {
                 holder,
                 node,
@@ -426,7 +443,8 @@ impl Cluster {
         }
     }
 
-    /// A job would find out by itself.
+    /// Books what no job waits for; one that changes the VM would find it out by
+    /// itself.
     fn given_up(
         &mut self,
         id: VmId,
@@ -434,10 +452,7 @@ impl Cluster {
         node: NodeId,
         slices: u32,
     ) -> Result<(), Refusal> {
-        if let Some(job) = self.job_of(id) {
-            return Err(Refusal::Busy { job: job.id });
-        }
-        let vm = self.vm(id)?;
+        let vm = self.idle(id)?;
         let share = match vcpu {
             Some(vcpu) => {
                 let home = vm.homes.get_mut(usize::from(vcpu.0));
@@ -462,6 +477,45 @@ impl Cluster {
         }
         self.node(node)?.pass(share, Holder::Vm(id), Holder::Free);
         Ok(())
+    }
+
+    /// The same of what a guest has got.
+    fn got(
+        &mut self,
+        id: VmId,
+        vcpu: Option<VcpuId>,
+        node: NodeId,
+        slices: u32,
+    ) -> Result<(), Refusal> {
+        let free = self.node(node)?.free;
+        let vm = self.idle(id)?;
+        let share = match vcpu {
+            Some(_) => Share::new(1, 0),
+            None => Share::new(0, slices),
+        };
+        if share == Share::NONE || share.vcpus > free.vcpus || share.slices > free.slices {
+            return Err(Refusal::NoRoom { node });
+        }
+        if let Some(vcpu) = vcpu {
+            let home = vm.homes.get_mut(usize::from(vcpu.0));
+            let home = home.filter(|home| home.is_none());
+            *home.ok_or(Refusal::NoVcpu { vcpu: vcpu.0 })? = Some(node);
+        }
+        let placement = vm.placements.entry(node).or_default();
+        for amount in [&mut placement.held, &mut placement.granted] {
+            amount.vcpus += share.vcpus;
+            amount.slices += share.slices;
+        }
+        self.node(node)?.pass(share, Holder::Free, Holder::Vm(id));
+        Ok(())
+    }
+
+    /// A VM that no job changes.
+    fn idle(&mut self, id: VmId) -> Result<&mut Vm, Refusal> {
+        if let Some(job) = self.job_of(id) {
+            return Err(Refusal::Busy { job: job.id });
+        }
+        self.vm(id)
     }
 
     fn create(

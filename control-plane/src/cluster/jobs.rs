@@ -454,7 +454,10 @@ impl Cluster {
 
     pub(crate) fn cancel(&mut self, id: JobId) -> Result<(), Refusal> {
         let job = self.jobs.get(&id).ok_or(Refusal::NoJob { job: id })?;
-        if job.state.has_ended() || job.is_undoing() || job.is_past_return() {
+        if job.is_undoing() {
+            return Err(Refusal::Undoing { job: id });
+        }
+        if job.state.has_ended() || job.is_past_return() {
             return Err(Refusal::TooLate { job: id });
         }
         // The step at hand may have been begun: it counts as done, so that it

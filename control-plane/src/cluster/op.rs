@@ -4,6 +4,7 @@
 //! it is a [`Change`]. [`Op::change`] is total: what it can't read is
 //! `None`, and applying that is refused.
 
+use alloc::format;
 use core::fmt;
 
 use vmm_shared::addr::{NodeId, VcpuId};
@@ -196,13 +197,24 @@ pub enum Change {
         /// Which job.
         job: JobId,
     },
-    /// A guest that was not asked has given up a vCPU, or slices.
+    /// A guest is found to have given up a vCPU, or slices, that no job waits for.
     GivenUp {
         /// The guest of which VM.
         vm: VmId,
         /// The vCPU; with none it is slices.
         vcpu: Option<VcpuId>,
         /// The node that gave it.
+        node: NodeId,
+        /// How many slices.
+        slices: u32,
+    },
+    /// A guest is found to have got a vCPU, or slices, that no job waits for.
+    Got {
+        /// The guest of which VM.
+        vm: VmId,
+        /// The vCPU; with none it is slices.
+        vcpu: Option<VcpuId>,
+        /// The node that gives it.
         node: NodeId,
         /// How many slices.
         slices: u32,
@@ -317,6 +329,8 @@ impl Op {
     pub fn change(&self) -> Option<Change> {
         let (vm, node, job) = (VmId(self.vm), NodeId(self.node), JobId(self.first));
         let (holder, share) = (NodeId(self.other), self.share());
+        let vcpu = (self.other != ANY).then_some(VcpuId(self.other));
+        let slices = self.slices;
         Some(match self.code {
             1 => Change::Join {
                 node,
@@ -373,9 +387,15 @@ impl Op {
             19 => Change::Abandon { job },
             20 => Change::GivenUp {
                 vm,
-                vcpu: (self.other != ANY).then_some(VcpuId(self.other)),
+                vcpu,
                 node,
-                slices: self.slices,
+                slices,
+            },
+            21 => Change::Got {
+                vm,
+                vcpu,
+                node,
+                slices,
             },
             _ => return None,
         })
@@ -440,6 +460,12 @@ impl From<Change> for Op {
             vcpus: share.vcpus,
             slices: share.slices,
             ..op
+        };
+        let found = |code, vm: VmId, vcpu: Option<VcpuId>, node: NodeId, slices| Self {
+            other: vcpu.map_or(ANY, |vcpu| vcpu.0),
+            node: node.0,
+            slices,
+            ..of_vm(code, vm)
         };
         match change {
             Change::Join { node, domain, size } => Self {
@@ -518,12 +544,13 @@ impl From<Change> for Op {
                 vcpu,
                 node,
                 slices,
-            } => Self {
-                other: vcpu.map_or(ANY, |vcpu| vcpu.0),
-                node: node.0,
+            } => found(20, vm, vcpu, node, slices),
+            Change::Got {
+                vm,
+                vcpu,
+                node,
                 slices,
-                ..of_vm(20, vm)
-            },
+            } => found(21, vm, vcpu, node, slices),
         }
     }
 }
@@ -532,6 +559,10 @@ impl fmt::Display for Change {
     /// As the journal tells it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let amount = |share: &Share| (share.vcpus, u64::from(share.slices) * 2);
+        let what = |vcpu: &Option<VcpuId>, slices: &u32| match vcpu {
+            Some(vcpu) => format!("vCPU {}", vcpu.0),
+            None => format!("{}M", u64::from(*slices) * 2),
+        };
         match self {
             Self::Join { node, size, .. } => {
                 let (cores, memory) = amount(size);
@@ -590,12 +621,17 @@ impl fmt::Display for Change {
                 node,
                 slices,
             } => {
-                write!(f, "the guest of vm {} gives up ", vm.0)?;
-                match vcpu {
-                    Some(vcpu) => write!(f, "vCPU {}", vcpu.0)?,
-                    None => write!(f, "{}M", u64::from(*slices) * 2)?,
-                }
-                write!(f, " of node {} unasked", node.0)
+                let (vm, what, node) = (vm.0, what(vcpu, slices), node.0);
+                write!(f, "the guest of vm {vm} has given up {what} of node {node}")
+            }
+            Self::Got {
+                vm,
+                vcpu,
+                node,
+                slices,
+            } => {
+                let (vm, what, node) = (vm.0, what(vcpu, slices), node.0);
+                write!(f, "the guest of vm {vm} has got {what} of node {node}")
             }
             Self::Lease {
                 holder,

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use super::StepKind;
+
 /// Why something is not as it was asked to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -37,6 +39,17 @@ const KEPT: u8 = 1;
 const DECLINED: u8 = 2;
 
 impl Reason {
+    /// Why the guest has not done a step of this kind, by the status of its
+    /// `_OST`, of which the low byte counts.
+    #[must_use]
+    pub const fn refused(kind: StepKind, status: u32) -> Self {
+        let [status, ..] = status.to_le_bytes();
+        match kind {
+            StepKind::Remove => Self::Kept(status),
+            _ => Self::Declined(status),
+        }
+    }
+
     /// Its number in the log.
     #[must_use]
     pub const fn code(self) -> u16 {

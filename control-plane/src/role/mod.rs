@@ -57,8 +57,9 @@ pub trait Executor {
     /// and the tables, which still are as before it.
     fn drive(&mut self, cluster: &Cluster, job: &Job, step: &Step) -> Option<StepResult>;
 
-    /// What a guest that no job changes has given up unasked: the tables follow.
-    fn given_up(&self, cluster: &Cluster) -> Option<Change>;
+    /// What a guest that no job changes is found to have got or given up: the
+    /// tables follow.
+    fn found(&self, cluster: &Cluster) -> Option<Change>;
 }
 
 /// The control role of one node.
@@ -153,9 +154,9 @@ fn next<C: Clock>(
             Some((Op::from(change), alloc::vec::Vec::new()))
         }
     });
-    let given_up = || {
-        let change = executor.given_up(cluster)?;
+    let found = || {
+        let change = executor.found(cluster)?;
         Some((Op::from(change), alloc::vec::Vec::new()))
     };
-    todo.or_else(given_up)
+    todo.or_else(found)
 }

@@ -397,15 +397,11 @@ impl<'a> Core<'a> {
                 record.set_place(Place::Moving(to));
                 vm.fabric().announce_arrival(to);
             }
-            Some(order @ (Order::Drop | Order::Withdraw(_))) => {
+            Some(order @ (Order::Drop | Order::Withdraw(_) | Order::TakeBack)) => {
                 self.unload(&mut vcpu);
                 record.set_started(false);
                 record.set_place(Place::Absent);
-                let outcome = match order {
-                    Order::Withdraw(status) => Outcome::Refused(status),
-                    _ => Outcome::Done,
-                };
-                record.settle(order, outcome);
+                record.settle(order, order.outcome());
                 vm.fabric().tell_of_orders();
             }
             Some(order @ Order::Move(to)) => {

@@ -18,15 +18,11 @@ use vmm_shared::control::{
     BlockId, BlockOrder, BlockRecord, BlockState, Outcome, PIECES_PER_BLOCK,
 };
 
-use super::elastic::Units;
+use super::elastic::{FAILED, Units};
 use super::{DEVICE_CORE, Vm};
 use crate::arch::descriptors;
 use crate::devices::hotplug::HotplugEffect;
 use crate::mem::moves::Given;
-
-/// The status of a guest that has given back what it had not taken yet: a
-/// failure without a reason (ACPI 6.5, table 6.14).
-const FAILED: u32 = 1;
 
 impl Vm {
     fn block(&self, block: BlockId) -> BlockRecord {
@@ -38,33 +34,16 @@ impl Vm {
     pub(super) fn serve_block_orders(&self, units: &mut Units) {
         for block in (0..self.blocks).map(BlockId) {
             let record = self.block(block);
-            if record.is_recalled()
-                && let Some(order) = record.order()
-            {
-                self.take_block_back(units, block, order);
+            if take_back(&record, units, block) {
+                if record.state() == Some(BlockState::Leaving) {
+                    self.begin_withdrawal();
+                }
+                self.fabric().tell_of_orders();
             }
             if let Some(order) = record.order() {
                 self.carry_on_block(units, block, order);
             }
         }
-    }
-
-    /// Ends an order that is wanted back, if the guest has not looked at it yet.
-    fn take_block_back(&self, units: &mut Units, block: BlockId, order: BlockOrder) {
-        let record = self.block(block);
-        match (order, record.state()) {
-            (BlockOrder::Grant(_), Some(BlockState::Absent)) => {
-                record.settle(order, Outcome::Recalled);
-            }
-            (BlockOrder::Grant(_), Some(BlockState::Offered)) if units.take_back(block.0) => {
-                self.withdraw(block, BlockOrder::Drop);
-            }
-            (BlockOrder::Reclaim, _) if units.leave(block.0) => {
-                record.settle(order, Outcome::Recalled);
-            }
-            _ => return,
-        }
-        self.fabric().tell_of_orders();
     }
 
     /// Carries one on, and ends it if that is its end.
@@ -99,7 +78,10 @@ impl Vm {
                 }
                 return;
             }
-            (BlockOrder::Drop | BlockOrder::Withdraw(_), Some(BlockState::Leaving)) => return,
+            (
+                BlockOrder::Drop | BlockOrder::Withdraw(_) | BlockOrder::TakeBack,
+                Some(BlockState::Leaving),
+            ) => return,
             _ => Outcome::Misplaced,
         };
         record.settle(order, outcome);
@@ -113,26 +95,26 @@ impl Vm {
             (HotplugEffect::Accepted(_), Some(order @ BlockOrder::Grant(_))) => {
                 record.set_state(BlockState::Used);
                 record.settle(order, Outcome::Done);
-            }
-            (HotplugEffect::Declined(_, status), _) => {
-                self.withdraw(block, BlockOrder::Withdraw(status));
+                return;
             }
             (HotplugEffect::Kept(_, status), Some(order @ BlockOrder::Reclaim)) => {
                 record.settle(order, Outcome::Refused(status));
+                return;
+            }
+            (HotplugEffect::Declined(_, status), _) => {
+                withdraw(&record, BlockOrder::Withdraw(status));
             }
             (HotplugEffect::Ejected(_), Some(BlockOrder::Grant(_))) => {
-                self.withdraw(block, BlockOrder::Withdraw(FAILED));
+                withdraw(&record, BlockOrder::Withdraw(FAILED));
             }
-            (HotplugEffect::Ejected(_), _) => self.withdraw(block, BlockOrder::Drop),
-            _ => {}
+            (HotplugEffect::Ejected(_), _) => withdraw(&record, BlockOrder::Drop),
+            _ => return,
         }
+        self.begin_withdrawal();
     }
 
-    /// Begins to take a block away, which the guest does not have any more.
-    fn withdraw(&self, block: BlockId, order: BlockOrder) {
-        let record = self.block(block);
-        record.replace_order(order);
-        record.set_state(BlockState::Leaving);
+    /// Begins to take a block away that is [leaving](Self::leaving_block).
+    fn begin_withdrawal(&self) {
         // Release: who takes the mark sees the state.
         self.is_leaving.store(true, Ordering::Release);
         descriptors::set_doorbell();
@@ -141,7 +123,7 @@ impl Vm {
 
     /// A block that is to be taken away from all nodes, if there is one.
     pub(super) fn leaving_block(&self) -> Option<BlockId> {
-        // Acquire: see `withdraw`.
+        // Acquire: see `begin_withdrawal`.
         if !self.is_leaving.swap(false, Ordering::Acquire) {
             return None;
         }
@@ -161,11 +143,7 @@ impl Vm {
         let Some(order) = record.order() else {
             return;
         };
-        let outcome = match order {
-            BlockOrder::Withdraw(status) => Outcome::Refused(status),
-            _ => Outcome::Done,
-        };
-        record.settle(order, outcome);
+        record.settle(order, order.outcome());
         self.fabric().tell_of_orders();
     }
 
@@ -175,3 +153,37 @@ impl Vm {
         first..first + PIECES_PER_BLOCK
     }
 }
+
+/// The guest does not have a block any more: no node shall.
+fn withdraw(record: &BlockRecord, order: BlockOrder) {
+    record.replace_order(order);
+    record.set_state(BlockState::Leaving);
+}
+
+/// Answers who wants an order back that stands: it ends if the guest has not seen
+/// its event. Whether there was anything to say.
+fn take_back(record: &BlockRecord, units: &mut Units, block: BlockId) -> bool {
+    if !record.orders().is_recalled() {
+        return false;
+    }
+    match (record.order(), record.state()) {
+        (Some(order @ BlockOrder::Grant(_)), Some(BlockState::Absent)) => {
+            record.settle(order, Outcome::Recalled);
+        }
+        (Some(BlockOrder::Grant(_)), Some(BlockState::Offered)) if units.take_back(block.0) => {
+            withdraw(record, BlockOrder::TakeBack);
+        }
+        (Some(order @ BlockOrder::Reclaim), _) if units.leave(block.0) => {
+            record.settle(order, Outcome::Recalled);
+        }
+        (Some(BlockOrder::Grant(_) | BlockOrder::Reclaim), _) => {
+            record.orders().refuse_recall();
+        }
+        // It is being taken away.
+        _ => return false,
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests;

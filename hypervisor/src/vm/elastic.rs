@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Who has left an order may want it back. That ends it as long as the guest has
-//! not looked at its event; a guest that is at it must be waited for: it may use
-//! what has come any moment.
+//! not seen its event; a guest that has must be waited for: it may use what has
+//! come any moment. The record says which of both.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -21,6 +21,10 @@ use core::sync::atomic::Ordering;
 use vmm_shared::addr::{Location, VcpuId};
 use vmm_shared::coherence::NodeSet;
 use vmm_shared::control::{BlockId, Order, Outcome, Place, VcpuRecord};
+
+/// The status of a guest that has given back what it had not taken yet: a
+/// failure without a reason (ACPI 6.5, table 6.14).
+pub(super) const FAILED: u32 = 1;
 
 use super::{DEVICE_NODE, DOORBELL_VCPU, Vm};
 use crate::devices::hotplug::{self, HotplugEffect};
@@ -39,8 +43,8 @@ pub(super) struct Hotplug {
 
 /// Units of one kind that come and go.
 #[derive(Debug)]
-pub(super) struct Units {
-    pub(super) registers: hotplug::Hotplug,
+pub(crate) struct Units {
+    pub(crate) registers: hotplug::Hotplug,
     /// Those of which the guest has been told and has not answered yet.
     told: Vec<bool>,
 }
@@ -53,7 +57,7 @@ pub(super) enum Kind {
 }
 
 impl Units {
-    fn new(count: u16, least: usize, is_present: impl Fn(u16) -> bool) -> Self {
+    pub(crate) fn new(count: u16, least: usize, is_present: impl Fn(u16) -> bool) -> Self {
         Self {
             registers: hotplug::Hotplug::new(count, least, is_present),
             told: vec![false; usize::from(count)],
@@ -61,7 +65,7 @@ impl Units {
     }
 
     /// Notes whether the guest has to answer; whether that is new.
-    pub(super) fn tell(&mut self, unit: u16, told: bool) -> bool {
+    pub(crate) fn tell(&mut self, unit: u16, told: bool) -> bool {
         let entry = self.told.get_mut(usize::from(unit));
         entry.is_some_and(|entry| core::mem::replace(entry, told) != told)
     }
@@ -170,10 +174,8 @@ impl Vm {
         }
         for vcpu in self.vcpus() {
             let record = self.record(vcpu);
-            if record.is_recalled()
-                && let Some(order) = record.order()
-            {
-                self.take_back(&mut hotplug.vcpus, vcpu, order);
+            if take_back(&record, &mut hotplug.vcpus, vcpu) {
+                self.fabric().tell_of_orders();
             }
             if let Some(order) = record.order()
                 && let Some(outcome) = self.carry_on(&mut hotplug.vcpus, vcpu, order)
@@ -184,22 +186,6 @@ impl Vm {
         }
         self.serve_block_orders(&mut hotplug.memory);
         self.set_line(GSI_GED, hotplug.irq_level());
-    }
-
-    /// Ends an order that is wanted back, if the guest has not looked at it yet.
-    fn take_back(&self, units: &mut Units, vcpu: VcpuId, order: Order) {
-        let record = self.record(vcpu);
-        match (order, record.place()) {
-            (Order::Grant(_), Some(Place::Absent)) => record.settle(order, Outcome::Recalled),
-            (Order::Grant(_), Some(Place::At(_))) if units.take_back(vcpu.0) => {
-                record.replace_order(Order::Drop);
-            }
-            (Order::Reclaim, _) if units.leave(vcpu.0) => {
-                record.settle(order, Outcome::Recalled);
-            }
-            _ => return,
-        }
-        self.fabric().tell_of_orders();
     }
 
     /// Carries one order on; its outcome, if that is its end.
@@ -237,7 +223,9 @@ impl Vm {
             }
             (Order::Move(_), Place::New(_) | Place::Moving(_)) => {}
             (Order::Move(_), Place::At(_)) => self.signal(vcpu, Signal::Order),
-            (Order::Drop | Order::Withdraw(_), _) => self.signal(vcpu, Signal::Order),
+            (Order::Drop | Order::Withdraw(_) | Order::TakeBack, _) => {
+                self.signal(vcpu, Signal::Order);
+            }
             (Order::Grant(_) | Order::Reclaim | Order::Move(_), _) => {
                 return Some(Outcome::Misplaced);
             }
@@ -270,23 +258,62 @@ impl Vm {
     }
 
     fn settle_vcpu(&self, vcpu: VcpuId, effect: HotplugEffect) {
-        let record = self.record(vcpu);
-        match (effect, record.order()) {
-            (HotplugEffect::Accepted(_), Some(order @ Order::Grant(_))) => {
-                record.settle(order, Outcome::Done);
-            }
-            (HotplugEffect::Declined(_, status), _) => {
-                record.replace_order(Order::Withdraw(status));
-                self.signal(vcpu, Signal::Order);
-            }
-            (HotplugEffect::Kept(_, status), Some(order @ Order::Reclaim)) => {
-                record.settle(order, Outcome::Refused(status));
-            }
-            (HotplugEffect::Ejected(_), _) => {
-                record.replace_order(Order::Drop);
-                self.signal(vcpu, Signal::Order);
-            }
-            _ => {}
+        if take_answer(&self.record(vcpu), effect) {
+            self.signal(vcpu, Signal::Order);
         }
     }
 }
+
+/// Answers who wants an order back that stands: it ends if the guest has not seen
+/// its event. Whether there was anything to say.
+pub(crate) fn take_back(record: &VcpuRecord, units: &mut Units, vcpu: VcpuId) -> bool {
+    if !record.orders().is_recalled() {
+        return false;
+    }
+    match (record.order(), record.place()) {
+        (Some(order @ Order::Grant(_)), Some(Place::Absent)) => {
+            record.settle(order, Outcome::Recalled);
+        }
+        (Some(Order::Grant(_)), Some(Place::At(_))) if units.take_back(vcpu.0) => {
+            record.replace_order(Order::TakeBack);
+        }
+        (Some(order @ Order::Reclaim), _) if units.leave(vcpu.0) => {
+            record.settle(order, Outcome::Recalled);
+        }
+        (Some(Order::Grant(_)), Some(Place::At(_))) | (Some(Order::Reclaim), _) => {
+            record.orders().refuse_recall();
+        }
+        // Its core makes it, or is taking it away.
+        _ => return false,
+    }
+    true
+}
+
+/// What the guest says about a vCPU; whether its core has to take it away.
+pub(crate) fn take_answer(record: &VcpuRecord, effect: HotplugEffect) -> bool {
+    match (effect, record.order()) {
+        (HotplugEffect::Accepted(_), Some(order @ Order::Grant(_))) => {
+            record.settle(order, Outcome::Done);
+        }
+        (HotplugEffect::Kept(_, status), Some(order @ Order::Reclaim)) => {
+            record.settle(order, Outcome::Refused(status));
+        }
+        (HotplugEffect::Declined(_, status), _) => {
+            record.replace_order(Order::Withdraw(status));
+            return true;
+        }
+        (HotplugEffect::Ejected(_), Some(Order::Grant(_))) => {
+            record.replace_order(Order::Withdraw(FAILED));
+            return true;
+        }
+        (HotplugEffect::Ejected(_), _) => {
+            record.replace_order(Order::Drop);
+            return true;
+        }
+        _ => {}
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 mod blocks;
 mod devices;
-mod elastic;
+pub(crate) mod elastic;
 mod interrupts;
 mod legacy;
 mod memory;

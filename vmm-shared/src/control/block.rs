@@ -92,15 +92,28 @@ pub enum BlockOrder {
     Drop,
     /// The guest won't have it, for this reason: take it away.
     Withdraw(u32),
+    /// It is wanted back, and the guest has not seen it: take it away.
+    TakeBack,
 }
 
 impl BlockOrder {
+    /// What has become of it when it is carried out.
+    #[must_use]
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Self::Withdraw(status) => Outcome::Refused(status),
+            Self::TakeBack => Outcome::Recalled,
+            Self::Grant(_) | Self::Reclaim | Self::Drop => Outcome::Done,
+        }
+    }
+
     const fn to_raw(self) -> u64 {
         match self {
             Self::Grant(node) => 1 << KIND_SHIFT | node.0 as u64,
             Self::Reclaim => 2 << KIND_SHIFT,
             Self::Drop => 3 << KIND_SHIFT,
             Self::Withdraw(status) => 4 << KIND_SHIFT | status as u64,
+            Self::TakeBack => 5 << KIND_SHIFT,
         }
     }
 
@@ -110,6 +123,7 @@ impl BlockOrder {
             2 => Some(Self::Reclaim),
             3 => Some(Self::Drop),
             4 => Some(Self::Withdraw(low_half(raw))),
+            5 => Some(Self::TakeBack),
             _ => None,
         }
     }
@@ -122,6 +136,7 @@ impl BlockOrder {
 ///   8    order and ticket                      who asks; its outcome clears it
 ///   16   outcome of the last order, and its ticket
 ///   24   ticket of an order that is wanted back who asks
+///   32   ticket of one that the guest has seen  devices' node
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BlockRecord(SharedMem);
@@ -156,7 +171,9 @@ impl BlockRecord {
         self.word(STATE).store(state.to_raw(), Ordering::Release);
     }
 
-    fn orders(&self) -> OrderWords {
+    /// The words of its order, to want it back.
+    #[must_use]
+    pub fn orders(&self) -> OrderWords {
         let words = self.0.window(ORDER, ORDER_SIZE);
         words.and_then(OrderWords::new).expect("inside the record")
     }
@@ -179,18 +196,6 @@ impl BlockRecord {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.orders().is_busy()
-    }
-
-    /// Wants the order with this ticket back: it ends if the guest has not looked
-    /// at it yet. The devices' node must be told.
-    pub fn recall(&self, ticket: Ticket) {
-        self.orders().recall(ticket);
-    }
-
-    /// Whether the order that stands is wanted back.
-    #[must_use]
-    pub fn is_recalled(&self) -> bool {
-        self.orders().is_recalled()
     }
 
     /// Turns what stands into another order. Only for the devices' node.
@@ -261,6 +266,7 @@ mod tests {
             BlockOrder::Reclaim,
             BlockOrder::Drop,
             BlockOrder::Withdraw(0x80),
+            BlockOrder::TakeBack,
         ] {
             assert_eq!(record.ask(order, TICKET), Ok(()));
             assert_eq!((record.order(), record.is_busy()), (Some(order), true));

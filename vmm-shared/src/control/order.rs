@@ -8,16 +8,17 @@ use crate::shm::SharedMem;
 const ORDER: usize = 0;
 const OUTCOME: usize = 8;
 const RECALL: usize = 16;
+const SEEN: usize = 24;
 /// Bytes of all.
-pub(super) const ORDER_SIZE: usize = 24;
+pub(super) const ORDER_SIZE: usize = 32;
 
 /// Orders and outcomes with a fact have their kind above it, in 8 bits; and
 /// above that the ticket of who has asked, if there may be several.
 pub(super) const KIND_SHIFT: u32 = 32;
 pub(super) const TICKET_SHIFT: u32 = KIND_SHIFT + 8;
 
-/// Beside the ticket of an order that is wanted back.
-const WANTED: u64 = 1;
+/// Beside a ticket, in words that are 0 without one.
+const SET: u64 = 1;
 
 /// A word's ticket alone.
 const fn mark(raw: u64) -> u64 {
@@ -105,6 +106,20 @@ pub(super) const fn low_half(raw: u64) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
+/// How an order stands, for who may have left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// None does.
+    Nothing,
+    /// Somebody else's does.
+    Others,
+    /// Its own does.
+    Own,
+    /// Its own does, was wanted back, and the guest is at it: only the guest's
+    /// answer ends it.
+    Seen,
+}
+
 /// Another order stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another order is being carried out")]
@@ -116,9 +131,10 @@ pub struct Busy;
 ///   0   order                       who asks; its outcome clears it
 ///   8   outcome of the last order
 ///   16  which order is wanted back  who asks
+///   24  which of these the guest has seen, so that it stands
 /// ```
 #[derive(Clone, Copy, Debug)]
-pub(super) struct OrderWords(SharedMem);
+pub struct OrderWords(SharedMem);
 
 impl OrderWords {
     pub(super) fn new(window: SharedMem) -> Option<Self> {
@@ -152,28 +168,62 @@ impl OrderWords {
     }
 
     /// Whether any stands, even one that makes no sense.
-    pub(super) fn is_busy(&self) -> bool {
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
         self.standing() != 0
     }
 
     /// Puts another in the place of the one that stands, for the same who asked.
+    /// The guest has answered, or need not.
     pub(super) fn replace(&self, order: u64) {
         let ticket = mark(self.standing());
+        self.word(SEEN).store(0, Ordering::Relaxed);
+        // Release: who sees this order sees that.
         self.word(ORDER).store(ticket | order, Ordering::Release);
     }
 
-    /// Wants the order with this ticket back, if it still stands.
-    pub(super) fn recall(&self, ticket: Ticket) {
-        // Relaxed: the count of orders makes the devices' node look.
-        self.word(RECALL)
-            .store(ticket.mark() | WANTED, Ordering::Relaxed);
+    /// Wants the order with this ticket back, if it stands: it ends unless the
+    /// guest has seen it. The devices' node must be told.
+    pub fn recall(&self, ticket: Ticket) {
+        if self.is_busy() && mark(self.standing()) == ticket.mark() {
+            // Relaxed: the count of orders makes the devices' node look.
+            self.word(RECALL)
+                .store(ticket.mark() | SET, Ordering::Relaxed);
+        }
     }
 
-    /// Whether the order that stands is wanted back.
-    pub(super) fn is_recalled(&self) -> bool {
+    /// Whether the order that stands is wanted back, and nothing has been said
+    /// to that.
+    #[must_use]
+    pub fn is_recalled(&self) -> bool {
+        self.is_standing_in(RECALL) && !self.is_standing_in(SEEN)
+    }
+
+    /// Lets the order stand that is wanted back: the guest has seen it. Only for
+    /// the devices' node.
+    pub fn refuse_recall(&self) {
         let standing = self.standing();
-        let wanted = self.word(RECALL).load(Ordering::Relaxed);
-        standing != 0 && wanted == mark(standing) | WANTED
+        // Release: who sees it has seen the order.
+        self.word(SEEN)
+            .store(mark(standing) | SET, Ordering::Release);
+    }
+
+    /// How an order stands for one who has left any with these tickets.
+    #[must_use]
+    pub fn standing_for(&self, tickets: [Ticket; 2]) -> Standing {
+        match self.standing() {
+            0 => Standing::Nothing,
+            other if !tickets.iter().any(|own| own.mark() == mark(other)) => Standing::Others,
+            _ if self.is_standing_in(SEEN) => Standing::Seen,
+            _ => Standing::Own,
+        }
+    }
+
+    /// Whether a word has the ticket of the order that stands.
+    fn is_standing_in(&self, word: usize) -> bool {
+        let standing = self.standing();
+        // Acquire: see `refuse_recall`.
+        standing != 0 && self.word(word).load(Ordering::Acquire) == mark(standing) | SET
     }
 
     /// Ends this order, unless another has taken its place.
@@ -210,8 +260,58 @@ impl OrderWords {
 }
 
 #[cfg(test)]
+#[expect(unsafe_code, reason = "a leaked buffer as the words")]
 mod tests {
     use super::*;
+    use core::ptr::NonNull;
+
+    fn words() -> OrderWords {
+        let memory = Box::leak(Box::new([0_u64; ORDER_SIZE / 8]));
+        // SAFETY: leaked, aligned, and reached through the window only.
+        let window = unsafe { SharedMem::new(NonNull::from(memory).cast(), ORDER_SIZE) };
+        OrderWords::new(window).expect("large enough")
+    }
+
+    #[test]
+    fn only_the_order_with_that_ticket_is_wanted_back() {
+        let words = words();
+        let other = Ticket::new(7);
+        for own in [Ticket::new(8), Ticket::NO_JOB] {
+            words.recall(own);
+            assert!(!words.is_recalled(), "none stands");
+            assert_eq!(words.standing_for([own, other]), Standing::Nothing);
+            words.ask(3, own).expect("free");
+            words.recall(other);
+            assert!(!words.is_recalled());
+            assert_eq!(words.standing_for([other; 2]), Standing::Others);
+            assert_eq!(words.standing_for([other, own]), Standing::Own);
+            words.recall(own);
+            assert!(words.is_recalled());
+            words.settle(3, Outcome::Recalled);
+            assert_eq!(words.outcome_of(own), Some(Outcome::Recalled));
+        }
+    }
+
+    #[test]
+    fn one_that_the_guest_has_seen_stands_until_it_answers() {
+        let words = words();
+        let own = Ticket::new(8);
+        words.ask(3, own).expect("free");
+        words.recall(own);
+        assert_eq!(words.standing_for([own; 2]), Standing::Own, "not decided");
+        words.refuse_recall();
+        assert!(!words.is_recalled(), "once");
+        assert_eq!(words.standing_for([own; 2]), Standing::Seen);
+        words.replace(4);
+        assert_eq!(
+            words.standing_for([own; 2]),
+            Standing::Own,
+            "nodes are at it"
+        );
+        words.settle(4, Outcome::Done);
+        words.ask(3, Ticket::new(9)).expect("free");
+        assert_eq!(words.standing_for([Ticket::new(9); 2]), Standing::Own);
+    }
 
     #[test]
     fn outcomes_are_read_as_they_were_written() {

@@ -100,9 +100,21 @@ pub enum Order {
     Drop,
     /// The guest won't have it, for this reason: take it away.
     Withdraw(u32),
+    /// It is wanted back, and the guest has not seen it: take it away.
+    TakeBack,
 }
 
 impl Order {
+    /// What has become of it when it is carried out.
+    #[must_use]
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Self::Withdraw(status) => Outcome::Refused(status),
+            Self::TakeBack => Outcome::Recalled,
+            Self::Grant(_) | Self::Move(_) | Self::Reclaim | Self::Drop => Outcome::Done,
+        }
+    }
+
     const fn to_raw(self) -> u64 {
         match self {
             Self::Grant(at) => pack(1, at),
@@ -110,6 +122,7 @@ impl Order {
             Self::Reclaim => 3 << KIND_SHIFT,
             Self::Drop => 4 << KIND_SHIFT,
             Self::Withdraw(status) => 5 << KIND_SHIFT | status as u64,
+            Self::TakeBack => 6 << KIND_SHIFT,
         }
     }
 
@@ -120,6 +133,7 @@ impl Order {
             (3, _) => Some(Self::Reclaim),
             (4, _) => Some(Self::Drop),
             (5, _) => Some(Self::Withdraw(low_half(raw))),
+            (6, _) => Some(Self::TakeBack),
             _ => None,
         }
     }
@@ -136,6 +150,7 @@ impl Order {
 ///   64   order and ticket                           who asks; its outcome clears it
 ///   72   outcome of the last order, and its ticket
 ///   80   ticket of an order that is wanted back     who asks
+///   88   ticket of one that the guest has seen      devices' node
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuRecord(SharedMem);
@@ -209,7 +224,9 @@ impl VcpuRecord {
         self.word(MOVES).store(moves, Ordering::Release);
     }
 
-    fn orders(&self) -> OrderWords {
+    /// The words of its order, to want it back.
+    #[must_use]
+    pub fn orders(&self) -> OrderWords {
         let words = self.0.window(ORDER, ORDER_SIZE);
         words.and_then(OrderWords::new).expect("inside the record")
     }
@@ -232,18 +249,6 @@ impl VcpuRecord {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.orders().is_busy()
-    }
-
-    /// Wants the order with this ticket back: it ends if the guest has not looked
-    /// at it yet. The devices' node must be told.
-    pub fn recall(&self, ticket: Ticket) {
-        self.orders().recall(ticket);
-    }
-
-    /// Whether the order that stands is wanted back.
-    #[must_use]
-    pub fn is_recalled(&self) -> bool {
-        self.orders().is_recalled()
     }
 
     /// Turns what stands into another order. Only for the devices' node.
@@ -320,23 +325,6 @@ mod tests {
     }
 
     #[test]
-    fn only_the_order_with_that_ticket_is_wanted_back() {
-        let record = record();
-        for ticket in [TICKET, Ticket::NO_JOB] {
-            assert!(!record.is_recalled(), "none stands");
-            record.recall(Ticket::new(7));
-            record.ask(Order::Reclaim, ticket).expect("free");
-            assert!(!record.is_recalled());
-            record.recall(ticket);
-            assert!(record.is_recalled());
-            record.replace_order(Order::Drop);
-            assert!(record.is_recalled(), "for the same who asked");
-            record.settle(Order::Drop, Outcome::Recalled);
-            assert_eq!(record.outcome_of(ticket), Some(Outcome::Recalled));
-        }
-    }
-
-    #[test]
     fn one_order_stands_until_it_has_an_outcome() {
         let record = record();
         for order in [
@@ -345,6 +333,7 @@ mod tests {
             Order::Reclaim,
             Order::Drop,
             Order::Withdraw(0x80),
+            Order::TakeBack,
         ] {
             assert_eq!(record.ask(order, TICKET), Ok(()));
             assert_eq!(record.order(), Some(order));

@@ -176,15 +176,15 @@ impl World {
         executor.drive(&self.cluster, job, &step)
     }
 
-    /// What it makes of a guest that was asked for nothing.
-    pub(super) fn given_up(&self) -> Option<Change> {
+    /// What it finds of a guest that no job changes.
+    pub(super) fn found(&self) -> Option<Change> {
         let executor = NodeExecutor {
             control: &self.control,
             config: &self.config,
             ring: &|_| (),
             may_ask: &|| true,
         };
-        executor.given_up(&self.cluster)
+        executor.found(&self.cluster)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   an order stands ──> wait; want it back if it is to be undone
+//!   the guest has seen it, or it is another's, and it is not waited for ──> as it is
 //!   it is so ──> Done
 //!   it has this step's ticket, and an outcome ──> that
 //!   else ──> leave the order, ring the devices' node
@@ -9,9 +10,9 @@
 
 use control_plane::cluster::{Job, Reason, Step, StepKind, StepResult};
 use vmm_shared::addr::{Location, MAX_VCPUS, NodeId, VcpuId};
-use vmm_shared::control::{BootBy, Order, Outcome, Place, Ticket, VcpuRecord};
+use vmm_shared::control::{BootBy, Order, Outcome, Place, Standing, Ticket, VcpuRecord};
 
-use super::NodeExecutor;
+use super::{NodeExecutor, reason};
 use crate::vm::DEVICE_NODE;
 
 /// What a job orders for a vCPU: one thing, and perhaps its undoing.
@@ -23,10 +24,6 @@ const fn failed(reason: Reason) -> StepResult {
     StepResult::Failed {
         reason: reason.code(),
     }
-}
-
-fn low_byte(status: u32) -> u8 {
-    status.to_le_bytes()[0]
 }
 
 impl NodeExecutor<'_> {
@@ -46,39 +43,32 @@ impl NodeExecutor<'_> {
         let Some(record) = self.control.vcpu(VcpuId(step.vcpu)) else {
             return Some(failed(Reason::Misplaced));
         };
-        if record.is_busy() {
-            let may_end = self.want_back(&record, job);
+        let is_so = || is_so(&record, job, step).then_some(StepResult::Done);
+        // What the guest may have is the VM's.
+        let as_it_is = || is_so().unwrap_or(failed(Reason::Unanswered));
+        let tickets = [ticket(job, false), ticket(job, true)];
+        let standing = self.standing(record.orders(), job, tickets);
+        if standing != Standing::Nothing {
             // Who has left it may not have lived to say so.
             self.tell_devices();
-            return may_end.then(|| as_it_is(&record, job, step));
         }
-        if is_so(&record, job, step) {
-            return Some(StepResult::Done);
+        match standing {
+            Standing::Nothing => {}
+            Standing::Seen | Standing::Others if job.is_abandoned() => return Some(as_it_is()),
+            // There is nothing to undo.
+            Standing::Others if job.is_undoing() => return is_so(),
+            Standing::Own | Standing::Seen | Standing::Others => return None,
+        }
+        if let Some(done) = is_so() {
+            return Some(done);
         }
         match record.outcome_of(ticket(job, job.is_undoing())) {
             // The guest has it, and will start it.
-            Some(Outcome::Done) if step.kind == StepKind::Add => None,
+            Some(Outcome::Done) if is_coming(&record, step) => None,
             Some(outcome) => Some(end(outcome, job, step)),
-            None if job.is_abandoned() && step.kind != StepKind::Move => {
-                Some(as_it_is(&record, job, step))
-            }
+            None if job.is_abandoned() && step.kind != StepKind::Move => Some(as_it_is()),
             None => self.order(&record, job, step),
         }
-    }
-
-    /// What is being undone need not be finished first: wants the order back that
-    /// stands. Whether it is not waited for any longer.
-    fn want_back(&self, record: &VcpuRecord, job: &Job) -> bool {
-        let was_recalled = record.is_recalled();
-        if job.is_undoing() && (self.may_ask)() {
-            record.recall(ticket(job, false));
-            if job.is_abandoned() && !record.is_recalled() {
-                record.recall(ticket(job, true));
-            }
-        }
-        let may_yet_end = record.is_recalled() && !was_recalled;
-        let is_guests = !matches!(record.order(), Some(Order::Move(_)));
-        job.is_abandoned() && is_guests && !may_yet_end
     }
 
     fn order(&self, record: &VcpuRecord, job: &Job, step: &Step) -> Option<StepResult> {
@@ -138,35 +128,20 @@ fn is_so(record: &VcpuRecord, job: &Job, step: &Step) -> bool {
     }
 }
 
-/// How a step ends for which the guest is not asked or waited for any longer:
-/// what it may have is the VM's.
-fn as_it_is(record: &VcpuRecord, job: &Job, step: &Step) -> StepResult {
-    match is_so(record, job, step) {
-        true => StepResult::Done,
-        false => failed(Reason::Unanswered),
-    }
+/// Whether it is where it is to come, and the guest need only start it.
+fn is_coming(record: &VcpuRecord, step: &Step) -> bool {
+    step.kind == StepKind::Add && matches!(record.place(), Some(Place::At(_)))
 }
 
 /// How a step has ended whose order had this outcome.
 fn end(outcome: Outcome, job: &Job, step: &Step) -> StepResult {
-    match outcome {
-        Outcome::Refused(status) => {
-            let status = low_byte(status);
-            match step.kind {
-                StepKind::Remove if job.is_undoing() => failed(Reason::Kept(status)),
-                StepKind::Remove => StepResult::Short {
-                    slices: 0,
-                    reason: Reason::Kept(status).code(),
-                },
-                _ => failed(Reason::Declined(status)),
-            }
-        }
-        Outcome::NoSuchCore | Outcome::NoRoom => failed(Reason::NoCore),
-        Outcome::Unable => failed(Reason::Unable),
-        // It was done, and has been changed since by nobody who may.
-        Outcome::Misplaced | Outcome::Recalled | Outcome::Done | Outcome::Pending => {
-            failed(Reason::Misplaced)
-        }
+    match reason(outcome, step) {
+        // The rest of the job does not depend on it.
+        kept @ Reason::Kept(_) if !job.is_undoing() => StepResult::Short {
+            slices: 0,
+            reason: kept.code(),
+        },
+        other => failed(other),
     }
 }
 

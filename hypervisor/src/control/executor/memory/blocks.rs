@@ -13,10 +13,11 @@ use core::cmp::Reverse;
 use control_plane::cluster::{Job, Reason, StepResult};
 use vmm_shared::addr::NodeId;
 use vmm_shared::control::{
-    BlockOrder, BlockPlace, BlockRecord, BlockState, Outcome, PIECES_PER_BLOCK, Ticket, blocks,
+    BlockOrder, BlockPlace, BlockRecord, BlockState, Outcome, PIECES_PER_BLOCK, Standing, Ticket,
+    blocks,
 };
 
-use super::super::NodeExecutor;
+use super::super::{NodeExecutor, reason};
 use super::moves::Pulled;
 use super::{Verdict, Work, few, short};
 
@@ -41,63 +42,50 @@ impl Block {
     }
 }
 
-/// Why an order for a block came to nothing.
-fn reason(outcome: Outcome, refused: fn(u8) -> Reason) -> Reason {
-    match outcome {
-        Outcome::Refused(status) => refused(status.to_le_bytes()[0]),
-        Outcome::NoSuchCore => Reason::NoNode,
-        Outcome::NoRoom => Reason::NoRoom,
-        Outcome::Unable => Reason::Unable,
-        Outcome::Misplaced | Outcome::Recalled | Outcome::Done | Outcome::Pending => {
-            Reason::Misplaced
-        }
+/// What the orders of a job's step for blocks are known by, and those of undoing
+/// it.
+fn tickets(job: &Job) -> [Ticket; 2] {
+    let index = job.current().map_or(0, |(index, _)| index);
+    [false, true].map(|is_undoing| job.block_ticket(index, is_undoing))
+}
+
+/// What those are known by that the job leaves now.
+fn ticket(job: &Job) -> Ticket {
+    let [forward, back] = tickets(job);
+    match job.is_undoing() {
+        true => back,
+        false => forward,
     }
 }
 
-/// What the order of a job's step for a block is known by.
-fn ticket(job: &Job) -> Ticket {
-    direction_ticket(job, job.is_undoing())
-}
-
-fn direction_ticket(job: &Job, is_undoing: bool) -> Ticket {
-    let index = job.current().map_or(0, |(index, _)| index);
-    job.block_ticket(index, is_undoing)
-}
-
 impl NodeExecutor<'_> {
-    /// The VM's blocks; `None` while an order for any of them is waited for, or
-    /// what the guest has given up by itself is taken away.
-    fn settled(&self, work: Work<'_>) -> Option<Vec<Block>> {
+    /// The blocks that the guest has, and those that it does not have; `None`
+    /// while an order of this step is waited for, or any is taken away. What
+    /// others have asked is the guest's to answer: until then, it has what it has.
+    fn settled(&self, work: Work<'_>) -> Option<(Vec<Block>, Vec<Block>)> {
         let with_record = |place: BlockPlace| {
             let record = self.control.block(place.id)?;
             Some(Block { place, record })
         };
         let all: Vec<Block> = blocks(work.shares).filter_map(with_record).collect();
-        let is_busy = |block: &&Block| block.record.is_busy();
-        let is_leaving = |block: &Block| block.record.state() == Some(BlockState::Leaving);
-        if !all.iter().any(|block| is_busy(&block) || is_leaving(block)) {
-            return Some(all);
+        let (mut waits, mut rings) = (false, false);
+        for block in &all {
+            let is_leaving = block.record.state() == Some(BlockState::Leaving);
+            let standing = self.standing(block.record.orders(), work.job, tickets(work.job));
+            waits |= is_leaving
+                || match standing {
+                    Standing::Nothing | Standing::Others => false,
+                    Standing::Seen => !work.job.is_abandoned(),
+                    Standing::Own => true,
+                };
+            rings |= is_leaving || standing != Standing::Nothing;
         }
-        let mut waits = !work.job.is_abandoned() || all.iter().any(is_leaving);
-        for block in all.iter().filter(is_busy) {
-            waits |= self.want_block_back(work.job, &block.record);
+        if rings {
+            // Who has left an order may not have lived to say so.
+            self.tell_devices();
         }
-        // Who has left it may not have lived to say so.
-        self.tell_devices();
-        (!waits).then_some(all)
-    }
-
-    /// What is being undone need not be finished first: wants the order back that
-    /// stands. Whether that may end it yet.
-    fn want_block_back(&self, job: &Job, record: &BlockRecord) -> bool {
-        let was_recalled = record.is_recalled();
-        if job.is_undoing() && (self.may_ask)() {
-            record.recall(direction_ticket(job, false));
-            if job.is_abandoned() && !record.is_recalled() {
-                record.recall(direction_ticket(job, true));
-            }
-        }
-        record.is_recalled() && !was_recalled
+        let is_present = |block: &Block| block.record.is_present();
+        (!waits).then(|| all.into_iter().partition(is_present))
     }
 
     /// How many blocks the guest is to have, beside what it booted with.
@@ -123,48 +111,48 @@ impl NodeExecutor<'_> {
     }
 
     pub(super) fn add_blocks(&self, work: Work<'_>) -> Verdict {
-        let Some(all) = self.settled(work) else {
+        let Some((there, mut absent)) = self.settled(work) else {
             return Ok(None);
         };
         let wanted = Self::wanted(work, work.vm.granted().slices + work.step.slices);
-        let is_used = |block: &&Block| block.record.state() == Some(BlockState::Used);
-        let missing = wanted.saturating_sub(all.iter().filter(is_used).count());
+        let missing = wanted.saturating_sub(there.len());
         let to = NodeId(work.step.to);
         let has = work.vm.granted_at(to).slices;
-        if missing == 0 {
-            let is_even = self.even_out(work, to, has + work.step.slices)?;
-            return Ok(is_even.then_some(StepResult::Done));
-        }
-        let added = || work.step.slices.saturating_sub(few(missing) * SLICES);
+        absent.retain(|block| !block.record.is_busy());
         // What the guest does not take once, it does not take.
         let failed = |block: &Block| match block.record.outcome_of(ticket(work.job))? {
             Outcome::Done => None,
-            outcome => Some(reason(outcome, Reason::Declined)),
+            outcome => Some(reason(outcome, work.step)),
         };
-        if let Some(reason) = all.iter().find_map(failed) {
-            return short(added(), reason);
-        }
-        if work.job.is_abandoned() {
-            return short(added(), Reason::Unanswered);
-        }
-        let is_absent = |block: &&Block| block.record.state() == Some(BlockState::Absent);
-        let mut absent: Vec<&Block> = all.iter().filter(is_absent).collect();
-        if absent.is_empty() {
-            return short(added(), Reason::NoRoom);
-        }
-        // What was being undone may have left it more than it shall have.
-        if !self.even_out(work, to, has)? {
+        let failed = absent.iter().find_map(failed);
+        let failed = match missing {
+            0 => None,
+            _ if failed.is_some() => failed,
+            _ if work.job.is_abandoned() => Some(Reason::Unanswered),
+            _ if absent.is_empty() => Some(Reason::NoRoom),
+            _ => {
+                // What was being undone may have left it more than it shall have.
+                if self.even_out(work, to, has)? {
+                    // Those that the guest takes to be near that node come first.
+                    absent.sort_by_key(|block| (block.place.home != to, block.place.id));
+                    let next = absent.iter().take(missing);
+                    self.order_all(work, BlockOrder::Grant(to), next);
+                }
+                return Ok(None);
+            }
+        };
+        let added = work.step.slices.saturating_sub(few(missing) * SLICES);
+        if !self.even_out(work, to, has + added)? {
             return Ok(None);
         }
-        // Those that the guest takes to be near that node come first.
-        absent.sort_by_key(|block| (block.place.home != to, block.place.id));
-        let next = absent.into_iter().take(missing);
-        self.order_all(work, BlockOrder::Grant(to), next);
-        Ok(None)
+        match failed {
+            None => Ok(Some(StepResult::Done)),
+            Some(reason) => short(added, reason),
+        }
     }
 
     pub(super) fn remove_blocks(&self, work: Work<'_>) -> Verdict {
-        let Some(all) = self.settled(work) else {
+        let Some((there, _)) = self.settled(work) else {
             return Ok(None);
         };
         let from = NodeId(work.step.from);
@@ -172,14 +160,14 @@ impl NodeExecutor<'_> {
             work,
             work.vm.granted().slices.saturating_sub(work.step.slices),
         );
-        let is_there = |block: &&Block| block.record.state() != Some(BlockState::Absent);
-        let there: Vec<&Block> = all.iter().filter(is_there).collect();
         let beyond = there.len().saturating_sub(wanted);
+        let (busy, free): (Vec<&Block>, Vec<&Block>) =
+            there.iter().partition(|block| block.record.is_busy());
         let mut refused = None;
         let mut rest: Vec<&Block> = Vec::new();
-        for block in there {
+        for block in free {
             match block.record.outcome_of(ticket(work.job)) {
-                Some(outcome) => refused = Some(reason(outcome, Reason::Kept)),
+                Some(outcome) => refused = Some(reason(outcome, work.step)),
                 None => rest.push(block),
             }
         }
@@ -191,6 +179,9 @@ impl NodeExecutor<'_> {
             let key = |block: &&Block| Reverse((block.pieces_on(work, from), block.place.id));
             rest.sort_by_cached_key(key);
             self.order_all(work, BlockOrder::Reclaim, rest.into_iter().take(beyond));
+            return Ok(None);
+        } else if beyond > 0 && !busy.is_empty() {
+            // Others have asked for it already.
             return Ok(None);
         }
         let removed = work.step.slices.saturating_sub(few(beyond) * SLICES);

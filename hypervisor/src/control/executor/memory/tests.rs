@@ -78,8 +78,8 @@ impl World {
         record.settle(order, Outcome::Refused(status));
     }
 
-    /// What becomes of a block that the guest takes.
-    fn take(&self, block: u16) {
+    /// A block that the guest is told of.
+    fn offer(&self, block: u16) {
         let (place, record) = self.block(block);
         let order = record.order().expect("it is asked");
         let BlockOrder::Grant(node) = order else {
@@ -89,20 +89,51 @@ impl World {
             let host = self.map().take_host(node, piece).expect("room");
             assert!(self.map().add(piece, host));
         }
-        record.set_state(BlockState::Used);
-        record.settle(order, Outcome::Done);
+        record.set_state(BlockState::Offered);
     }
 
-    /// What becomes of a block that the guest gives up.
-    fn give_up(&self, block: u16) {
+    /// What becomes of a block that the guest takes.
+    fn take(&self, block: u16) {
+        self.offer(block);
+        let (_, record) = self.block(block);
+        record.set_state(BlockState::Used);
+        record.settle(record.order().expect("it is asked"), Outcome::Done);
+    }
+
+    /// No node has a block any more, and that is what has become of its order.
+    fn drop(&self, block: u16, outcome: Outcome) {
         let (place, record) = self.block(block);
-        assert_eq!(record.order(), Some(BlockOrder::Reclaim));
         for piece in place.pieces {
             let claim = self.map().claim(piece, NodeId(0)).expect("sound");
             assert!(self.map().remove(&claim.expect("free")));
         }
         record.set_state(BlockState::Absent);
-        record.settle(BlockOrder::Reclaim, Outcome::Done);
+        if let Some(order) = record.order() {
+            record.settle(order, outcome);
+        }
+    }
+
+    /// What becomes of a block that the guest gives up.
+    fn give_up(&self, block: u16) {
+        assert_eq!(self.order(block), Some(BlockOrder::Reclaim));
+        self.drop(block, Outcome::Done);
+    }
+
+    /// The guest has not seen what was ordered for a block.
+    fn take_back(&self, block: u16) {
+        let (_, record) = self.block(block);
+        assert!(record.orders().is_recalled());
+        match record.order().expect("it stands") {
+            BlockOrder::Grant(_) if record.is_present() => self.drop(block, Outcome::Recalled),
+            order => record.settle(order, Outcome::Recalled),
+        }
+    }
+
+    /// The guest has seen it.
+    fn has_seen(&self, block: u16) {
+        let (_, record) = self.block(block);
+        assert!(record.orders().is_recalled());
+        record.orders().refuse_recall();
     }
 
     /// A VM to which blocks 2 and 3 have come, both of node 1.
@@ -399,22 +430,22 @@ fn spread() -> World {
 }
 
 #[test]
-fn what_a_guest_gives_up_unasked_is_missed_node_by_node() {
+fn what_a_guest_gives_up_by_itself_is_missed_node_by_node() {
     let mut world = spread();
-    assert_eq!(world.given_up(), None);
+    assert_eq!(world.found(), None);
     let (place, record) = world.block(3);
     record.set_state(BlockState::Leaving);
     for piece in place.pieces {
+        assert_eq!(world.found(), None, "it is on its way");
         let claim = world.map().claim(piece, NodeId(0)).expect("sound");
         assert!(world.map().remove(&claim.expect("free")));
     }
-    assert_eq!(world.given_up(), None, "it is on its way");
     record.set_state(BlockState::Absent);
     for _ in 0..2 {
-        let lost = world.given_up().expect("it is gone");
+        let lost = world.found().expect("it is gone");
         world.append(lost);
     }
-    assert_eq!(world.given_up(), None);
+    assert_eq!(world.found(), None);
     assert_eq!((world.granted(), world.pieces()), ([2, 66], [2, 66]));
 }
 
@@ -423,15 +454,12 @@ fn what_is_being_undone_is_wanted_back() {
     let mut world = World::with_blocks(2);
     let job = world.grow(4 + 128, 1);
     assert_eq!(world.drive(job), None);
-    let blocks = [2, 3].map(|block| world.block(block).1);
-    assert!(blocks.iter().all(|block| !block.is_recalled()));
+    world.offer(3);
     world.append(Change::Cancel { job });
     assert_eq!(world.drive(job), None);
-    assert!(blocks.iter().all(BlockRecord::is_recalled));
-    for block in blocks {
-        let order = block.order().expect("it stands");
-        block.settle(order, Outcome::Recalled);
-    }
+    world.take_back(2);
+    assert_eq!(world.drive(job), None, "of the other, too");
+    world.take_back(3);
     world.finish(job);
     assert_eq!((world.granted(), world.pieces()), ([2, 2], [2, 2]));
 
@@ -440,9 +468,7 @@ fn what_is_being_undone_is_wanted_back() {
     assert_eq!(world.drive(job), None);
     world.append(Change::Cancel { job });
     assert_eq!(world.drive(job), None);
-    let (_, block) = world.block(3);
-    assert!(block.is_recalled());
-    block.settle(BlockOrder::Reclaim, Outcome::Recalled);
+    world.take_back(3);
     world.finish(job);
     assert_eq!(world.granted(), [2, 130]);
 }
@@ -455,14 +481,12 @@ fn an_abandoned_job_leaves_the_vm_what_the_guest_may_have() {
     let job = world.grow(4 + 128, 1);
     assert_eq!(world.drive(job), None);
     world.take(2);
-    let (place, record) = world.block(3);
-    for piece in place.pieces {
-        let host = world.map().take_host(NodeId(1), piece).expect("room");
-        assert!(world.map().add(piece, host));
-    }
-    record.set_state(BlockState::Offered);
+    world.offer(3);
     world.append(Change::Abandon { job });
-    assert_eq!(world.drive(job), None, "it may be taken back");
+    for _ in 0..3 {
+        assert_eq!(world.drive(job), None, "nobody has decided");
+    }
+    world.has_seen(3);
     let reason = Reason::Unanswered.code();
     let ended = world.drive(job).expect("it is not waited for");
     assert_eq!(ended, StepResult::Failed { reason });
@@ -471,15 +495,10 @@ fn an_abandoned_job_leaves_the_vm_what_the_guest_may_have() {
     let state = world.cluster.jobs()[&job].state();
     assert_eq!(state, JobState::Stuck { reason });
     assert_eq!((world.granted(), world.pieces()), ([2, 130], [2, 130]));
-    assert_eq!(world.given_up(), None, "it is on its way");
+    assert_eq!(world.found(), None);
     // The guest refuses after all.
-    for piece in world.block(3).0.pieces {
-        let claim = world.map().claim(piece, NodeId(0)).expect("sound");
-        assert!(world.map().remove(&claim.expect("free")));
-    }
-    record.set_state(BlockState::Absent);
-    world.refuse(3, 1);
-    let lost = world.given_up().expect("it is gone");
+    world.drop(3, Outcome::Refused(1));
+    let lost = world.found().expect("it is gone");
     world.append(lost);
     assert_eq!((world.granted(), world.pieces()), ([2, 66], [2, 66]));
 
@@ -489,10 +508,138 @@ fn an_abandoned_job_leaves_the_vm_what_the_guest_may_have() {
     assert_eq!(world.drive(job), None);
     world.append(Change::Abandon { job });
     assert_eq!(world.drive(job), None, "it may be taken back");
+    world.take_back(2);
+    world.has_seen(3);
     world.finish(job);
     let state = world.cluster.jobs()[&job].state();
     assert!(matches!(state, JobState::RolledBack { .. }), "{state:?}");
     assert_eq!(world.granted(), [2, 130]);
+}
+
+/// A job that has taken block 3 away, and gives it back: the guest is told.
+fn giving_back() -> (World, JobId) {
+    let mut world = World::grown();
+    let job = world.resize(4);
+    assert_eq!(world.drive(job), None);
+    world.give_up(3);
+    world.append(Change::Cancel { job });
+    assert_eq!(world.drive(job), None);
+    world.take_back(2);
+    assert_eq!(world.drive(job), None);
+    assert_eq!(world.order(2), None);
+    world.offer(3);
+    (world, job)
+}
+
+#[test]
+fn what_is_given_back_and_seen_is_the_vms_when_the_job_is_abandoned() {
+    let (mut world, job) = giving_back();
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None);
+    world.has_seen(3);
+    world.finish(job);
+    assert_eq!((world.granted(), world.pieces()), ([2, 130], [2, 130]));
+    assert_eq!(world.found(), None);
+}
+
+#[test]
+fn what_is_given_back_and_not_seen_is_taken_back_when_the_job_is_abandoned() {
+    let (mut world, job) = giving_back();
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None);
+    world.take_back(3);
+    let reason = Reason::Unanswered.code();
+    let ended = StepResult::Short { slices: 64, reason };
+    assert_eq!(world.drive(job), Some(ended));
+    world.report(job, ended);
+    assert_eq!((world.granted(), world.pieces()), ([2, 66], [2, 66]));
+    assert_eq!(world.found(), None);
+}
+
+#[test]
+fn an_abandoned_job_leaves_each_node_with_what_the_tables_say() {
+    let mut world = spread();
+    let job = world.resize(4 + 64);
+    assert_eq!(world.drive(job), None);
+    world.refuse(2, 0x82);
+    assert_eq!(world.drive(job), None);
+    world.give_up(3);
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None);
+    (0..10).for_each(|_| world.take_one(0));
+    world.end_pull(0, Ended::Done);
+    let reason = Reason::Unanswered.code();
+    let ended = StepResult::Failed { reason };
+    assert_eq!(world.drive(job), Some(ended));
+    world.report(job, ended);
+    assert_eq!((world.granted(), world.pieces()), ([12, 56], [12, 56]));
+}
+
+/// A guest that never answers for block 3.
+fn silent() -> World {
+    let mut world = World::grown();
+    let job = world.resize(4 + 64);
+    assert_eq!(world.drive(job), None);
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None);
+    world.has_seen(3);
+    world.finish(job);
+    assert_eq!(world.order(3), Some(BlockOrder::Reclaim));
+    world
+}
+
+#[test]
+fn a_block_that_the_guest_does_not_answer_for_keeps_no_other_job() {
+    let mut world = silent();
+    let job = world.resize(4 + 64);
+    assert_eq!(world.drive(job), None);
+    world.give_up(2);
+    world.finish(job);
+    assert_eq!((world.granted(), world.pieces()), ([2, 66], [2, 66]));
+    let job = world.grow(4 + 128, 1);
+    assert_eq!(world.drive(job), None);
+    world.take(2);
+    world.finish(job);
+    assert_eq!((world.granted(), world.pieces()), ([2, 130], [2, 130]));
+    // All are to go: that one is waited for, and it need not be undone.
+    let job = world.resize(4);
+    assert_eq!(world.drive(job), None);
+    world.give_up(2);
+    assert_eq!(world.drive(job), None);
+    world.append(Change::Cancel { job });
+    assert_eq!(world.drive(job), None);
+    world.take(2);
+    world.finish(job);
+    // The guest answers, and gives up what it was not asked for.
+    let (_, other) = world.block(2);
+    other.set_state(BlockState::Leaving);
+    world.drop(2, Outcome::Done);
+    let lost = world.found().expect("it is gone");
+    world.append(lost);
+    assert_eq!(world.granted(), [2, 66]);
+    world.give_up(3);
+    let lost = world.found().expect("it is gone");
+    world.append(lost);
+    assert_eq!((world.granted(), world.pieces()), ([2, 2], [2, 2]));
+}
+
+/// A job has ended, and what it has asked for comes: as when a node is lost.
+#[test]
+fn what_comes_for_no_job_is_the_vms() {
+    let mut world = World::with_blocks(2);
+    let job = world.grow(4 + 64, 1);
+    assert_eq!(world.drive(job), None);
+    let reason = Reason::NodeLost.code();
+    world.report(job, StepResult::Failed { reason });
+    world.report(job, StepResult::Done);
+    assert_eq!(world.granted(), [2, 2]);
+    assert_eq!(world.found(), None, "it is not there yet");
+    world.offer(2);
+    let got = world.found().expect("the guest may use it");
+    world.append(got);
+    assert_eq!((world.granted(), world.pieces()), ([2, 66], [2, 66]));
+    assert_eq!(world.found(), None);
+    world.cluster.check().expect("sound tables");
 }
 
 #[test]

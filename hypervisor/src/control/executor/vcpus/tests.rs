@@ -1,4 +1,5 @@
-//! A vCPU's steps, with a devices' node that is the test's own hand.
+//! A vCPU's steps, with cores that are the test's own hand; and where it matters
+//! what the guest has seen, with the devices' node's own registers.
 
 use core::sync::atomic::Ordering;
 
@@ -6,6 +7,9 @@ use control_plane::cluster::{Change, JobId, Wish};
 
 use super::super::testing::{VM, World, at};
 use super::*;
+use crate::devices::Width;
+use crate::devices::hotplug::{EJECT, INSERTED, REMOVING};
+use crate::vm::elastic::{Units, take_answer, take_back};
 
 impl World {
     /// A job of one step, about a vCPU.
@@ -20,6 +24,69 @@ impl World {
     fn settle(&self, vcpu: u16, outcome: Outcome) {
         let record = self.record(vcpu);
         record.settle(record.order().expect("an order"), outcome);
+    }
+}
+
+/// What the devices' node has for the guest, and the cores besides.
+struct Devices(Units);
+
+impl Devices {
+    fn new(world: &World) -> Self {
+        let is_there = |vcpu| world.record(vcpu).place() != Some(Place::Absent);
+        Self(Units::new(4, 1, is_there))
+    }
+
+    /// Answers who wants orders back.
+    fn take_back(&mut self, world: &World) {
+        for vcpu in 0..4 {
+            let _ = take_back(&world.record(vcpu), &mut self.0, VcpuId(vcpu));
+        }
+    }
+
+    /// Carries orders on, as cores do.
+    fn carry_on(&mut self, world: &World) {
+        for vcpu in 0..4 {
+            let record = world.record(vcpu);
+            match (record.order(), record.place()) {
+                (Some(Order::Grant(at)), Some(Place::Absent)) => {
+                    record.set_place(Place::At(at));
+                    self.0.tell(vcpu, true);
+                    self.0.registers.insert(vcpu);
+                }
+                (Some(Order::Reclaim), _) if self.0.tell(vcpu, true) => {
+                    self.0.registers.ask_back(vcpu);
+                }
+                (Some(order @ (Order::Drop | Order::Withdraw(_) | Order::TakeBack)), _) => {
+                    record.set_started(false);
+                    record.set_place(Place::Absent);
+                    record.settle(order, order.outcome());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn serve(&mut self, world: &World) {
+        self.take_back(world);
+        self.carry_on(world);
+    }
+
+    /// The guest finds the first event.
+    fn look(&mut self) {
+        assert_ne!(self.0.registers.read(0, Width::Dword), u32::MAX);
+    }
+
+    /// The guest ends the event that it has found, and says no; or ejects.
+    fn answer(&mut self, world: &World, vcpu: u16, flags: u8, event: u32) {
+        let registers = &mut self.0.registers;
+        let _ = registers.write(0, Width::Dword, vcpu.into());
+        let ended = registers.write(4, Width::Byte, (flags | INSERTED | REMOVING).into());
+        let _ = registers.write(8, Width::Dword, event);
+        let said = registers.write(12, Width::Dword, 0x82);
+        for effect in [ended, said] {
+            let _ = take_answer(&world.record(vcpu), effect);
+        }
+        self.carry_on(world);
     }
 }
 
@@ -120,17 +187,42 @@ fn undoing_waits_for_what_was_ordered_and_then_takes_it_back() {
 fn what_is_being_undone_is_wanted_back() {
     for (vcpu, to) in [(1, Some(0)), (2, None)] {
         let mut world = World::new();
+        let mut devices = Devices::new(&world);
         let job = world.place(vcpu, to);
         assert_eq!(world.drive(job), None);
-        assert!(!world.record(vcpu).is_recalled());
+        devices.serve(&world);
+        assert!(!world.record(vcpu).orders().is_recalled());
         world.append(Change::Cancel { job });
         assert_eq!(world.drive(job), None);
-        assert!(world.record(vcpu).is_recalled());
-        // The devices' node has been rung, and the guest had not looked.
+        assert!(world.record(vcpu).orders().is_recalled());
         assert_eq!(world.rings.get(), 2);
-        world.settle(vcpu, Outcome::Recalled);
+        devices.take_back(&world);
+        if to.is_some() {
+            assert_eq!(world.drive(job), None, "its core has to drop it");
+        }
+        devices.serve(&world);
         assert_eq!(world.drive(job), Some(StepResult::Done), "vCPU {vcpu}");
         assert!(!world.record(vcpu).is_busy());
+    }
+}
+
+#[test]
+fn what_the_guest_has_seen_is_waited_for() {
+    for (vcpu, to) in [(1, Some(0)), (2, None)] {
+        let mut world = World::new();
+        let mut devices = Devices::new(&world);
+        let job = world.place(vcpu, to);
+        assert_eq!(world.drive(job), None);
+        devices.serve(&world);
+        devices.look();
+        world.append(Change::Cancel { job });
+        for _ in 0..3 {
+            assert_eq!(world.drive(job), None);
+            devices.serve(&world);
+        }
+        let event = if to.is_some() { 1 } else { 3 };
+        devices.answer(&world, vcpu, 0, event);
+        assert_eq!(world.drive(job), Some(StepResult::Done), "vCPU {vcpu}");
     }
 }
 
@@ -142,24 +234,92 @@ fn an_abandoned_job_leaves_the_vm_what_the_guest_may_have() {
         (2, None, StepResult::Done),
     ] {
         let mut world = World::new();
+        let mut devices = Devices::new(&world);
         let job = world.place(vcpu, to);
         assert_eq!(world.drive(job), None);
+        devices.serve(&world);
+        devices.look();
         let record = world.record(vcpu);
-        if let Some(Order::Grant(at)) = record.order() {
-            record.set_place(Place::At(at));
-        }
         let standing = record.order();
         world.append(Change::Abandon { job });
-        assert_eq!(world.drive(job), None, "it may be taken back");
+        for _ in 0..3 {
+            assert_eq!(world.drive(job), None, "nobody has decided");
+        }
+        devices.serve(&world);
         assert_eq!(world.drive(job), Some(ended), "vCPU {vcpu}");
         assert_eq!(record.order(), standing, "the guest may answer yet");
         world.report(job, ended);
         let state = world.cluster.jobs()[&job].state();
         assert!(state.has_ended(), "{state:?}");
-        let home = world.cluster.vms()[&VM].home(VcpuId(vcpu));
-        assert!(home.is_some(), "vCPU {vcpu} may be the guest's");
-        assert_eq!(world.given_up(), None);
+        let home = |world: &World| world.cluster.vms()[&VM].home(VcpuId(vcpu));
+        assert!(home(&world).is_some(), "vCPU {vcpu} may be the guest's");
+        assert_eq!(world.found(), None);
+        // It ejects after all.
+        devices.answer(&world, vcpu, EJECT, 3);
+        let gone = world.found().expect("it is gone");
+        world.append(gone);
+        assert_eq!((home(&world), world.found()), (None, None));
     }
+}
+
+/// A job whose guest has given up vCPU 2, and is given it back: the grant stands.
+fn giving_back() -> (World, Devices, JobId) {
+    let mut world = World::new();
+    let mut devices = Devices::new(&world);
+    let job = world.place(2, None);
+    assert_eq!(world.drive(job), None);
+    devices.serve(&world);
+    devices.look();
+    devices.answer(&world, 2, EJECT, 3);
+    world.append(Change::Cancel { job });
+    assert_eq!(world.drive(job), None);
+    devices.serve(&world);
+    let record = world.record(2);
+    assert!(matches!(record.order(), Some(Order::Grant(_))));
+    assert!(matches!(record.place(), Some(Place::At(_))));
+    (world, devices, job)
+}
+
+#[test]
+fn what_is_given_back_and_not_seen_is_taken_back_when_the_job_is_abandoned() {
+    let (mut world, mut devices, job) = giving_back();
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None);
+    devices.take_back(&world);
+    assert_eq!(world.drive(job), None, "its core has to drop it");
+    devices.serve(&world);
+    let ended = failed(Reason::Unanswered);
+    assert_eq!(world.drive(job), Some(ended));
+    world.report(job, ended);
+    assert_eq!(world.cluster.vms()[&VM].home(VcpuId(2)), None);
+    assert_eq!(world.found(), None);
+}
+
+#[test]
+fn what_is_given_back_and_seen_is_the_vms_when_the_job_is_abandoned() {
+    let (mut world, mut devices, job) = giving_back();
+    devices.look();
+    world.append(Change::Abandon { job });
+    assert_eq!(world.drive(job), None);
+    devices.serve(&world);
+    assert_eq!(world.drive(job), Some(StepResult::Done));
+    world.report(job, StepResult::Done);
+    while world.cluster.jobs()[&job].current().is_some() {
+        world.report(job, StepResult::Done);
+    }
+    assert!(world.cluster.vms()[&VM].home(VcpuId(2)).is_some());
+    // The next job is not held up, whatever the guest does.
+    let job = world.place(2, None);
+    assert_eq!(world.drive(job), None, "the guest has to answer the first");
+    world.append(Change::Cancel { job });
+    assert_eq!(world.drive(job), Some(StepResult::Done));
+}
+
+#[test]
+fn a_guest_that_ejects_what_it_is_given_back_has_declined_it() {
+    let (world, mut devices, job) = giving_back();
+    devices.answer(&world, 2, EJECT, 3);
+    assert_eq!(world.drive(job), Some(failed(Reason::Declined(1))));
 }
 
 #[test]
