@@ -403,11 +403,17 @@ pub(crate) fn join(rack: &Rack, node: NodeId, dry_run: bool) -> Result<Changed, 
     let answer = match cluster.read(|tables| tables.has_left(node))? {
         true => cluster.change(0, Change::Admit { node }, &[], dry_run)?,
         false => {
-            match dry_run {
-                true => rack.can_restart(node)?,
-                false => rack.restart(node)?,
+            let started = match dry_run {
+                true => rack.can_restart(node),
+                false => rack.restart(node),
+            };
+            match started {
+                Ok(()) => Answer::new(Verdict::Applied, 0),
+                Err(why @ RackError::NoJoin { .. }) => {
+                    Answer::new(Verdict::Refused, 0).with_sentence(0, &why.to_string())
+                }
+                Err(why) => return Err(why),
             }
-            Answer::new(Verdict::Applied, 0)
         }
     };
     Ok(changed(&answer, None))

@@ -31,7 +31,13 @@ fn two_nodes_without_control_have_equal_tables_and_a_fixed_shape() {
         125,
         &["no control node", "--control 1"],
     );
-    rack.refused(&["node", "join", "1"], 125, &["node 1"]);
+    rack.refused(&["node", "join", "1"], 3, &["node 1", "can't bring"]);
+    let refused = rack.console(&["node", "join", "1", "--json"]);
+    assert_eq!(refused.status, 3);
+    let refused: Value = serde_json::from_slice(&refused.stdout).expect("a change");
+    assert_eq!(refused["verdict"], "refused", "{refused}");
+    let reason = refused["reason"].as_str().expect("why");
+    assert!(reason.contains("node 1"), "{reason}");
     rack.assert_alive();
     rack.down();
 }
@@ -77,7 +83,7 @@ fn a_control_node_may_die_and_come_back_and_nothing_decided_is_lost() {
     rack.console(&["node", "uncordon", "1"]).well();
     let status = rack.wait_for_equal_replicas(&[0, 1, 2]);
     assert!(!is_cordoned(&status, 1));
-    rack.refused(&["node", "join", "2"], 125, &["node 2", "already"]);
+    rack.refused(&["node", "join", "2"], 3, &["node 2", "already"]);
     busy.signal(Signal::KILL);
     drop(busy.finish());
     rack.down();
