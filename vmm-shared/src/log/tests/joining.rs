@@ -197,6 +197,7 @@ fn a_full_log_gives_back_pressure_with_a_time_out() {
     let config = Config {
         lease_ns: u64::MAX / 8,
         patience_ns: u64::MAX / 8,
+        wait_ns: 1_000_000,
         ..Config::default()
     };
     let a = Replica::join(log.clone(), Map::default(), &clock, config).expect("room");
