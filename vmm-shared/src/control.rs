@@ -619,7 +619,7 @@ impl NodeRecord {
 ///   64   vCPUs that wait for a device access, one bit each
 ///   96   whether all fetch coherently: 0 unknown      node 0 writes
 ///   104  orders for vCPUs that have got further       who changes one
-///   112  pieces that the guest can't do without       node 0 writes
+///   112  pieces that the guest can't do without       who hears that from it
 ///   120  bytes of memory that the operator wants      launcher writes
 /// ```
 #[derive(Clone, Copy, Debug)]

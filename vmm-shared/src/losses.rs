@@ -10,7 +10,8 @@
 //!
 //! A hypervisor writes the vCPUs before the node, and both before it takes
 //! the node's memory away from its guest. So a guest that has read something
-//! and then finds the node not lost has read what was there.
+//! and then finds the node not lost has read what was there. The first 64
+//! vCPUs, all that such a guest has, are lost in one instant.
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -19,6 +20,7 @@ use crate::coherence::NodeSet;
 use crate::shm::SharedMem;
 
 const VCPUS: usize = 64;
+const WORDS: usize = MAX_VCPUS.div_ceil(64);
 
 /// The record of what has been lost.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +46,12 @@ impl LossRecord {
     /// Notes that a node has been lost, with these vCPUs. Any number of times,
     /// by anybody.
     pub fn note(&self, node: NodeId, vcpus: impl Iterator<Item = VcpuId>) {
+        let mut words = [0; WORDS];
         for vcpu in vcpus.map(|vcpu| usize::from(vcpu.0)) {
-            let word = self.word(VCPUS + vcpu / 64 * 8);
-            word.fetch_or(1 << (vcpu % 64), Ordering::Relaxed);
+            words[vcpu / 64] |= 1 << (vcpu % 64);
+        }
+        for (word, bits) in self.vcpu_words().zip(words) {
+            word.fetch_or(bits, Ordering::Relaxed);
         }
         let bit = NodeSet::EMPTY.with(node).bits();
         // SeqCst: after the vCPUs, and before all that follows from it.
@@ -71,8 +76,18 @@ impl LossRecord {
     #[must_use]
     pub fn has_lost(&self, vcpu: VcpuId) -> bool {
         let vcpu = usize::from(vcpu.0);
-        vcpu < MAX_VCPUS
-            && self.word(VCPUS + vcpu / 64 * 8).load(Ordering::Acquire) >> (vcpu % 64) & 1 != 0
+        let word = self.vcpu_words().nth(vcpu / 64);
+        word.is_some_and(|word| word.load(Ordering::Acquire) >> (vcpu % 64) & 1 != 0)
+    }
+
+    /// Those of the first 64 vCPUs that have been lost, one bit each.
+    #[must_use]
+    pub fn first_vcpus(&self) -> u64 {
+        self.word(VCPUS).load(Ordering::Acquire)
+    }
+
+    fn vcpu_words(&self) -> impl Iterator<Item = &AtomicU64> {
+        (0..WORDS).map(|index| self.word(VCPUS + index * 8))
     }
 }
 
@@ -91,7 +106,8 @@ mod tests {
         record.note(NodeId(0), core::iter::empty());
         let nodes = NodeSet::EMPTY.with(NodeId(3)).with(NodeId(0));
         assert_eq!((record.nodes(), record.nodes_by_now()), (nodes, nodes));
-        let lost = (0..200).map(VcpuId).filter(|vcpu| record.has_lost(*vcpu));
+        let lost = (0..400).map(VcpuId).filter(|vcpu| record.has_lost(*vcpu));
         assert_eq!(lost.collect::<Vec<_>>(), [VcpuId(2), VcpuId(70)]);
+        assert_eq!(record.first_vcpus(), 1 << 2);
     }
 }

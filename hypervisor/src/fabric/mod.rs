@@ -307,10 +307,11 @@ impl Fabric {
         }
         for node in lost {
             log::warn!("node {} is lost", node.0);
-            if let Some(cluster) = &self.cluster {
-                cluster.evict(node);
-            }
             self.note_loss(node);
+        }
+        // Waits for the log; the guest is told of all before.
+        if let Some(cluster) = &self.cluster {
+            lost.for_each(|node| cluster.evict(node));
         }
         if self.held().is_some() {
             self.control.freeze_vm();

@@ -168,6 +168,9 @@ pub enum LoadError {
         /// Bytes of room for it.
         room: u64,
     },
+    /// The paravirtual kernel takes all vCPUs to be there.
+    #[error("the paravirtual guest can't get vCPUs later; leave --max-vcpus out")]
+    AbsentVcpus,
     /// The command line is longer than this kernel takes.
     #[error("the command line has {len} bytes, but this kernel takes {limit}")]
     CommandLineTooLong {

@@ -66,6 +66,9 @@ pub fn losses() -> Range {
 /// been written then.
 pub fn load_pv(memory: &impl GuestMemory, boot: &PvBoot<'_>) -> Result<LinuxEntry, LoadError> {
     let topology = &boot.platform.topology;
+    if topology.vcpu_ids().any(|vcpu| !topology.is_present(vcpu)) {
+        return Err(LoadError::AbsentVcpus);
+    }
     let low_end = topology.memory().min(LOW_RAM_LIMIT.0);
     let image = Image::read_paravirtual(boot.kernel)?;
     for segment in image.segments() {
@@ -188,8 +191,19 @@ mod tests {
     }
 
     fn load(memory: &SparseMemory, kernel: &[u8], init: &[u8]) -> Result<LinuxEntry, LoadError> {
+        load_on(memory, kernel, init, 2)
+    }
+
+    /// With so many vCPUs of two.
+    fn load_on(
+        memory: &SparseMemory,
+        kernel: &[u8],
+        init: &[u8],
+        vcpus: u16,
+    ) -> Result<LinuxEntry, LoadError> {
+        let topology = Topology::one_node(2, MEMORY).expect("possible");
         let platform = PlatformConfig {
-            topology: Topology::one_node(2, MEMORY).expect("possible"),
+            topology: topology.starting_with([vcpus]),
             image: None,
             machine: Machine {
                 protocol: Protocol::Paravirtual,
@@ -260,6 +274,12 @@ mod tests {
                 len: MEMORY
             }
         );
+    }
+
+    #[test]
+    fn vcpus_that_would_come_later_are_refused() {
+        let refused = load_on(&memory(), &image(b"code", 32), b"init", 1);
+        assert_eq!(refused, Err(LoadError::AbsentVcpus));
     }
 
     #[test]

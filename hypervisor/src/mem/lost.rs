@@ -78,8 +78,8 @@ impl<B: Bells> MappedMemory<B> {
         found
     }
 
-    /// How many pieces there are from address 0 up to another, if all that is
-    /// memory.
+    /// How many pieces of memory there are from address 0 up to another, if
+    /// there is some right below that.
     pub fn pieces_below(&self, end: Gpa) -> Option<usize> {
         let (piece, _) = self.slices.piece(Gpa(end.0.checked_sub(1)?))?;
         Some(piece + 1)

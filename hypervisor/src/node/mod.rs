@@ -179,7 +179,10 @@ fn park() -> ! {
 }
 
 fn stop(node: &Node, reason: StopReason) -> ! {
-    let state = match reason {
+    // A node that has been put out says nothing about a VM that goes on
+    // without it, nor does anybody about one that is frozen.
+    let held = node.vm.fabric().held().map(StopReason::Held);
+    let state = match held.unwrap_or(reason) {
         StopReason::Held(Held::Frozen) if apic::id() == node.cores[0] => keep(node),
         StopReason::Held(Held::Frozen) => park(),
         StopReason::Held(Held::Fenced) => {

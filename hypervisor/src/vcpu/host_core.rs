@@ -165,18 +165,22 @@ impl<'a> Core<'a> {
     pub(super) fn look_around(&self) {
         let vm = self.vm();
         vm.fabric().attend();
-        vm.part_from_lost();
-        if self.number != DOORBELL_CORE {
-            return;
-        }
-        if descriptors::take_doorbell() {
+        let is_first = self.number == DOORBELL_CORE;
+        let is_rung = is_first && descriptors::take_doorbell();
+        if is_rung {
             vm.fabric().look_for_losses();
+        }
+        // After both that may find a loss.
+        vm.part_from_lost();
+        if is_rung {
             vm.serve_revocations();
             if vm.fabric().node() == DEVICE_NODE {
                 vm.poll_devices();
             }
         }
-        vm.change_memory();
+        if is_first {
+            vm.change_memory();
+        }
     }
 
     /// Whether an interrupt of this core has left something to do, or the
