@@ -21,6 +21,7 @@ mod calls;
 mod errno;
 mod fs;
 mod futex;
+pub mod holder;
 pub mod kernel;
 mod losses;
 pub mod machine;

@@ -162,6 +162,7 @@ static MACHINE: spin::Once<Hardware> = spin::Once::new();
 /// Where another processor comes up, on its own stack.
 #[unsafe(no_mangle)]
 extern "C" fn boot_continue_other() -> ! {
+    entry::come_up();
     let hardware = *MACHINE.get().expect("others are started after that");
     let id = raw_cpuid::CpuId::new()
         .get_extended_topology_info()
@@ -175,6 +176,7 @@ extern "C" fn boot_continue_other() -> ! {
 
 #[unsafe(no_mangle)]
 extern "C" fn boot_continue(info: u64, root: u64) -> ! {
+    entry::come_up();
     let boot_page = u8::try_from(info / PAGE).expect("a start-up page");
     let range = Range {
         gpa: info,

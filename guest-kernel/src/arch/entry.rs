@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_shared::pv::DOORBELL_VECTOR;
 use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
 use x86_64::structures::tss::TaskStateSegment;
 
 use super::cpu as processor;
@@ -44,15 +45,34 @@ impl PerCpu {
     }
 }
 
+/// For GS while a processor comes up: it has no number yet.
+static COMING_UP: PerCpu = PerCpu {
+    frame_end: 0,
+    kernel_stack: 0,
+    user_stack: 0,
+    cpu: u32::MAX - 1,
+    tss: TaskStateSegment::new(),
+};
+
+/// The first thing that a processor does in Rust.
+pub(super) fn come_up() {
+    GsBase::write(VirtAddr::from_ptr(&raw const COMING_UP));
+}
+
 /// The number of the processor that asks.
 pub(super) fn cpu() -> usize {
     let number: u32;
-    // SAFETY: in the kernel GS is the processor's own, from `descriptors` on.
+    // SAFETY: in the kernel GS is the processor's own, or `COMING_UP`.
     unsafe {
         asm!("mov {:e}, gs:[{}]", out(reg) number, const offset_of!(PerCpu, cpu),
             options(nostack, readonly, preserves_flags));
     }
     usize::try_from(number).expect("64-bit")
+}
+
+/// What the processor that asks goes by as a lock's holder.
+pub(super) fn holder() -> u32 {
+    u32::try_from(cpu() + 1).expect("a number of 32 bits, and not the last")
 }
 
 /// What a processor's interrupts leave for it.

@@ -8,19 +8,15 @@
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::machine::Hardware;
-use super::{cpu, losses};
+use super::{cpu, entry, losses};
+use crate::holder::{Attempt, Holder};
 use crate::kernel::Kernel;
-
-/// [`Lock::holder`] of a lock that nobody has.
-const FREE: u32 = 0;
 
 /// The kernel and its lock, which is held until there is a kernel.
 struct Lock {
-    /// The number of the processor that has it, plus 1; 0 if it is free.
-    holder: AtomicU32,
+    holder: Holder,
     kernel: UnsafeCell<Option<Box<Kernel>>>,
 }
 
@@ -29,7 +25,7 @@ struct Lock {
 unsafe impl Sync for Lock {}
 
 static LOCK: Lock = Lock {
-    holder: AtomicU32::new(1),
+    holder: Holder::held(),
     kernel: UnsafeCell::new(None),
 };
 
@@ -37,8 +33,7 @@ static LOCK: Lock = Lock {
 pub(super) fn install(kernel: Kernel) {
     // SAFETY: the lock is held from the start, and by the caller alone.
     unsafe { *LOCK.kernel.get() = Some(Box::new(kernel)) };
-    // Release: the kernel is there for who takes the lock.
-    LOCK.holder.store(FREE, Ordering::Release);
+    LOCK.holder.release();
 }
 
 /// The kernel, as long as this is held.
@@ -49,26 +44,18 @@ pub(super) struct Guard(());
 /// # Panics
 /// If a processor is lost that has it: what it was changing is half-changed.
 pub(super) fn lock(hardware: Hardware) -> Guard {
-    let mine = hardware.this_cpu();
+    let mine = entry::holder();
     loop {
-        // Acquire: with the Release of whoever had it before.
-        let taken = LOCK
-            .holder
-            .compare_exchange(FREE, mine, Ordering::Acquire, Ordering::Relaxed);
-        let Err(holder) = taken else { break };
-        if losses::has_lost(holder) {
-            panic!("processor {} was lost in the kernel", holder - 1);
+        match LOCK.holder.try_take(mine, losses::has_lost) {
+            Attempt::Taken => return Guard(()),
+            Attempt::Busy => {}
+            Attempt::Dead(holder) => panic!("processor {} was lost in the kernel", holder - 1),
+            // The others go on.
+            Attempt::PutOut => cpu::stop(),
         }
         hardware.serve();
         core::hint::spin_loop();
     }
-    let guard = Guard(());
-    if losses::has_lost(mine) {
-        // The others have put this one out while it slept, and go on.
-        drop(guard);
-        cpu::stop()
-    }
-    guard
 }
 
 impl Deref for Guard {
@@ -93,7 +80,6 @@ impl DerefMut for Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Release: what was done under the lock is seen by the next.
-        LOCK.holder.store(FREE, Ordering::Release);
+        LOCK.holder.release();
     }
 }

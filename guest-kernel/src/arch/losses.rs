@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "a lock for the heap")]
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Once;
 use vmm_shared::addr::VcpuId;
@@ -11,6 +10,7 @@ use vmm_shared::losses::LossRecord;
 use vmm_shared::pv::Hypercall;
 
 use super::{cpu, entry};
+use crate::holder::{Attempt, Holder};
 use crate::mem::losses::Sources;
 
 static RECORD: Once<LossRecord> = Once::new();
@@ -42,39 +42,29 @@ pub(super) fn has_lost(holder: u32) -> bool {
 
 /// The heap's lock. Page faults use the heap without the kernel's lock, so a
 /// processor may be lost that has it.
-pub(super) struct HeapLock {
-    /// As in the kernel's lock.
-    holder: AtomicU32,
-}
+pub(super) struct HeapLock(Holder);
 
-// SAFETY: it is given to one at a time: who has swapped its number for 0.
+// SAFETY: it is given to one at a time, who alone gives it back.
 unsafe impl lock_api::RawMutex for HeapLock {
-    const INIT: Self = Self {
-        holder: AtomicU32::new(0),
-    };
+    const INIT: Self = Self(Holder::free());
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {
         while !self.try_lock() {
-            if has_lost(self.holder.load(Ordering::Relaxed)) {
-                panic!("a processor was lost with the heap's lock");
-            }
             core::hint::spin_loop();
         }
     }
 
     fn try_lock(&self) -> bool {
-        // While a processor comes up this is anything, and nobody is lost yet.
-        let mine = entry::cpu().wrapping_add(1);
-        let mine = u32::try_from(mine).map_or(u32::MAX, |mine| mine.max(1));
-        // Acquire: with the Release of who had it before.
-        self.holder
-            .compare_exchange(0, mine, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
+        match self.0.try_take(entry::holder(), has_lost) {
+            Attempt::Taken => true,
+            Attempt::Busy => false,
+            Attempt::Dead(_) => panic!("a processor was lost with the heap's lock"),
+            Attempt::PutOut => cpu::stop(),
+        }
     }
 
     unsafe fn unlock(&self) {
-        // Release: what was done with it is seen by the next.
-        self.holder.store(0, Ordering::Release);
+        self.0.release();
     }
 }

@@ -127,11 +127,6 @@ impl Hardware {
         &self.0.processors[entry::cpu()]
     }
 
-    /// The number of the processor that asks, plus 1.
-    pub(super) fn this_cpu(self) -> u32 {
-        u32::try_from(entry::cpu() + 1).expect("there are few")
-    }
-
     /// Does what this processor has been told to. Called while it waits for
     /// the lock, as who holds that may be waiting for this.
     pub(super) fn serve(self) {
