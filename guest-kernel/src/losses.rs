@@ -112,6 +112,7 @@ mod tests {
     use crate::errno::Errno;
     use crate::fs::node::{FileData, Kind, Maker, Objects, Use};
     use crate::kernel::RESERVED_FRAMES;
+    use crate::mem::frames::For;
     use crate::mem::frames::testing::frames_that_lose;
     use crate::mem::losses::testing::sources;
     use crate::mem::regions::testing::zeros;
@@ -144,9 +145,9 @@ mod tests {
     fn loses_what_was_there(spreads: bool) {
         let sources = sources(next);
         let mut objects = Objects::new(frames_that_lose(2, EACH, Some(sources)));
-        let model = objects.frames.alloc_zeroed().expect("some");
+        let model = objects.frames.alloc_zeroed(For::Data).expect("some");
         let free = objects.frames.available();
-        let mut space = Space::new(&objects.frames, model).expect("memory");
+        let mut space = Space::new(&objects.frames, model, For::Data).expect("memory");
         let mapped = space.map(&mut objects, Some(AT), true, 8 * PAGE_SIZE, zeros(RW));
         assert_eq!(mapped, Ok(AT));
         let pages = space.pages().clone();

@@ -15,7 +15,7 @@ use vmm_shared::addr::PAGE_SIZE;
 
 use super::ext4::{Ext4, Extents};
 use crate::errno::{Errno, Result};
-use crate::mem::frames::{Frame, Frames};
+use crate::mem::frames::{For, Frame, Frames};
 use crate::mem::{PAGE, index};
 use crate::table::Table;
 
@@ -412,8 +412,8 @@ impl Objects {
             };
         }
         let frame = match self.page(id, page) {
-            Some(frame) => self.frames.alloc_copy(frame),
-            None => self.frames.alloc_zeroed(),
+            Some(frame) => self.frames.alloc_copy(frame, For::Data),
+            None => self.frames.alloc_zeroed(For::Data),
         };
         let frame = frame.ok_or(Errno::ENOSPC)?;
         match &mut self.node_mut(id).kind {

@@ -75,14 +75,29 @@ impl Free {
 struct Pool {
     node: usize,
     all: Range<u64>,
-    /// How many are left to who can take others.
+    /// How many are kept for the machine.
     reserve: usize,
     free: Mutex<Free>,
     /// How many are free.
     available: AtomicUsize,
 }
 
+/// What a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Programs and files: of a pool's reserve only if there is nothing else.
+    Data,
+    /// What the machine can't go on without: page tables and process 1.
+    Machine,
+}
+
 impl Pool {
+    /// Whether it has frames for that beside what it keeps.
+    fn has_for(&self, what: For) -> bool {
+        // Relaxed: about so many.
+        what == For::Machine || self.available.load(Ordering::Relaxed) > self.reserve
+    }
+
     /// Its free frames, unless its node is lost: a processor of that may have
     /// them locked.
     fn lock(&self, losses: &Losses) -> Option<MutexGuard<'_, Free>> {
@@ -98,9 +113,9 @@ impl Pool {
     }
 }
 
-/// Part of the memory that the kernel can't lose that is for its own tables:
-/// a page in so many.
-const KEPT_FOR_TABLES: u64 = 16;
+/// Part of the kept node's memory that is the machine's as long as another
+/// node has some: a page in so many.
+const KEPT_FOR_MACHINE: u64 = 16;
 
 /// All frames. Any processor may take and count them at any time; what is
 /// said to need the kernel's lock changes what processors can reach.
@@ -141,20 +156,20 @@ impl Frames {
     ) -> Self {
         let limit = ram.len() as u64;
         let kept = usable.first().map_or(0, |(_, node)| *node as usize);
+        let has_others = usable.iter().any(|(_, node)| *node as usize != kept);
         let clip = |(range, node): &(Range<u64>, u32)| {
             let start = range.start.next_multiple_of(PAGE_SIZE);
             let end = super::page_down(range.end.min(limit));
             let node = *node as usize;
             let count = index(end.saturating_sub(start) / PAGE_SIZE);
-            let part = if node == kept {
-                count / index(KEPT_FOR_TABLES)
-            } else {
-                0
+            let reserve = match node == kept && has_others {
+                true => count / index(KEPT_FOR_MACHINE),
+                false => 0,
             };
             (start < end).then(|| Pool {
                 node,
                 all: start..end,
-                reserve: part,
+                reserve,
                 available: AtomicUsize::new(count),
                 free: Mutex::new(Free {
                     single: Vec::new(),
@@ -178,23 +193,16 @@ impl Frames {
 
     /// A frame of RAM with one use and any contents, of the node that holds
     /// the kernel's lock if it has one.
-    pub(crate) fn alloc(&self) -> Option<Frame> {
-        self.alloc_near(self.here())
-    }
-
-    /// The same, of a node if that has one.
-    fn alloc_near(&self, node: usize) -> Option<Frame> {
-        let near = self.pools_of(node).chain(self.pools_but(node));
-        let spare = near.clone().filter(|pool| {
-            // Relaxed: about so many.
-            pool.available.load(Ordering::Relaxed) > pool.reserve
-        });
+    fn alloc(&self, what: For) -> Option<Frame> {
+        let here = self.here();
+        let near = self.pools_of(here).chain(self.pools_but(here));
+        let spare = near.clone().filter(|pool| pool.has_for(what));
         self.alloc_of(spare.chain(near))
     }
 
-    /// The same, of this node alone.
-    fn alloc_on(&self, node: usize) -> Option<Frame> {
-        self.alloc_of(self.pools_of(node))
+    /// The same, of a node alone, and of its reserve only for the machine.
+    fn alloc_on(&self, node: usize, what: For) -> Option<Frame> {
+        self.alloc_of(self.pools_of(node).filter(|pool| pool.has_for(what)))
     }
 
     fn alloc_of<'a>(&self, mut pools: impl Iterator<Item = &'a Pool>) -> Option<Frame> {
@@ -255,19 +263,20 @@ impl Frames {
     }
 
     /// A frame of zeros.
-    pub(crate) fn alloc_zeroed(&self) -> Option<Frame> {
-        self.alloc().map(|frame| self.zeroed(frame))
+    pub(crate) fn alloc_zeroed(&self, what: For) -> Option<Frame> {
+        self.alloc(what).map(|frame| self.zeroed(frame))
     }
 
-    /// The same, of a node alone. The only one that needs no lock.
-    pub(crate) fn alloc_zeroed_on(&self, node: usize) -> Option<Frame> {
-        self.alloc_on(node).map(|frame| self.zeroed(frame))
+    /// The same, of a node alone, and of its reserve only for the machine.
+    /// The only one that needs no lock.
+    pub(crate) fn alloc_zeroed_on(&self, node: usize, what: For) -> Option<Frame> {
+        self.alloc_on(node, what).map(|frame| self.zeroed(frame))
     }
 
-    /// The same, of a node if that has one, else of the kept one.
-    pub(crate) fn alloc_zeroed_for_kernel(&self, node: usize) -> Option<Frame> {
-        let frame = self.alloc_on(node).or_else(|| self.alloc_on(self.kept));
-        frame.map(|frame| self.zeroed(frame))
+    /// The same for a table, of a node if that has one, else of the kept one.
+    pub(crate) fn alloc_table(&self, node: usize) -> Option<Frame> {
+        let on = |node| self.alloc_zeroed_on(node, For::Machine);
+        on(node).or_else(|| on(self.kept))
     }
 
     fn zeroed(&self, frame: Frame) -> Frame {
@@ -278,8 +287,8 @@ impl Frames {
     }
 
     /// A copy of a frame; of one that is lost, anything.
-    pub(crate) fn alloc_copy(&self, from: Frame) -> Option<Frame> {
-        let frame = self.alloc()?;
+    pub(crate) fn alloc_copy(&self, from: Frame, what: For) -> Option<Frame> {
+        let frame = self.alloc(what)?;
         let mut bytes = [0; PAGE];
         self.page(from)
             .read_bytes(0, &mut bytes)
@@ -487,12 +496,12 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::testing::{frames, frames_of_nodes};
-    use super::{PAGE, PAGE_SIZE};
+    use super::{For, PAGE, PAGE_SIZE};
 
     #[test]
     fn every_frame_is_given_once_and_again_when_released() {
         let frames = frames(8);
-        let all: Vec<_> = std::iter::from_fn(|| frames.alloc()).collect();
+        let all: Vec<_> = std::iter::from_fn(|| frames.alloc(For::Data)).collect();
         assert_eq!((all.len(), frames.available()), (8, 0));
         let mut sorted = all.clone();
         sorted.sort();
@@ -501,16 +510,20 @@ mod tests {
         frames.share(all[3]);
         assert!(!frames.is_exclusive(all[3]));
         frames.release(all[3]);
-        assert_eq!(frames.alloc(), None, "it has one use left");
+        assert_eq!(frames.alloc(For::Data), None, "it has one use left");
         frames.release(all[3]);
-        assert_eq!(frames.alloc(), None, "others may still reach it");
+        assert_eq!(frames.alloc(For::Data), None, "others may still reach it");
         frames.settle();
-        assert_eq!(frames.alloc_zeroed(), Some(all[3]));
+        assert_eq!(frames.alloc_zeroed(For::Data), Some(all[3]));
         let mut bytes = [1; 4096];
         frames.page(all[3]).read_bytes(0, &mut bytes).expect("all");
         assert_eq!(bytes, [0; 4096]);
         frames.put_back(all[3]);
-        assert_eq!(frames.alloc(), Some(all[3]), "nobody else has seen it");
+        assert_eq!(
+            frames.alloc(For::Data),
+            Some(all[3]),
+            "nobody else has seen it"
+        );
     }
 
     #[test]
@@ -518,16 +531,20 @@ mod tests {
         let frames = frames_of_nodes(2, 4);
         let far = |frame: &super::Frame| frame.0 >= 4 * PAGE_SIZE;
         frames.enter(1);
-        let first = frames.alloc().expect("some");
+        let first = frames.alloc(For::Data).expect("some");
         assert!(far(&first));
         frames.enter(0);
-        let given: Vec<_> = std::iter::from_fn(|| frames.alloc()).collect();
+        let given: Vec<_> = std::iter::from_fn(|| frames.alloc(For::Data)).collect();
         assert!(!given[..4].iter().any(far));
         assert_eq!(given.len(), 7, "then the others'");
         frames.release(first);
         frames.release(given[0]);
         frames.settle();
-        assert_eq!(frames.alloc(), Some(given[0]), "each goes back to its own");
+        assert_eq!(
+            frames.alloc(For::Data),
+            Some(given[0]),
+            "each goes back to its own"
+        );
     }
 
     #[test]
@@ -540,7 +557,7 @@ mod tests {
         frames.release_run(run);
         let again = frames.alloc_run(3 * PAGE).expect("there is room");
         assert_eq!(again.first, first);
-        let single = std::iter::from_fn(|| frames.alloc()).count();
+        let single = std::iter::from_fn(|| frames.alloc(For::Data)).count();
         assert_eq!((single, frames.available()), (5, 0));
     }
 }

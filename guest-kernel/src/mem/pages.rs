@@ -40,7 +40,7 @@ use alloc::sync::Arc;
 use spin::Once;
 use vmm_shared::gate::{Closed, Gates};
 
-use super::frames::{Frame, Frames};
+use super::frames::{For, Frame, Frames};
 use super::list::List;
 use super::page_down;
 use super::places::Counts;
@@ -53,6 +53,8 @@ use crate::kernel::RESERVED_FRAMES;
 #[derive(Debug)]
 pub struct Pages {
     frames: Arc<Frames>,
+    /// What they are for.
+    what: For,
     /// A root with the kernel in it.
     model: Frame,
     home: usize,
@@ -65,12 +67,18 @@ pub struct Pages {
 
 impl Pages {
     /// Pages of some regions, none there yet.
-    pub(crate) fn new(frames: &Arc<Frames>, model: Frame, regions: Regions) -> Result<Self> {
+    pub(crate) fn new(
+        frames: &Arc<Frames>,
+        model: Frame,
+        what: For,
+        regions: Regions,
+    ) -> Result<Self> {
         let home = frames.kept();
         let nodes = frames.places.slots();
         Ok(Self {
             tables: Tables::new(frames, home, model).ok_or(Errno::ENOMEM)?,
             frames: frames.clone(),
+            what,
             model,
             home,
             gates: Gates::new(nodes),
@@ -136,7 +144,7 @@ impl Pages {
                     (owned(leaf.frame), None)
                 }
                 None if region.backing == Backing::Zeros => {
-                    let frame = self.frames.alloc_zeroed_on(node)?;
+                    let frame = self.frames.alloc_zeroed_on(node, self.what)?;
                     (owned(frame), Some(frame))
                 }
                 _ => return None,
@@ -189,7 +197,12 @@ impl Pages {
         Ok(())
     }
 
-    /// Where its frames come from.
+    /// What its frames are for.
+    pub(crate) fn what(&self) -> For {
+        self.what
+    }
+
+    /// Where they come from.
     pub(crate) fn frames(&self) -> &Arc<Frames> {
         &self.frames
     }

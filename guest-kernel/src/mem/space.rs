@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use vmm_shared::addr::PAGE_SIZE;
 use vmm_shared::shm::SharedMem;
 
-use super::frames::{Frame, Frames};
+use super::frames::{For, Frame, Frames};
 use super::pages::{Pages, owned};
 use super::regions::{Access, Applied, Backing, Change, Prot, Region, Regions, Sharing};
 use super::tables::{Leaf, Refused, USER_END};
@@ -83,13 +83,13 @@ fn settle_uses(objects: &mut Objects, done: &Applied) {
 
 impl Space {
     /// An empty address space with the kernel in it, as in `model`.
-    pub(crate) fn new(frames: &Arc<Frames>, model: Frame) -> Result<Self> {
-        Self::with(frames, model, Regions::default())
+    pub(crate) fn new(frames: &Arc<Frames>, model: Frame, what: For) -> Result<Self> {
+        Self::with(frames, model, what, Regions::default())
     }
 
-    fn with(frames: &Arc<Frames>, model: Frame, regions: Regions) -> Result<Self> {
+    fn with(frames: &Arc<Frames>, model: Frame, what: For, regions: Regions) -> Result<Self> {
         Ok(Self {
-            pages: Arc::new(Pages::new(frames, model, regions)?),
+            pages: Arc::new(Pages::new(frames, model, what, regions)?),
             flush: Flush::None,
             uses: 1,
             alone: true,
@@ -245,7 +245,8 @@ impl Space {
             {
                 return Ok(leaf.frame);
             }
-            let mut leaf = make_page(objects, start, region, page, access, mapped)?;
+            let what = self.pages.what();
+            let mut leaf = make_page(objects, what, (start, region), page, access, mapped)?;
             let frame = leaf.frame;
             // It may have been copied from there, too. A file's page has come
             // anew if it could.
@@ -369,7 +370,7 @@ impl Space {
     /// A copy for a child: private pages are shared until one side writes.
     pub(crate) fn fork(&mut self, objects: &mut Objects, model: Frame) -> Result<Self> {
         let regions = self.pages.read(Regions::clone);
-        let child = Self::with(&objects.frames, model, regions)?;
+        let child = Self::with(&objects.frames, model, For::Data, regions)?;
         let frames = objects.frames.clone();
         let mut short = false;
         let exclusive = self.pages.close();
@@ -467,8 +468,8 @@ impl Space {
 /// The page to map, with a use for the mapping.
 fn make_page(
     objects: &mut Objects,
-    start: u64,
-    region: Region,
+    what: For,
+    (start, region): (u64, Region),
     page: u64,
     access: Access,
     mapped: Option<Leaf>,
@@ -481,12 +482,12 @@ fn make_page(
             objects.frames.share(old.frame);
             return Ok(owned(old.frame));
         }
-        let copy = objects.frames.alloc_copy(old.frame);
+        let copy = objects.frames.alloc_copy(old.frame, what);
         return copy.map(owned).ok_or(Fault::NoMemory);
     }
     let (node, offset) = match region.from(start, page).backing {
         Backing::Zeros => {
-            let frame = objects.frames.alloc_zeroed();
+            let frame = objects.frames.alloc_zeroed(what);
             return frame.map(owned).ok_or(Fault::NoMemory);
         }
         Backing::File(node, offset) => (node, offset),
@@ -496,11 +497,11 @@ fn make_page(
     }
     let number = offset / PAGE_SIZE;
     if region.sharing == Sharing::Shared {
-        let what = match access {
+        let how = match access {
             Access::Write => Use::Write,
             Access::Read | Access::Execute => Use::Read,
         };
-        let frame = objects.own_page(node, number, what);
+        let frame = objects.own_page(node, number, how);
         let frame = frame.map_err(|errno| match errno {
             Errno::EIO => Fault::Lost,
             _ => Fault::NoMemory,
@@ -508,7 +509,7 @@ fn make_page(
         objects.frames.share(frame);
         // The first write is to be noticed.
         return Ok(Leaf {
-            writable: what == Use::Write,
+            writable: how == Use::Write,
             ..owned(frame)
         });
     }
@@ -524,8 +525,8 @@ fn make_page(
                 executable: region.prot.contains(Prot::EXECUTE),
             });
         }
-        (Some(frame), true) => objects.frames.alloc_copy(frame),
-        (None, _) => objects.frames.alloc_zeroed(),
+        (Some(frame), true) => objects.frames.alloc_copy(frame, what),
+        (None, _) => objects.frames.alloc_zeroed(what),
     };
     frame.map(owned).ok_or(Fault::NoMemory)
 }
@@ -543,11 +544,13 @@ mod tests {
     const PAGES: u64 = 64;
     const BYTES: u64 = PAGES * PAGE_SIZE;
     const AT: u64 = 0x4000_0000;
+    /// Frames of each node.
+    const EACH: usize = RESERVED_FRAMES + 2048;
 
     /// The kernel's side of two nodes with memory for all, and a model root.
     fn kernel(nodes: u32) -> (Objects, Frame) {
-        let frames = frames_of_nodes(nodes, RESERVED_FRAMES + 2048);
-        let model = frames.alloc_zeroed().expect("some");
+        let frames = frames_of_nodes(nodes, EACH);
+        let model = frames.alloc_zeroed(For::Data).expect("some");
         (Objects::new(frames), model)
     }
 
@@ -559,7 +562,7 @@ mod tests {
     #[test]
     fn a_fault_gives_what_the_region_allows() {
         let (mut objects, model) = kernel(1);
-        let mut space = Space::new(&objects.frames, model).expect("memory");
+        let mut space = Space::new(&objects.frames, model, For::Data).expect("memory");
         map(&mut space, &mut objects, RW);
         let before = objects.frames.available();
         let pages = space.pages().clone();
@@ -591,7 +594,7 @@ mod tests {
     fn after_a_fork_each_side_writes_its_own() {
         let (mut objects, model) = kernel(1);
         let free = objects.frames.available();
-        let mut parent = Space::new(&objects.frames, model).expect("memory");
+        let mut parent = Space::new(&objects.frames, model, For::Data).expect("memory");
         map(&mut parent, &mut objects, RW);
         parent.write(&mut objects, AT, b"parent").expect("mapped");
         let mut child = parent.fork(&mut objects, model).expect("memory");
@@ -613,7 +616,7 @@ mod tests {
     #[test]
     fn a_copy_made_while_others_run_is_writable_at_the_next_fault() {
         let (mut objects, model) = kernel(1);
-        let mut parent = Space::new(&objects.frames, model).expect("memory");
+        let mut parent = Space::new(&objects.frames, model, For::Data).expect("memory");
         map(&mut parent, &mut objects, RW);
         parent.write(&mut objects, AT, b"x").expect("mapped");
         let child = parent.fork(&mut objects, model).expect("memory");
@@ -635,7 +638,7 @@ mod tests {
     fn nodes_have_tables_of_their_own_and_read_their_own_replicas() {
         let (mut objects, model) = kernel(2);
         let free = objects.frames.available();
-        let mut space = Space::new(&objects.frames, model).expect("memory");
+        let mut space = Space::new(&objects.frames, model, For::Data).expect("memory");
         map(&mut space, &mut objects, RW);
         space.set_heap(AT + (1 << 30));
         let pages = space.pages().clone();
@@ -669,6 +672,33 @@ mod tests {
         assert_eq!(objects.frames.available(), free);
     }
 
+    /// A program on the kept node takes more memory than there is, and goes on
+    /// with another's; page tables and process 1 don't.
+    #[test]
+    fn programs_leave_the_machine_its_reserve() {
+        let (mut objects, model) = kernel(2);
+        let pages = EACH as u64 * 4 / 3;
+        let is_far = |frame: Frame| frame.0 >= EACH as u64 * PAGE_SIZE;
+        let mut space = Space::new(&objects.frames, model, For::Data).expect("memory");
+        let region = zeros(RW);
+        let mapped = space.map(&mut objects, Some(AT), true, pages * PAGE_SIZE, region);
+        assert_eq!(mapped, Ok(AT));
+        let mut touch = |page| {
+            let frame = space.fault(&mut objects, AT + page * PAGE_SIZE, Access::Write);
+            frame.expect("there is other memory")
+        };
+        let frames: Vec<_> = (0..pages).map(&mut touch).collect();
+        assert!(!is_far(frames[0]) && is_far(frames[pages as usize - 1]));
+        let mut init = Space::new(&objects.frames, model, For::Machine).expect("memory");
+        map(&mut init, &mut objects, RW);
+        let frame = init.pages().fault(0, AT, Access::Read).expect("memory");
+        assert!(!is_far(frame), "without the kernel's lock");
+        let child = init.fork(&mut objects, model).expect("memory");
+        let frame = init.fault(&mut objects, AT, Access::Write).expect("memory");
+        assert!(!is_far(frame), "and with it");
+        assert!(!child.pages().roots().any(|root| is_far(Frame(root))));
+    }
+
     /// Threads on two nodes fault while one, as if it had the kernel's lock,
     /// maps, unmaps, protects and forks. Whenever nothing is mapped, nothing
     /// is there; in the end every frame is back.
@@ -676,7 +706,7 @@ mod tests {
     fn faults_and_changes_at_once_leave_nothing_behind() {
         let (mut objects, model) = kernel(2);
         let free = objects.frames.available();
-        let mut space = Space::new(&objects.frames, model).expect("memory");
+        let mut space = Space::new(&objects.frames, model, For::Data).expect("memory");
         let pages = space.pages().clone();
         assert_ne!(pages.root(1, true), pages.root(0, true));
         let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_shared::addr::PAGE_SIZE;
 
-use super::frames::{Frame, Frames};
+use super::frames::{For, Frame, Frames};
 use super::regions::Access;
 use super::{PAGE, index};
 
@@ -107,7 +107,7 @@ impl Tables {
     /// Tables on a node that map nothing but the kernel, which is taken from
     /// `model`.
     pub(crate) fn new(frames: &Frames, node: usize, model: Frame) -> Option<Self> {
-        let root = frames.alloc_zeroed_for_kernel(node)?;
+        let root = frames.alloc_table(node)?;
         for at in KERNEL_HALF..ENTRIES {
             let value = entry(frames, model, at).load(Ordering::Relaxed);
             entry(frames, root, at).store(value, Ordering::Relaxed);
@@ -165,8 +165,8 @@ impl Tables {
             if value & PRESENT == 0 {
                 let below = match supply {
                     Supply::None => None,
-                    Supply::Own => frames.alloc_zeroed_on(self.node),
-                    Supply::Any => frames.alloc_zeroed_for_kernel(self.node),
+                    Supply::Own => frames.alloc_zeroed_on(self.node, For::Machine),
+                    Supply::Any => frames.alloc_table(self.node),
                 }?;
                 let made = below.0 | PRESENT | WRITABLE | USER;
                 // Release: the table is empty before anybody can see it.
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn what_is_mapped_is_found_and_all_tables_come_back() {
         let frames = frames(64);
-        let model = frames.alloc_zeroed().expect("some");
+        let model = frames.alloc_zeroed(For::Data).expect("some");
         entry(&frames, model, 511).store(0x1003, Ordering::Relaxed);
         let before = frames.available();
         let tables = Tables::new(&frames, 0, model).expect("some");
@@ -314,7 +314,7 @@ mod tests {
         let places = [0x1000, 0x2000, 0x40_0000, 0x7f00_0000_0000, USER_END - 4096];
         for place in places {
             assert_eq!(tables.get(&frames, place), None);
-            let frame = frames.alloc().expect("some");
+            let frame = frames.alloc_zeroed(For::Data).expect("some");
             assert_eq!(
                 tables.set(&frames, place, leaf(frame), Supply::Any),
                 Some(None)
@@ -337,13 +337,13 @@ mod tests {
     #[test]
     fn of_those_who_map_a_page_at_once_one_wins() {
         let frames = frames(600);
-        let model = frames.alloc_zeroed().expect("some");
+        let model = frames.alloc_zeroed(For::Data).expect("some");
         let tables = Tables::new(&frames, 0, model).expect("some");
         let before = frames.available();
         let map = || {
             let mut won = 0_u64;
             for number in 0..64_u64 {
-                let frame = frames.alloc().expect("some");
+                let frame = frames.alloc_zeroed(For::Data).expect("some");
                 // Each 2 MiB apart: tables are made at once, too.
                 match tables.replace(&frames, number << 21, None, leaf(frame), Supply::Any) {
                     Ok(()) => won += 1,
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn without_memory_nothing_is_mapped() {
         let frames = frames(3);
-        let model = frames.alloc_zeroed().expect("some");
+        let model = frames.alloc_zeroed(For::Data).expect("some");
         let tables = Tables::new(&frames, 0, model).expect("some");
         assert_eq!(tables.set(&frames, 0x1000, leaf(model), Supply::Any), None);
         assert_eq!(tables.get(&frames, 0x1000), None);

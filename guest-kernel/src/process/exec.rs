@@ -13,6 +13,7 @@ use vmm_shared::addr::PAGE_SIZE;
 use zerocopy::IntoBytes;
 
 use super::elf::Image;
+use super::life::INIT;
 use super::{Program, SignalStack};
 use crate::errno::{Errno, Outcome, Result, Stop};
 use crate::fs::Place;
@@ -20,6 +21,7 @@ use crate::fs::node::{Kind, NodeId, Objects};
 use crate::fs::walk::{Last, may, right};
 use crate::kernel::Kernel;
 use crate::machine::{Fpu, Registers};
+use crate::mem::frames::For;
 use crate::mem::regions::{Backing, Prot, Purpose, Region, Sharing};
 use crate::mem::space::{STACK_TOP, Space};
 use crate::mem::{index, page_down, page_up};
@@ -71,7 +73,11 @@ impl Kernel {
                 Some((loader, parse(&self.objects, loader)?))
             }
         };
-        let mut space = Space::new(&self.objects.frames, self.model)?;
+        let what = match self.pid_of(tid) {
+            INIT => For::Machine,
+            _ => For::Data,
+        };
+        let mut space = Space::new(&self.objects.frames, self.model, what)?;
         let loaded = self.load(
             &mut space,
             node,

@@ -18,6 +18,7 @@ use crate::fs::Place;
 use crate::futex::{ANY, Scope};
 use crate::kernel::Kernel;
 use crate::machine::{Fpu, Registers};
+use crate::mem::frames::For;
 use crate::mem::space::Space;
 use crate::sched::CpuSet;
 use crate::timers::ProcessTimers;
@@ -46,7 +47,7 @@ impl Kernel {
     pub(crate) fn start_init(&mut self, program: &[u8]) -> Result<()> {
         let now = self.now();
         let memory = self.objects.frames.total() as u64 * 4096;
-        let space = Space::new(&self.objects.frames, self.model)?;
+        let space = Space::new(&self.objects.frames, self.model, For::Machine)?;
         let space = self.spaces.insert(space);
         let pid = self.new_pid();
         let path = self.install_init(program)?;
