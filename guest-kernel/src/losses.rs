@@ -66,6 +66,9 @@ impl Kernel {
         let here = self.machine.cpu();
         self.objects.frames.enter(self.scheduler.node(here));
         let (nodes, frames) = self.objects.frames.lose();
+        if nodes.is_empty() {
+            return;
+        }
         let (mut running, mut queued) = (Vec::new(), Vec::new());
         let is_lost = |cpu: &usize| nodes.contains(&(self.scheduler.node(*cpu) as usize));
         let cpus: Vec<_> = self.scheduler.all().iter().filter(is_lost).collect();
@@ -76,7 +79,7 @@ impl Kernel {
             queued.extend(ready);
         }
         for space in self.spaces.values_mut() {
-            space.lose(&nodes);
+            space.lose();
         }
         self.objects.lose();
         let left = self.scheduler.all();
@@ -105,6 +108,8 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use core::ops::Range;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
 
     use linux_raw_sys::general::S_IFREG;
     use vmm_shared::addr::{NodeId, PAGE_SIZE, VcpuId};
@@ -138,6 +143,20 @@ mod tests {
         let mut bytes = [0; 5];
         space.read(objects, AT + page * PAGE_SIZE, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// More changes than the log holds. The first hundred take nothing away.
+    fn change_often(space: &mut Space, objects: &mut Objects) {
+        let size = space.size();
+        for round in 0..10 {
+            let mut map = |_| space.map(objects, None, false, PAGE_SIZE, zeros(RW));
+            let mapped: Vec<_> = (0..100).map(&mut map).collect();
+            for at in mapped {
+                let at = at.expect("room");
+                space.unmap(objects, at, PAGE_SIZE).expect("legal");
+            }
+            assert_eq!(space.size(), size, "round {round}");
+        }
     }
 
     /// Pages 0 and 2 of a process on node 0, 1 and 3 on node 1; with or
@@ -179,16 +198,37 @@ mod tests {
         objects.frames.enter(0);
         let mut child = space.fork(&mut objects, model).expect("memory");
 
-        pages.die_inside(1);
-        sources.record.note(NodeId(1), core::iter::once(VcpuId(1)));
-        // At once, though nobody has been told.
+        // A processor there falls asleep in a fault, and is put out.
+        let ((asleep, sleeps), (wake, wakes)) = (channel(), channel::<()>());
+        let theirs = pages.clone();
+        let sleeper = std::thread::spawn(move || {
+            theirs.sleep_inside(1, || {
+                asleep.send(()).expect("somebody waits");
+                // Or the test has failed.
+                let _ = wakes.recv();
+            });
+        });
+        sleeps.recv().expect("it is there");
+        let noted = std::thread::spawn(move || {
+            // Others wait for it by then.
+            std::thread::sleep(Duration::from_millis(10));
+            sources.record.note(NodeId(1), core::iter::once(VcpuId(1)));
+        });
+        change_often(&mut space, &mut objects);
+        noted.join().expect("no panic");
+        // Though nobody has been told.
         assert_eq!(read(&mut space, &mut objects, 0), Ok(*b"bytes"));
+        assert_eq!(
+            pages.fault(1, AT, Access::Read),
+            None,
+            "it is no node any more"
+        );
         assert_eq!(read(&mut space, &mut objects, 1), Err(Errno::EFAULT));
         let (nodes, frames) = objects.frames.lose();
         assert_eq!((&*nodes, frames), (&[1][..], EACH));
         for space in [&mut space, &mut child] {
             space.flush = Flush::None;
-            space.lose(&nodes);
+            space.lose();
             assert_eq!(space.flush, Flush::All);
             for page in [1, 3] {
                 assert_eq!(pages.fault(0, AT + page * PAGE_SIZE, Access::Read), None);
@@ -228,12 +268,9 @@ mod tests {
         objects.truncate(file, 0).expect("shorter");
         assert_eq!(objects.write(file, PAGE_SIZE, b"new"), Ok(3));
         objects.truncate(file, 0).expect("shorter");
-        for round in 0..1000 {
-            let at = space.map(&mut objects, None, false, PAGE_SIZE, zeros(RW));
-            let at = at.expect("room");
-            space.unmap(&mut objects, at, PAGE_SIZE).expect("legal");
-            assert_eq!(space.size(), 8 * PAGE_SIZE, "round {round}");
-        }
+        change_often(&mut space, &mut objects);
+        wake.send(()).expect("it waits");
+        sleeper.join().expect("no panic");
         space.free(&mut objects);
         child.free(&mut objects);
         drop(pages);

@@ -79,12 +79,6 @@ impl Gates {
         }
         Closed(self)
     }
-
-    /// Whether anybody is inside a gate.
-    #[must_use]
-    pub fn has_inside(&self, gate: usize) -> bool {
-        self.words[gate].0.load(Ordering::Relaxed) & !CLOSED != 0
-    }
 }
 
 impl Drop for Inside<'_> {
@@ -239,7 +233,6 @@ mod tests {
     fn nobody_waits_for_who_is_lost_inside() {
         let gates = Gates::new(2);
         core::mem::forget(gates.enter(1));
-        assert!(gates.has_inside(1) && !gates.has_inside(0));
         for _ in 0..2 {
             let _closed = gates.close(|gate| gate == 1);
         }

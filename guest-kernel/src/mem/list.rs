@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Once, RwLock};
-use vmm_shared::log::{Clock, Config, Geometry, Log, Replica};
+use vmm_shared::log::{Clock, Config, Geometry, Log, Replica, ReplicaError};
 
 use super::entry::Entry;
 use super::frames::{Frames, Run};
@@ -38,13 +38,13 @@ impl Clock for Ticks {
 
 /// The regions in a log.
 struct Replicated {
-    /// By nodes; `None` where the VM has no processor.
+    /// By nodes; `None` where the VM had no processor when this was made.
     replicas: Box<[Option<Replica<Regions, Ticks>>]>,
     /// Where the log is.
     memory: Option<Run>,
     frames: Arc<Frames>,
-    /// Changes so far.
-    changes: AtomicU64,
+    /// Changes since all replicas were up to date.
+    behind: AtomicU64,
 }
 
 /// The regions of an address space.
@@ -82,27 +82,46 @@ impl List {
         self.replicated.is_completed()
     }
 
-    /// Reads the regions as they are: on `node`, its own replica.
-    pub(crate) fn read<R>(&self, node: usize, query: impl FnOnce(&Regions) -> R) -> R {
+    /// Reads the regions as they are: on `node`, its own replica. `None` if
+    /// the node is lost.
+    pub(crate) fn read<R>(&self, node: usize, query: impl FnOnce(&Regions) -> R) -> Option<R> {
         match self.replicated.get() {
-            None => query(&self.local.read()),
+            None => Some(query(&self.local.read())),
             Some(replicated) => replicated.read(node, query),
         }
     }
 
     /// Makes a change, from `node`. When this returns every read on every
-    /// node sees it.
-    pub(crate) fn apply(&self, node: usize, change: Change) -> Result<Applied> {
+    /// node sees it. `None`, and no change, if it may have to wait for
+    /// readers, of whom one may be lost: see [`List::apply_alone`].
+    pub(crate) fn apply(&self, node: usize, change: Change) -> Option<Result<Applied>> {
         match self.replicated.get() {
-            None => self.local.write().apply(change),
-            Some(replicated) => replicated.apply(node, change),
+            None => Some(self.local.try_write()?.apply(change)),
+            Some(replicated) if replicated.is_due() => None,
+            Some(replicated) => Some(replicated.append(node, change)),
         }
     }
 
-    /// Takes in that nodes are lost. Under the kernel's lock, without readers.
-    pub(crate) fn lose(&self, nodes: &[usize], here: usize) {
-        if let Some(replicated) = self.replicated.get() {
-            replicated.lose(nodes, here);
+    /// The same, with all gates closed.
+    pub(crate) fn apply_alone(&self, frames: &Arc<Frames>, change: Change) -> Result<Applied> {
+        let again = || {
+            self.part_from_lost(frames);
+            self.apply(frames.here(), change)
+        };
+        let done = self.apply(frames.here(), change).or_else(again);
+        done.expect("nobody reads any more")
+    }
+
+    /// Brings all replicas up to date, and sees to it that nobody ever waits
+    /// for who is lost. With all gates closed, so that who still reads is.
+    pub(crate) fn part_from_lost(&self, frames: &Arc<Frames>) {
+        match self.replicated.get() {
+            Some(replicated) => replicated.catch_up(frames.here()),
+            None if self.local.try_write().is_none() => {
+                let replicated = self.replicate(frames);
+                assert!(replicated, "no memory to leave a lost reader's list");
+            }
+            None => {}
         }
     }
 
@@ -125,8 +144,11 @@ impl List {
             .iter()
             .map(|(start, region)| Change::Put(start, region));
         for change in heap.into_iter().chain(all) {
-            let done = replicated.apply(node, change);
+            let done = replicated.append(node, change);
             done.expect("a region is put anywhere");
+            if replicated.is_due() {
+                replicated.catch_up(node);
+            }
         }
         self.replicated.call_once(|| replicated);
         true
@@ -146,7 +168,7 @@ impl Replicated {
         let memory = frames.alloc_run(geometry.total_bytes())?;
         let log = Log::create(frames.run(&memory), geometry);
         let log = log.expect("the run is as large as the geometry says");
-        // Who is lost is evicted when the kernel takes that in, so nobody is
+        // Who is lost is evicted by who has closed the gates, so nobody is
         // suspected and nobody gives up.
         let config = |node: usize| Config {
             lease_ns: u64::MAX,
@@ -168,34 +190,39 @@ impl Replicated {
             replicas: replicas.collect(),
             memory: Some(memory),
             frames: frames.clone(),
-            changes: AtomicU64::new(0),
+            behind: AtomicU64::new(0),
         })
     }
 
     fn replica(&self, node: usize) -> &Replica<Regions, Ticks> {
         let replica = self.replicas.get(node).and_then(Option::as_ref);
-        replica.expect("processors are on nodes that have some")
+        replica.expect("who changes regions is not lost")
     }
 
-    fn read<R>(&self, node: usize, query: impl FnOnce(&Regions) -> R) -> R {
+    /// `None` if the node is no member any more.
+    fn read<R>(&self, node: usize, query: impl FnOnce(&Regions) -> R) -> Option<R> {
+        let replica = self.replicas.get(node)?.as_ref()?;
+        let mut thread = replica.thread().expect("a seat for each processor");
+        match thread.read(query) {
+            Err(ReplicaError::Ended) => None,
+            seen => Some(seen.expect("nobody gives up")),
+        }
+    }
+
+    /// Whether the replicas are to be brought up to date before the next
+    /// change.
+    fn is_due(&self) -> bool {
+        // Relaxed: changed under the kernel's lock.
+        self.behind.load(Ordering::Relaxed) >= CATCH_UP
+    }
+
+    fn append(&self, node: usize, change: Change) -> Result<Applied> {
         let replica = self.replica(node);
         let mut thread = replica.thread().expect("a seat for each processor");
-        thread.read(query).expect("no member stops")
-    }
-
-    fn apply(&self, node: usize, change: Change) -> Result<Applied> {
-        let done = {
-            let replica = self.replica(node);
-            let mut thread = replica.thread().expect("a seat for each processor");
-            thread.update(change.into()).expect("no member stops")
-        };
+        let done = thread.update(change.into()).expect("no member stops");
         let places = &self.frames.places;
         places.count(node, |counts| &counts.appended, 1);
-        // Relaxed: it only has to be often enough.
-        let changes = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
-        if changes.is_multiple_of(CATCH_UP) {
-            self.catch_up();
-        }
+        self.behind.fetch_add(1, Ordering::Relaxed);
         done
     }
 
@@ -208,23 +235,20 @@ impl Replicated {
         self.replicas.iter().enumerate().filter_map(of)
     }
 
-    /// Brings the replicas of nodes that have not looked for long up to date.
-    /// Where a processor reads, it does that itself.
-    fn catch_up(&self) {
-        for replica in self.replicas.iter().flatten() {
-            // A node that has been lost is no member any more.
-            let _ = replica.tick();
+    /// Brings all replicas up to date but those of nodes that are lost, which
+    /// are no members from then on: a reader or an appender of theirs may be
+    /// one for ever. With all gates closed.
+    fn catch_up(&self, here: usize) {
+        let losses = &self.frames.places.losses;
+        for (node, replica) in self.replicas.iter().enumerate() {
+            let Some(replica) = replica else { continue };
+            let done = match losses.has_lost_node(node) {
+                true => self.replica(here).evict(replica.member(), replica.epoch()),
+                false => replica.tick(),
+            };
+            done.expect("no member stops");
         }
-    }
-
-    fn lose(&self, nodes: &[usize], here: usize) {
-        for lost in nodes
-            .iter()
-            .filter_map(|node| self.replicas.get(*node)?.as_ref())
-        {
-            let evicted = self.replica(here).evict(lost.member(), lost.epoch());
-            evicted.expect("no member stops");
-        }
+        self.behind.store(0, Ordering::Relaxed);
     }
 }
 

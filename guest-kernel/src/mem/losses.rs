@@ -11,9 +11,10 @@ use alloc::vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use vmm_shared::addr::{MAX_NODES, VcpuId};
+use vmm_shared::addr::{LARGE_PAGE_SIZE, MAX_NODES};
 use vmm_shared::losses::LossRecord;
 
+use super::index;
 use crate::sched::CpuSet;
 
 /// How the machine tells what has been lost.
@@ -61,20 +62,18 @@ impl Losses {
             .is_some_and(|sources| sources.record.nodes_by_now().bits() != taken)
     }
 
-    /// Whether a processor is gone.
-    pub(crate) fn has_lost_cpu(&self, cpu: usize) -> bool {
-        let vcpu = u16::try_from(cpu).map(VcpuId);
-        self.sources
-            .is_some_and(|sources| vcpu.is_ok_and(|vcpu| sources.record.has_lost(vcpu)))
-    }
-
     /// Whether a node's processors are gone; never for one without any.
+    ///
+    /// # Panics
+    /// If some of them are: they had been moved away, or there. Who asks may
+    /// wait for just those.
     pub(crate) fn has_lost_node(&self, node: usize) -> bool {
-        let any = |sources: Sources| !sources.record.nodes().is_empty();
+        let gone = |sources: Sources| CpuSet(sources.record.first_vcpus());
         let cpus = self.processors[node % MAX_NODES];
-        self.sources.is_some_and(any)
-            && cpus != CpuSet::NONE
-            && cpus.iter().all(|cpu| self.has_lost_cpu(cpu))
+        let gone = self.sources.map_or(CpuSet::NONE, gone).and(cpus);
+        let in_part = gone != CpuSet::NONE && gone != cpus;
+        assert!(!in_part, "some processors of node {node} are lost");
+        gone != CpuSet::NONE
     }
 
     /// Whether a node of the VM has been taken in as lost.
@@ -103,35 +102,39 @@ impl Losses {
         let Some(sources) = self.sources else {
             return Box::default();
         };
-        // What comes later is another loss.
-        let record = sources.record.nodes().bits();
-        let mut lost = 0;
-        for (node, cpus) in self.processors.iter().enumerate() {
-            if self.has_lost_node(node) {
-                lost |= 1 << node;
-            } else {
-                let any = cpus.iter().any(|cpu| self.has_lost_cpu(cpu));
-                assert!(!any, "some processors of node {node} are lost");
+        let (record, of_cpus, of_memory) = loop {
+            let record = sources.record.nodes();
+            let has_lost = |node: &usize| self.has_lost_node(*node);
+            let of_cpus = bits((0..MAX_NODES).filter(has_lost));
+            let of_memory = bits(lost_pieces(sources).filter_map(&node_of));
+            // Of a node that is lost meanwhile, its memory alone may have been
+            // seen.
+            if sources.record.nodes_by_now() == record {
+                break (record, of_cpus, of_memory);
             }
-        }
-        let mut at = 0;
-        while let Some(range) = (sources.next)(at) {
-            let mut piece = range.start;
-            while piece < range.end {
-                if let Some(node) = node_of(piece) {
-                    let is_left = self.processors[node] != CpuSet::NONE && lost >> node & 1 == 0;
-                    assert!(!is_left, "memory of node {node} is lost, which goes on");
-                    lost |= 1 << node;
-                }
-                piece += vmm_shared::addr::LARGE_PAGE_SIZE;
-            }
-            at = range.end;
-        }
+        };
+        let has_processors = |node: &usize| self.processors[*node] != CpuSet::NONE;
+        let left = of_memory & bits((0..MAX_NODES).filter(has_processors)) & !of_cpus;
+        let node = left.trailing_zeros();
+        assert!(left == 0, "memory of node {node} is lost, which goes on");
+        let lost = of_cpus | of_memory;
         let before = self.lost.fetch_or(lost, Ordering::Relaxed);
-        self.taken.store(record, Ordering::Relaxed);
+        self.taken.store(record.bits(), Ordering::Relaxed);
         let new = lost & !before;
         (0..MAX_NODES).filter(|node| new >> node & 1 != 0).collect()
     }
+}
+
+/// A set of nodes.
+fn bits(nodes: impl Iterator<Item = usize>) -> u64 {
+    nodes.fold(0, |set, node| set | 1 << node)
+}
+
+/// The addresses of all large pages that are lost.
+fn lost_pieces(sources: Sources) -> impl Iterator<Item = u64> {
+    let next = move |last: &Range<u64>| (sources.next)(last.end);
+    let ranges = core::iter::successors((sources.next)(0), next);
+    ranges.flat_map(|range| range.step_by(index(LARGE_PAGE_SIZE)))
 }
 
 #[cfg(test)]
@@ -152,7 +155,8 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::sources;
     use super::*;
-    use vmm_shared::addr::{LARGE_PAGE_SIZE, NodeId};
+    use spin::Once;
+    use vmm_shared::addr::{NodeId, VcpuId};
 
     const MEMORY: Range<u64> = LARGE_PAGE_SIZE..3 * LARGE_PAGE_SIZE;
 
@@ -180,6 +184,34 @@ mod tests {
         assert!(losses.is_lost(1, MEMORY.start) && !losses.is_lost(0, 0));
         assert!(losses.take(node_of).is_empty());
         assert!(!losses.has_lost_node(5), "it has no processors");
+    }
+
+    /// Node 2 is lost just as somebody looks for what node 1 had.
+    #[test]
+    fn two_nodes_are_lost_one_after_the_other() {
+        static RECORD: Once<LossRecord> = Once::new();
+        let next = |at: u64| {
+            let record = RECORD.get().expect("made below");
+            record.note(NodeId(2), core::iter::once(VcpuId(2)));
+            (at < MEMORY.end).then_some(MEMORY)
+        };
+        let sources = sources(next);
+        let record = RECORD.call_once(|| sources.record);
+        let losses = Losses::new(&[0, 1, 2], Some(sources));
+        record.note(NodeId(1), core::iter::once(VcpuId(1)));
+        let node_of = |at: u64| Some(if at < 2 * LARGE_PAGE_SIZE { 1 } else { 2 });
+        assert_eq!(*losses.take(node_of), [1, 2]);
+        assert!(!losses.has_news());
+    }
+
+    /// A page fault there would be waited for in vain.
+    #[test]
+    #[should_panic(expected = "some processors of node 1")]
+    fn nobody_waits_for_part_of_a_node() {
+        let sources = sources(next);
+        let losses = Losses::new(&[0, 1, 1], Some(sources));
+        sources.record.note(NodeId(1), core::iter::once(VcpuId(2)));
+        losses.has_lost_node(1);
     }
 
     #[test]

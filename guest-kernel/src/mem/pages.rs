@@ -96,7 +96,13 @@ impl Pages {
         }
         let page = page_down(address);
         let _inside = self.gates.enter(node);
-        let (_, region) = self.list.read(node, |regions| regions.find(address))?;
+        // One that has been put out would not be waited for. It stops at the
+        // kernel's lock.
+        if self.frames.places.losses.has_lost_node(node) {
+            return None;
+        }
+        let found = self.list.read(node, |regions| regions.find(address))?;
+        let (_, region) = found?;
         if !region.allows(access) {
             return None;
         }
@@ -219,20 +225,24 @@ impl Pages {
         self.copies[node].get()?.get(&self.frames, page)
     }
 
-    /// A processor faults on a node, and is lost behind the gate.
+    /// A processor faults on a node, and is asleep behind the gate while it
+    /// reads the regions.
     #[cfg(test)]
-    pub(crate) fn die_inside(&self, node: usize) {
-        core::mem::forget(self.gates.enter(node));
+    pub(crate) fn sleep_inside(&self, node: usize, sleep: impl FnOnce()) {
+        let _inside = self.gates.enter(node);
+        self.list.read(node, |_| sleep());
     }
 
     /// Reads the regions.
     pub(crate) fn read<R>(&self, query: impl FnOnce(&Regions) -> R) -> R {
-        self.list.read(self.frames.here(), query)
+        let seen = self.list.read(self.frames.here(), query);
+        seen.expect("who has the kernel's lock is not lost")
     }
 
     /// Makes a change that takes nothing away.
     pub(crate) fn change(&self, change: Change) -> Result<Applied> {
-        self.list.apply(self.frames.here(), change)
+        let done = self.list.apply(self.frames.here(), change);
+        done.unwrap_or_else(|| self.close().change(change))
     }
 
     /// Closes the gates: see [`Exclusive`].
@@ -250,20 +260,9 @@ impl Pages {
 
     /// Takes in that nodes are lost; whether frames of this space are. Under
     /// the kernel's lock, which the nodes' processors don't have.
-    pub(crate) fn lose(&self, nodes: &[usize]) -> bool {
+    pub(crate) fn lose(&self) -> bool {
         let exclusive = self.close();
-        let has_died_inside =
-            |node: &usize| *node < self.copies.len() && self.gates.has_inside(*node);
-        if nodes.iter().any(has_died_inside) && !self.list.is_replicated() {
-            // It may hold the list's lock as a reader: nobody writes that
-            // list any more.
-            let replicated = self.list.replicate(&self.frames);
-            assert!(
-                replicated,
-                "memory for a list that a lost processor was reading"
-            );
-        }
-        self.list.lose(nodes, self.frames.here());
+        self.list.part_from_lost(&self.frames);
         let mut found = false;
         exclusive.update(0, USER_END, |_, leaf| {
             let is_lost = self.frames.is_lost(leaf.frame);
@@ -357,7 +356,7 @@ pub(crate) struct Exclusive<'a> {
 impl Exclusive<'_> {
     /// Makes a change.
     pub(crate) fn change(&self, change: Change) -> Result<Applied> {
-        self.pages.change(change)
+        self.pages.list.apply_alone(&self.pages.frames, change)
     }
 
     /// Calls `change` for each page from `start` to `end`; what it returns is

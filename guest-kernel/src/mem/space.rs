@@ -434,8 +434,8 @@ impl Space {
     }
 
     /// Takes in that nodes are lost.
-    pub(crate) fn lose(&mut self, nodes: &[usize]) {
-        if self.pages.lose(nodes) {
+    pub(crate) fn lose(&mut self) {
+        if self.pages.lose() {
             self.flush = Flush::All;
         }
     }
