@@ -6,6 +6,7 @@
 //! held by the mapping of the caller, who has just read it.
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
 
 use core::sync::atomic::Ordering;
 
@@ -13,8 +14,9 @@ use vmm_shared::shm::SharedMem;
 
 use crate::errno::{Errno, Outcome, Result};
 use crate::kernel::Kernel;
-use crate::mem::index;
+use crate::mem::frames::Frame;
 use crate::mem::regions::Access;
+use crate::mem::{index, page_down};
 use crate::wait::{Key, Tid};
 
 /// Any of the bits that a waiter and a waker can agree on.
@@ -72,6 +74,13 @@ impl Futexes {
         Some(self.take(word, 1, ANY).front()?.tid)
     }
 
+    /// Takes all off that wait for a word which is lost.
+    fn take_lost(&mut self, is_lost: impl Fn(Word) -> bool) -> Vec<Tid> {
+        let lost = self.0.extract_if(.., |word, _| is_lost(*word));
+        let tids = |waiters: VecDeque<Waiter>| waiters.into_iter().map(|waiter| waiter.tid);
+        lost.flat_map(|(_, waiters)| tids(waiters)).collect()
+    }
+
     /// Takes up to `count` waiters that match off.
     fn take(&mut self, word: Word, count: u64, bits: u32) -> VecDeque<Waiter> {
         let mut taken = VecDeque::new();
@@ -107,7 +116,8 @@ impl Kernel {
         address: u64,
         scope: Scope,
     ) -> Result<(Word, SharedMem, usize)> {
-        self.place_for(tid, address, scope, Access::Write)
+        let (word, frame, within) = self.place_for(tid, address, scope, Access::Write)?;
+        Ok((word, self.objects.frames.page(frame), within))
     }
 
     fn place_for(
@@ -116,16 +126,32 @@ impl Kernel {
         address: u64,
         scope: Scope,
         access: Access,
-    ) -> Result<(Word, SharedMem, usize)> {
+    ) -> Result<(Word, Frame, usize)> {
         let space_id = self.process_of(tid).space.ok_or(Errno::EFAULT)?;
         let (objects, space) = self.memory_of(tid).ok_or(Errno::EFAULT)?;
-        let (frame, page) = space.word(objects, address, access)?;
+        let frame = space.word(objects, address, access)?;
         let within = address % 4096;
-        let key = match scope {
+        let word = match scope {
             Scope::Private => Word::Private(space_id, address),
             Scope::Shared => Word::Shared(frame.0 + within),
         };
-        Ok((key, page, index(within)))
+        Ok((word, frame, index(within)))
+    }
+
+    /// Wakes who waits for a word that is lost: nobody else will, and what
+    /// it reads there next tells it.
+    pub(crate) fn wake_from_lost(&mut self) {
+        let (spaces, frames) = (&self.spaces, &self.objects.frames);
+        let woken = self.futexes.take_lost(|word| match word {
+            Word::Private(space, address) => {
+                let space = spaces.get(space);
+                space.is_some_and(|space| space.has_lost(address))
+            }
+            Word::Shared(address) => frames.is_lost(Frame(page_down(address))),
+        });
+        for tid in woken {
+            self.wake_from_futex(tid);
+        }
     }
 
     /// The word at an address, and its value.
@@ -135,9 +161,15 @@ impl Kernel {
             // The frame that is written is the one that others see.
             Scope::Shared => Access::Write,
         };
-        let (key, page, within) = self.place_for(tid, address, scope, access)?;
-        let word = page.atomic_u32(within).ok_or(Errno::EINVAL)?;
-        Ok((key, word.load(Ordering::Acquire)))
+        let (word, frame, within) = self.place_for(tid, address, scope, access)?;
+        let frames = &self.objects.frames;
+        let page = frames.page(frame);
+        let value = page.atomic_u32(within).ok_or(Errno::EINVAL)?;
+        let value = value.load(Ordering::Acquire);
+        match frames.is_lost(frame) {
+            true => Err(Errno::EFAULT),
+            false => Ok((word, value)),
+        }
     }
 
     /// Waits until woken, unless the word has another value by now.
@@ -258,6 +290,11 @@ mod tests {
         };
         assert_eq!(tids(futexes.take(word, 2, 2)), [1, 3]);
         assert_eq!(tids(futexes.take(Word::Shared(0x1000), 9, ANY)), []);
+        futexes.add_any(Word::Shared(0x1000), 5);
+        futexes.add_first(Word::Shared(0x1000), 6);
+        let is_lost = |word| matches!(word, Word::Shared(_));
+        assert_eq!(futexes.take_lost(is_lost), [6, 5]);
+        assert!(!futexes.has(Word::Shared(0x1000)));
         futexes.remove(2);
         assert_eq!(tids(futexes.take(word, u64::MAX, ANY)), [4]);
         assert!(futexes.0.is_empty());

@@ -10,6 +10,7 @@
 //! | a thread that was queued there or waits | goes on elsewhere, wherever it was allowed to run |
 //! | a page of a program's | `SIGBUS` for who touches it, `EFAULT` for calls |
 //! | a page of a file's | `EIO` for calls, `SIGBUS` for mappings, if it was changed; else it comes anew |
+//! | a futex that a thread waits for | it is woken, and finds that |
 //! | page tables and replicas of the node's own | nobody else's concern |
 //!
 //! A processor that is lost *in the kernel* leaves its state half-changed:
@@ -82,12 +83,14 @@ impl Kernel {
             space.lose();
         }
         self.objects.lose();
+        self.write_online();
         let left = self.scheduler.all();
         for thread in self.threads.values_mut() {
             if thread.allowed.and(left) == CpuSet::NONE {
                 thread.allowed = CpuSet::ALL;
             }
         }
+        self.wake_from_lost();
         let killed = Ending::Signal(u8::try_from(SIGKILL).expect("a small number"));
         // The processes of some may have ended.
         running.retain(|tid| self.threads.contains_key(tid));

@@ -32,7 +32,8 @@ impl Kernel {
         deadline: Option<u64>,
     ) -> Outcome {
         if self.thread(tid).call.is_some_and(|call| call.woken) {
-            // It was handed over.
+            // It was handed over, unless it is lost.
+            self.futex_place(tid, address, scope)?;
             return Ok(0);
         }
         self.futex_forget(tid);

@@ -129,14 +129,10 @@ impl Kernel {
         while !self.powered_off {
             let now = self.now();
             self.run_timers(now);
-            let go_on = last.take().map(|tid| (tid, self.may_run(tid)));
-            let go_on = match go_on {
-                Some((tid, _)) if !self.may_run(tid).has(here) => {
-                    self.make_ready(tid);
-                    None
-                }
-                other => other,
-            };
+            let mut go_on = last.take().map(|tid| (tid, self.may_run(tid)));
+            if let Some((tid, _)) = go_on.take_if(|(_, allowed)| !allowed.has(here)) {
+                self.make_ready(tid);
+            }
             let tid = self.scheduler.pick(here, go_on, now)?;
             if !self.prepare(tid) {
                 continue;

@@ -2,6 +2,7 @@
 // killed between "ready" and the file /tmp/go.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { BYTES = 1 << 20, PAGE = 4096 };
@@ -44,6 +46,17 @@ static void *touch_there(void *nothing) {
     return nothing;
 }
 
+// A word there: of lost memory nobody can say that it has changed.
+static long futex(int operation, unsigned value, long other) {
+    return syscall(SYS_futex, memory[1], operation, value, other, memory[1], 0);
+}
+
+static void *wait_for_word(void *result) {
+    on(0);
+    *(long *)result = futex(FUTEX_WAIT_PRIVATE, 0x01010101, 0);
+    return result;
+}
+
 static void on_sigbus(int signal, siginfo_t *info, void *context) {
     (void)signal, (void)context;
     code = info->si_code;
@@ -65,7 +78,8 @@ static int lost(unsigned char *start) {
 }
 
 int main(void) {
-    pthread_t threads[3];
+    pthread_t threads[4];
+    long waited = -1;
     setlinebuf(stdout);
     on(0);
     for (int node = 0; node < 2; node++) {
@@ -75,6 +89,8 @@ int main(void) {
     memset(memory[0], 1, BYTES);
     pthread_create(&threads[0], 0, touch_there, 0);
     pthread_join(threads[0], 0);
+    pthread_create(&threads[3], 0, wait_for_word, &waited);
+    while (futex(FUTEX_REQUEUE_PRIVATE, 0, 1) != 1) usleep(1000);
     pthread_create(&threads[1], 0, compute_there, 0);
     pthread_create(&threads[2], 0, compute_here, 0);
     while (!there || !here) usleep(1000);
@@ -87,6 +103,8 @@ int main(void) {
     stop = 1;
     pthread_join(threads[2], 0);
     printf("thread %s\n", there == last ? "lost" : "goes on");
+    pthread_join(threads[3], 0);
+    printf("waited %ld\n", waited);
 
     struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
     sigaction(SIGBUS, &action, 0);

@@ -83,10 +83,13 @@ fn whoever_had_nothing_on_a_killed_node_goes_on() {
         assert_eq!(stays.out(), "begin\n300000\n");
         // What was written there is lost, and can be made anew.
         let script = format!(
-            "cmp /tmp/0 /bin/bash && cat /tmp/{node} >/dev/null 2>&1 || echo lost
-            cp /bin/bash /tmp/{node}; cmp /tmp/{node} /bin/bash; nproc"
+            "cmp /tmp/0 /bin/bash && echo here
+            cat /tmp/{node} >/dev/null 2>&1 || echo lost
+            cp /bin/bash /tmp/{node} && cmp /tmp/{node} /bin/bash && echo anew
+            nproc; grep -c ^cpu[0-9] /proc/stat; cat /sys/devices/system/cpu/online"
         );
-        assert_eq!(run(&up, &script), format!("lost\n{node}\n"));
+        let expected = format!("here\nlost\nanew\n{node}\n{node}\n{left}\n");
+        assert_eq!(run(&up, &script), expected);
         let pairs = format!("for i in 1 2 3 4 5 6 7 8; do taskset -c {left} true; done; echo on");
         assert_eq!(run(&up, &pairs), "on\n");
     }
@@ -112,7 +115,7 @@ fn a_process_loses_its_threads_and_pages_there_and_no_others() {
     kill(&up, 1);
     run(&up, "touch /tmp/go");
     let done = program.finish().well();
-    let expected = "ready\nthread lost\nhere 0 pages lost\nthere all lost\n\
+    let expected = "ready\nthread lost\nwaited 0\nhere 0 pages lost\nthere all lost\n\
         write -1 Bad address\nanew 0 pages lost\n";
     assert_eq!(done.out(), expected);
     down(up);

@@ -401,15 +401,14 @@ impl Objects {
 
     /// The frame that holds a page of a file, and will when it is written.
     pub(crate) fn own_page(&mut self, id: NodeId, page: u64, what: Use) -> Result<Frame> {
-        if let Kind::File(data) = &mut self.node_mut(id).kind
+        if let Some(Kind::File(data)) = self.nodes.get_mut(id).map(|node| &mut node.kind)
             && let Some(own) = data.pages.get_mut(&page)
         {
+            if self.frames.is_lost(own.frame) {
+                return Err(Errno::EIO);
+            }
             own.changed |= what == Use::Write;
-            let frame = own.frame;
-            return match self.frames.is_lost(frame) {
-                true => Err(Errno::EIO),
-                false => Ok(frame),
-            };
+            return Ok(own.frame);
         }
         let frame = match self.page(id, page) {
             Some(frame) => self.frames.alloc_copy(frame, For::Data),

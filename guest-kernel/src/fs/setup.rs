@@ -46,13 +46,15 @@ const SYSTEM_FILES: [(&str, &str); 2] = [
     ),
 ];
 
+/// Numbers as files of /sys list them.
+fn list(numbers: &[usize]) -> String {
+    let words: Vec<_> = numbers.iter().map(|number| format!("{number}")).collect();
+    words.join(",") + "\n"
+}
+
 /// The same for the processors, by the nodes that they are on.
 fn processor_files(nodes: &[u32]) -> Vec<(String, String)> {
     const CPUS: &str = "devices/system/cpu";
-    let list = |numbers: &[usize]| {
-        let words: Vec<_> = numbers.iter().map(|number| format!("{number}")).collect();
-        words.join(",") + "\n"
-    };
     let last = nodes.len().saturating_sub(1);
     let all = match last {
         0 => String::from("0\n"),
@@ -199,6 +201,31 @@ impl Kernel {
         let mut path = b"/run/".to_vec();
         path.extend_from_slice(INIT);
         Ok(path)
+    }
+
+    /// Says in /sys which processors and nodes are left.
+    pub(crate) fn write_online(&mut self) {
+        let cpus: Vec<_> = self.scheduler.all().iter().collect();
+        let node = |cpu: &usize| self.scheduler.node(*cpu) as usize;
+        let mut nodes: Vec<_> = cpus.iter().map(node).collect();
+        nodes.dedup();
+        for (kind, numbers) in [(&b"cpu"[..], cpus), (b"node", nodes)] {
+            // Somebody may have removed it by hand.
+            let _ = self.write_online_file(kind, &list(&numbers));
+        }
+    }
+
+    fn write_online_file(&mut self, kind: &[u8], text: &str) -> Result<()> {
+        let mut at = self.root;
+        for name in [&b"sys"[..], b"devices", b"system", kind, b"online"] {
+            let Entry::Node(id) = self.objects.entry(at, name)? else {
+                return Err(Errno::ENOENT);
+            };
+            at = id;
+        }
+        self.objects.truncate(at, 0)?;
+        self.objects.write(at, 0, text.as_bytes())?;
+        Ok(())
     }
 
     /// The directory of terminals.

@@ -6,7 +6,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use vmm_shared::addr::PAGE_SIZE;
-use vmm_shared::shm::SharedMem;
 
 use super::frames::{For, Frame, Frames};
 use super::pages::{Pages, owned};
@@ -306,18 +305,17 @@ impl Space {
         objects.frames.is_exclusive(leaf.frame) && self.region(address).is_some_and(writes)
     }
 
-    /// The word of memory at an address, and the frame that it is in.
+    /// The frame that the word of memory at an address is in.
     pub(crate) fn word(
         &mut self,
         objects: &mut Objects,
         address: u64,
         access: Access,
-    ) -> Result<(Frame, SharedMem)> {
+    ) -> Result<Frame> {
         if !address.is_multiple_of(4) {
             return Err(Errno::EINVAL);
         }
-        let frame = self.frame(objects, address, access)?;
-        Ok((frame, objects.frames.page(frame)))
+        self.frame(objects, address, access)
     }
 
     /// Copies a program's memory.

@@ -38,7 +38,7 @@ impl Kernel {
             SystemFile::CpuInfo => {
                 let mhz = self.machine.ticks_khz() / 1000;
                 let mut text = String::new();
-                for cpu in 0..self.scheduler.count() {
+                for cpu in self.scheduler.all().iter() {
                     let node = self.scheduler.node(cpu);
                     let _ = write!(
                         text,
@@ -86,13 +86,13 @@ impl Kernel {
                     (user + process.times.user, system + process.times.system)
                 });
                 let (user, system) = (ticks(user), ticks(system));
-                let all = ticks(now) * self.scheduler.count() as u64;
-                let idle = all.saturating_sub(user + system);
-                let count = self.scheduler.count() as u64;
+                let cpus = self.scheduler.all();
+                let count = cpus.iter().count() as u64;
+                let idle = (ticks(now) * count).saturating_sub(user + system);
                 let mut text = format!("cpu  {user} 0 {system} {idle} 0 0 0 0 0 0\n");
                 // Times are kept by process: each gets its share.
                 let [user, system, idle] = [user, system, idle].map(|time| time / count);
-                for cpu in 0..count {
+                for cpu in cpus.iter() {
                     let _ = writeln!(text, "cpu{cpu} {user} 0 {system} {idle} 0 0 0 0 0 0");
                 }
                 let _ = write!(
