@@ -17,8 +17,8 @@ use crate::machine::{CALL_VECTOR, Fpu, Registers};
 use crate::mem::pages::Pages;
 use crate::mem::regions::Access;
 use crate::mem::space::{Fault, Flush};
-use crate::process::Call;
 use crate::process::signal::Info;
+use crate::process::{Call, Pid};
 use crate::sched::CpuSet;
 use crate::wait::Tid;
 
@@ -328,6 +328,19 @@ impl Kernel {
         let spent = self.scheduler.spend(here, now);
         self.thread(tid).times.user += spent;
         self.process_of(tid).times.user += spent;
+    }
+
+    /// Charges a process what it has used so far on processors that run it,
+    /// of which none may come into the kernel for long.
+    pub(crate) fn charge_others(&mut self, pid: Pid) {
+        let here = self.machine.cpu();
+        for cpu in (0..self.scheduler.count()).filter(|cpu| *cpu != here) {
+            let tid = self.scheduler.current(cpu);
+            let is_its = |tid: &Tid| self.threads.get(tid).is_some_and(|it| it.pid == pid);
+            if let Some(tid) = tid.filter(is_its) {
+                self.charge_user(cpu, tid);
+            }
+        }
     }
 
     fn charge_system(&mut self, here: usize, tid: Tid) {

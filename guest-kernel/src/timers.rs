@@ -184,6 +184,7 @@ impl Kernel {
     pub(crate) fn run_due_timers(&mut self, now: u64) {
         while let Some((_, owner)) = self.running_timers.take_due(now) {
             if let Owner::Used(pid) = owner {
+                self.charge_others(pid);
                 self.check_used(pid);
                 continue;
             }
