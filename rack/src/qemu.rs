@@ -105,11 +105,15 @@ pub(crate) fn arguments(config: &NodeConfig<'_>) -> Vec<OsString> {
     // With a single possible CPU, TCG compiles LOCK instructions to plain
     // loads and stores, and updates of memory shared with other processes are
     // lost. A second possible CPU prevents that; it need not exist.
+    // Its first processor starts the others and sleeps, where there are several
+    // (see the hypervisor's `has_spare_core`).
+    let has_spare = config.accelerator == Accelerator::Tcg && config.cores > 1;
+    let processors = config.cores + u32::from(has_spare);
     let possible = match config.atomics {
-        Atomics::Exact => config.cores.max(2),
-        Atomics::Broken => config.cores,
+        Atomics::Exact => processors.max(2),
+        Atomics::Broken => processors,
     };
-    qemu.pair("-smp", format!("{},maxcpus={possible}", config.cores));
+    qemu.pair("-smp", format!("{processors},maxcpus={possible}"));
     qemu.pair("-m", format!("{OWN_MEMORY_MIB}M"));
     // A node whose CPU triple-faults ends, and is reported; it never reboots
     // into a rack that has gone on without it.
@@ -117,7 +121,8 @@ pub(crate) fn arguments(config: &NodeConfig<'_>) -> Vec<OsString> {
 
     // The hypervisor: an ELF file with a PVH note, entered in 32-bit mode.
     qemu.pair("-kernel", config.hypervisor);
-    qemu.pair("-append", format!("node={node}"));
+    let spare = if has_spare { " spare" } else { "" };
+    qemu.pair("-append", format!("node={node}{spare}"));
 
     // The hypervisor's log: one OUT per byte, to standard output.
     qemu.pair("-chardev", "file,id=log,path=/dev/stdout");
@@ -193,7 +198,7 @@ mod tests {
     #[test]
     fn atomics_are_exact_even_on_a_node_with_one_core() {
         assert!(joined(1, Accelerator::Tcg).contains("-smp 1,maxcpus=2"));
-        assert!(joined(4, Accelerator::Tcg).contains("-smp 4,maxcpus=4"));
+        assert!(joined(4, Accelerator::Tcg).contains("-smp 5,maxcpus=5"));
     }
 
     #[test]

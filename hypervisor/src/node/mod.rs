@@ -121,7 +121,7 @@ fn wake_all_nodes(node: &Node) {
 pub fn run_core(node: &'static Node) -> ! {
     let core = node.cores.iter().position(|id| *id == apic::id());
     let Some(core) = core.and_then(|core| u16::try_from(core).ok()) else {
-        park()
+        cpu::park()
     };
     if let Err(why) = switch::enable() {
         log::error!("core {core}: {why}");
@@ -170,21 +170,13 @@ fn keep(node: &Node) -> ! {
     }
 }
 
-/// Any other core of it sleeps.
-fn park() -> ! {
-    loop {
-        cpu::interrupts_off();
-        cpu::sleep_until_interrupt();
-    }
-}
-
 fn stop(node: &Node, reason: StopReason) -> ! {
     // A node that has been put out says nothing about a VM that goes on
     // without it, nor does anybody about one that is frozen.
     let held = node.vm.fabric().held().map(StopReason::Held);
     let state = match held.unwrap_or(reason) {
         StopReason::Held(Held::Frozen) if apic::id() == node.cores[0] => keep(node),
-        StopReason::Held(Held::Frozen) => park(),
+        StopReason::Held(Held::Frozen) => cpu::park(),
         StopReason::Held(Held::Fenced) => {
             log::error!("the other nodes have put this one out, as it gave no sign of life");
             io::exit(NodeExit::Fenced)

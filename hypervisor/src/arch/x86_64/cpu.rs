@@ -107,6 +107,14 @@ pub fn sleep_until_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// Sleeps for good.
+pub fn park() -> ! {
+    loop {
+        interrupts_off();
+        sleep_until_interrupt();
+    }
+}
+
 /// Makes this core fetch anew what it executes next.
 pub fn serialize() {
     let _ = __cpuid_count(0, 0);

@@ -141,7 +141,7 @@ fn boot(start_info: u32) -> Result<Infallible, BootError> {
     descriptors::load();
     enable_features();
 
-    let cores = info.cores().ok_or(BootError::StartInfo)?;
+    let mut cores = info.cores().ok_or(BootError::StartInfo)?;
     // The pages below the stacks.
     let mut guards: Vec<Hpa> = (1..cores.len()).map(|_| new_stack()).collect();
     let stacks: Vec<Hpa> = guards.iter().map(|it| Hpa(it.0 + GUARDED_STACK)).collect();
@@ -181,13 +181,22 @@ fn boot(start_info: u32) -> Result<Infallible, BootError> {
             started,
         });
     }
+    let is_spare = info.has_spare_core() && cores.len() > 1;
+    if is_spare {
+        cores.retain(|id| *id != apic::id());
+    }
     log::info!("{} cores, TSC {} kHz", cores.len(), clocks.tsc_khz);
-    viaduct_main(Machine {
+    let machine = Machine {
         clocks,
         cores,
         windows,
         node: info.node(),
-    })
+    };
+    if is_spare {
+        MAIN.call_once(|| (machine.cores[0], spin::Mutex::new(Some(machine))));
+        cpu::park()
+    }
+    viaduct_main(machine)
 }
 
 /// Gives all RAM behind the image to the heap, from the large page after it
@@ -268,6 +277,10 @@ fn start_other_cores(stacks: &[Hpa], clocks: &Clocks) -> usize {
 /// What the other cores do once the boot core has prepared it.
 static JOB: spin::Once<Job> = spin::Once::new();
 
+/// The core that runs the image's main function in place of the boot core, and
+/// what that gets.
+static MAIN: spin::Once<(u8, spin::Mutex<Option<Machine>>)> = spin::Once::new();
+
 /// A function that never returns.
 type Job = &'static (dyn Fn() -> Infallible + Sync);
 
@@ -285,7 +298,18 @@ extern "C" fn core_main() -> ! {
         io::exit(NodeExit::BootFailure);
     }
     trampoline::report_started();
-    match JOB.wait()() {}
+    loop {
+        if let Some(job) = JOB.get() {
+            match job() {}
+        }
+        if let Some((core, machine)) = MAIN.get()
+            && *core == apic::id()
+            && let Some(machine) = machine.lock().take()
+        {
+            viaduct_main(machine)
+        }
+        core::hint::spin_loop();
+    }
 }
 
 /// Ends the node because a core can't go on.

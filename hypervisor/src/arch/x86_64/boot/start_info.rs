@@ -105,16 +105,32 @@ impl StartInfo {
 
     /// Which node of the rack this is: `node=N` on the command line.
     pub(super) fn node(&self) -> NodeId {
+        let number = self
+            .words()
+            .find_map(|word| word.strip_prefix("node=")?.parse().ok());
+        NodeId(number.unwrap_or(0))
+    }
+
+    /// Whether the boot core is one more than the node's: `spare` on the command
+    /// line.
+    ///
+    /// QEMU 7.2's TCG changes the first processor's flags from
+    /// whichever one loads x87 state (`cpu_clear_ignne`), by a plain read and
+    /// write. What the first one does to them at the same time is undone: that
+    /// it holds its interrupts, or that its guest is under nested paging.
+    pub(super) fn has_spare_core(&self) -> bool {
+        self.words().any(|word| word == "spare")
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
         let text = self
             .command_line
             .split(|byte| *byte == 0)
             .next()
             .unwrap_or_default();
-        let number = core::str::from_utf8(text)
+        core::str::from_utf8(text)
             .unwrap_or_default()
             .split_ascii_whitespace()
-            .find_map(|word| word.strip_prefix("node=")?.parse().ok());
-        NodeId(number.unwrap_or(0))
     }
 
     /// APIC ids of the usable cores, by the firmware's interrupt controller
