@@ -236,9 +236,8 @@ fn get(ring: ByteRing, into: &mut [u8]) -> usize {
 }
 
 fn node_id(arguments: &[String]) -> NodeId {
-    let id = arguments
-        .iter()
-        .find_map(|argument| argument.strip_prefix("node="));
+    let mut words = arguments.iter().flat_map(|argument| argument.split(' '));
+    let id = words.find_map(|word| word.strip_prefix("node="));
     NodeId(id.and_then(|id| id.parse().ok()).expect("a node's id"))
 }
 

@@ -182,7 +182,7 @@ impl Bench {
         let is_it = |pid: &&Pid| {
             let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
             line.is_ok_and(|line| {
-                line.split(|byte| *byte == 0)
+                line.split(|byte| matches!(*byte, 0 | b' '))
                     .any(|at| at == word.as_bytes())
             })
         };
