@@ -32,6 +32,8 @@ pub mod running;
 pub mod sched;
 mod streams;
 mod table;
+#[cfg(test)]
+mod testing;
 mod timers;
 mod user;
 mod vdso;

@@ -284,15 +284,7 @@ mod tests {
 
     #[test]
     fn whatever_is_in_the_log_the_regions_stay_sound() {
-        // SplitMix64.
-        let mut state = 1_u64;
-        let mut random = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut word = state;
-            word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            word ^ word >> 31
-        };
+        let mut random = crate::testing::random();
         for _ in 0..40 {
             let mut bytes = Vec::new();
             for _ in 0..200 {

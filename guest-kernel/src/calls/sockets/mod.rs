@@ -451,15 +451,7 @@ mod tests {
 
     #[test]
     fn whatever_a_program_passes_is_read_or_refused() {
-        // SplitMix64.
-        let mut state = 1_u64;
-        let mut random = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut word = state;
-            word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            word ^ word >> 31
-        };
+        let mut random = crate::testing::random();
         for _ in 0..20_000 {
             let words = (0..random() % 16).map(|_| match random() % 4 {
                 0 => random(),
