@@ -222,6 +222,14 @@ fn seats_of(mut bytes: &[u8], vcpus: u32) -> Option<Vec<NodeId>> {
     (bytes.is_empty() && is_whole).then_some(seats)
 }
 
+/// What was found to have come or gone: a vCPU, or else slices.
+const fn found_share(vcpu: Option<VcpuId>, slices: u32) -> Share {
+    match vcpu {
+        Some(_) => Share::new(1, 0),
+        None => Share::new(0, slices),
+    }
+}
+
 impl StateMachine for Cluster {
     type Op = Op;
     type Answer = Outcome;
@@ -452,17 +460,14 @@ impl Cluster {
         node: NodeId,
         slices: u32,
     ) -> Result<(), Refusal> {
+        let share = found_share(vcpu, slices);
         let vm = self.idle(id)?;
-        let share = match vcpu {
-            Some(vcpu) => {
-                let home = vm.homes.get_mut(usize::from(vcpu.0));
-                let none = Refusal::NoVcpu { vcpu: vcpu.0 };
-                home.and_then(|home| home.take_if(|home| *home == node))
-                    .ok_or(none)?;
-                Share::new(1, 0)
-            }
-            None => Share::new(0, slices),
-        };
+        if let Some(vcpu) = vcpu {
+            let home = vm.homes.get_mut(usize::from(vcpu.0));
+            let none = Refusal::NoVcpu { vcpu: vcpu.0 };
+            home.and_then(|home| home.take_if(|home| *home == node))
+                .ok_or(none)?;
+        }
         let none = Refusal::NoRoom { node };
         let placement = vm.placements.get_mut(&node).ok_or(none)?;
         if share.slices > placement.granted.slices {
@@ -488,11 +493,8 @@ impl Cluster {
         slices: u32,
     ) -> Result<(), Refusal> {
         let free = self.node(node)?.free;
+        let share = found_share(vcpu, slices);
         let vm = self.idle(id)?;
-        let share = match vcpu {
-            Some(_) => Share::new(1, 0),
-            None => Share::new(0, slices),
-        };
         if share == Share::NONE || share.vcpus > free.vcpus || share.slices > free.slices {
             return Err(Refusal::NoRoom { node });
         }
