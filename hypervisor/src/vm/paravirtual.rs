@@ -59,6 +59,10 @@ impl Vm {
     /// Parts from the memory of nodes that have been lost and that the guest
     /// goes on without. For any core, outside of the guest, without locks.
     pub fn part_from_lost(&self) {
+        // Every exit comes here; other guests are frozen instead.
+        if !self.machine.is_paravirtual() {
+            return;
+        }
         let record = self.fabric().control().losses();
         let lost = record.nodes();
         if lost == self.memory.parted() {
